@@ -1,0 +1,53 @@
+# `make demo` and `make test` set themselves up: the first call creates .venv, later ones reuse it.
+
+PYTHON ?= python3
+JOBS   ?= 2
+VENV   := .venv
+OLDEST := .venv-oldest
+BIN    := $(VENV)/bin
+
+# Test files go to JOBS processes; a file stays in one, so that its kernels compile once.
+PYTEST := -m pytest -n $(JOBS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest test-gpu check fmt golden clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(VENV)/.ready ## three published variants, declared, planned, compiled, run and proved, with no GPU
+	$(BIN)/attnc demo
+
+test: check ## the checks and the whole suite, on the newest Triton
+	$(BIN)/python $(PYTEST) $(ARGS)
+
+test-oldest: $(OLDEST)/.ready ## the suite on the oldest Triton supported
+	$(OLDEST)/bin/python $(PYTEST) $(ARGS)
+
+test-gpu: ## the GPU tests, with the torch, triton and pytest that PYTHON already has
+	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+check: $(VENV)/.ready ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.ready ## format, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(VENV)/.ready ## rewrite tests/golden from what is emitted now; read the diff before committing it
+	$(BIN)/python -m pytest tests -k golden --update-golden $(ARGS)
+
+clean: ## remove the environments and the tools' caches
+	rm -rf $(VENV) $(OLDEST) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.ready: constraints.txt
+$(OLDEST)/.ready: constraints-oldest.txt
+
+$(VENV)/.ready $(OLDEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint $(filter constraints%,$^) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,70 @@
+"""What every test file shares: GPU tests skip in the open, goldens compare byte for byte."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+# A drawn variant compiles or interprets kernels: time limits belong to pytest-timeout, not to hypothesis.
+settings.register_profile("quick", deadline=None, max_examples=20, print_blob=True)
+settings.register_profile("thorough", deadline=None, max_examples=500, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="rewrite tests/golden from what is emitted now, instead of comparing",
+    )
+
+
+def pytest_report_header() -> str:
+    versions = (f"{name} {metadata.version(name)}" for name in ("torch", "triton", "numpy"))
+    return "attnc on " + ", ".join(versions)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark GPU tests as skipped where there is no GPU; without such tests torch is not imported."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    reason = _why_no_gpu()
+    if reason:
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_no_gpu() -> str | None:
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+    return f"needs an NVIDIA GPU, and torch {torch.__version__} ({built}) sees none"
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with the file tests/golden/NAME, or write that file under --update-golden."""
+    update: bool = request.config.getoption("--update-golden")
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if update:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="")
+            return
+        assert path.exists(), f"tests/golden/{name} does not exist: `make golden` writes it"
+        kept = path.read_bytes().decode("utf-8")
+        assert text == kept, f"tests/golden/{name} differs: `make golden`, then read the diff"
+
+    return check
