@@ -47,6 +47,7 @@ $(VENV)/.ready: constraints.txt
 $(OLDEST)/.ready: constraints-oldest.txt
 
 $(VENV)/.ready $(OLDEST)/.ready: pyproject.toml
+	@echo "Setting up $(@D), once: PyTorch and Triton are large, so this takes a minute or more."
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint $(filter constraints%,$^) --editable '.[dev]'

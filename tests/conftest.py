@@ -13,7 +13,7 @@ from hypothesis import settings
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 
-# A drawn variant compiles or interprets kernels: time limits belong to pytest-timeout, not to hypothesis.
+# A drawn variant compiles or interprets kernels, so the time limit is pytest-timeout's alone.
 settings.register_profile("quick", deadline=None, max_examples=20, print_blob=True)
 settings.register_profile("thorough", deadline=None, max_examples=500, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

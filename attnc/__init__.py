@@ -1,0 +1,90 @@
+"""attnc, the attention compiler: declare a variant, get planned, readable, checked kernels.
+
+Importing this package imports nothing else: each name is fetched from its home when it is first
+used (PEP 562), so that specs, plans and emitted text need neither torch nor triton.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attnc.dsl import (
+        H,
+        Input,
+        Param,
+        Variant,
+        b,
+        c,
+        causal,
+        d,
+        elu,
+        eq,
+        exp,
+        full,
+        h,
+        hkv,
+        i,
+        j,
+        k,
+        load,
+        log,
+        log1p,
+        prefix,
+        relu,
+        s,
+        sigmoid,
+        silu,
+        softcap,
+        softplus,
+        sqrt,
+        t,
+        tanh,
+        where,
+        window,
+        x,
+    )
+    from attnc.errors import AttncError
+    from attnc.ops import based_attention, flash_attention, lightning_attention
+    from attnc.ops.op import Op, compile
+    from attnc.ops.verify import verify
+
+__version__ = "0.1.0"
+
+# fmt: off
+__all__ = [
+    "Variant", "Param", "Input", "load",
+    "s", "x", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
+    "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",
+    "where", "eq", "softcap",
+    "causal", "full", "window", "prefix",
+    "Op", "compile", "verify", "flash_attention", "based_attention", "lightning_attention",
+    "AttncError",
+]
+# fmt: on
+
+_HOMES = {
+    "Op": "attnc.ops.op",
+    "compile": "attnc.ops.op",
+    "verify": "attnc.ops.verify",
+    "flash_attention": "attnc.ops",
+    "based_attention": "attnc.ops",
+    "lightning_attention": "attnc.ops",
+    "AttncError": "attnc.errors",
+}
+_FOLDERS = {"autotune", "cli", "codegen", "dsl", "errors", "ops"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _FOLDERS:
+        return import_module(f"attnc.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'attnc' has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES.get(name, "attnc.dsl")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_FOLDERS})

@@ -1,0 +1,132 @@
+"""What no other tool checks: the price of an import, and that the docs tell the truth."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import attnc
+
+ROOT = Path(__file__).parent.parent
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+HEAVY = {"torch", "triton", "sympy", "networkx", "jinja2", "rich", "typer", "numpy"}
+
+
+def heavy_modules_after(code: str) -> set[str]:
+    """Which of the heavy packages a fresh interpreter holds once it ran the code."""
+    probe = f"{code}\nimport json, sys\nsys.stdout.write(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return HEAVY & set(json.loads(done.stdout))
+
+
+def test_importing_attnc_imports_nothing_heavy():
+    assert heavy_modules_after("import attnc; attnc.__version__; dir(attnc)") == set()
+
+
+@pytest.mark.parametrize("module", ["attnc.errors", "attnc.dsl"])
+def test_a_declaration_needs_only_the_standard_library(module):
+    assert heavy_modules_after(f"import {module}") == set()
+
+
+def test_declaring_a_variant_through_the_top_level_names_imports_nothing_heavy():
+    code = """
+from attnc import Param, Variant, causal, h, i, j, s, softcap, window
+slope = Param("slope", shape="h", grad=True)
+Variant("mine", feature_map="softmax", scale="rsqrt(d)",
+        score=softcap(s, 7) - slope[h] * (i - j), mask=causal & window(37))
+"""
+    assert heavy_modules_after(code) == set()
+
+
+def test_every_stage_of_codegen_imports_neither_torch_nor_triton():
+    modules = sorted(
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in (ROOT / "attnc" / "codegen").rglob("*.py")
+        if path.name != "__init__.py"
+    )
+    assert modules
+    code = "\n".join(f"import {module}" for module in modules)
+    assert heavy_modules_after(code).isdisjoint({"torch", "triton"})
+
+
+def test_every_public_name_resolves_and_is_listed():
+    missing = [name for name in attnc.__all__ if not hasattr(attnc, name)]
+    assert missing == []
+    assert set(attnc.__all__) <= set(dir(attnc))
+
+
+def test_a_name_that_attnc_lacks_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'flash_atention'"):
+        attnc.flash_atention  # noqa: B018
+    with pytest.raises(ImportError):
+        from attnc import flash_atention  # noqa: F401
+
+
+def test_the_changelog_names_the_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {attnc.__version__}" in text or "## Unreleased" in text
+
+
+def test_the_constraints_are_within_the_declared_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    floors = dict(
+        re.fullmatch(r"(\w+)>=([\d.]+)", requirement).groups()
+        for requirement in project["dependencies"]
+    )
+    oldest = pins(ROOT / "constraints-oldest.txt")
+    assert as_numbers(oldest["triton"])[:2] == as_numbers(floors["triton"])
+    for path in (ROOT / "constraints.txt", ROOT / "constraints-oldest.txt"):
+        for name, version in pins(path).items():
+            assert as_numbers(version) >= as_numbers(floors[name]), (path.name, name)
+
+
+def pins(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+)==([\d.]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_of_the_docs_leads_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
+    assert missing == []
+
+
+def fenced(language: str) -> list[object]:
+    """Every fenced block of a language in the docs, as test parameters named by page and line."""
+    blocks = []
+    for page in DOCS:
+        text = page.read_text(encoding="utf-8")
+        for block in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            line = text.count("\n", 0, block.start()) + 1
+            name = f"{page.relative_to(ROOT).as_posix()}:{line}"
+            blocks.append(pytest.param(block[1], id=name))
+    return blocks
+
+
+@pytest.mark.parametrize("text", fenced("toml"))
+def test_every_declaration_in_the_docs_is_a_legal_variant(text, tmp_path):
+    path = tmp_path / "variants.toml"
+    path.write_text(text, encoding="utf-8")
+    assert set(attnc.load(path)) == set(tomllib.loads(text))
+
+
+@pytest.mark.parametrize("text", fenced("python"))
+def test_every_python_example_in_the_docs_runs_from_a_plain_script(text, tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
