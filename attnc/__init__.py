@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from attnc.codegen.plan import Request
+    from attnc.codegen.planner import plan
     from attnc.dsl import (
         H,
         Input,
@@ -59,12 +61,15 @@ __all__ = [
     "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",
     "where", "eq", "softcap",
     "causal", "full", "window", "prefix",
+    "Request", "plan",
     "Op", "compile", "verify", "flash_attention", "based_attention", "lightning_attention",
     "AttncError",
 ]
 # fmt: on
 
 _HOMES = {
+    "Request": "attnc.codegen.plan",
+    "plan": "attnc.codegen.planner",
     "Op": "attnc.ops.op",
     "compile": "attnc.ops.op",
     "verify": "attnc.ops.verify",

@@ -18,12 +18,18 @@ DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 HEAVY = {"torch", "triton", "sympy", "networkx", "jinja2", "rich", "typer", "numpy"}
 
 
+def run_python(*arguments: str, cwd: Path = ROOT) -> str:
+    """What a fresh interpreter prints; its failure is the test's failure."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def heavy_modules_after(code: str) -> set[str]:
     """Which of the heavy packages a fresh interpreter holds once it ran the code."""
     probe = f"{code}\nimport json, sys\nsys.stdout.write(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return HEAVY & set(json.loads(done.stdout))
+    return HEAVY & set(json.loads(run_python("-c", probe)))
 
 
 def test_importing_attnc_imports_nothing_heavy():
@@ -126,7 +132,4 @@ def test_every_declaration_in_the_docs_is_a_legal_variant(text, tmp_path):
 def test_every_python_example_in_the_docs_runs_from_a_plain_script(text, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(text, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_python(script.name, cwd=tmp_path)
