@@ -1,0 +1,161 @@
+"""FlashAttention's criterion: a kernel may err twice as far as eager torch in the same dtype.
+
+    max|out - ref| <= 2 * max|pt - ref| + 2 * max|(ref + 0.3 - 0.3) - ref|
+
+with the last evaluated in the working dtype. fp32 has a relative norm of its own. Whatever the
+bound, a NaN or an infinity where the reference is finite fails, and so does another shape.
+Source: flash-attn, tests/test_flash_attn.py, the bounds of `test_flash_attn_output`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FORWARD_NORM, GRADIENT_NORM = 1e-5, 1e-4
+# an lse is accumulated in fp32 from exact products, whatever the dtype of q and k
+LSE_ERROR = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether an output passes, by how much, and which element is the worst.
+
+    `error` and `bound` are absolute in 16-bit dtypes, relative norms in fp32. `zeros_fail` says
+    that an output of zeros would fail: where it is false, the check shows nothing.
+    """
+
+    passed: bool
+    error: float
+    bound: float
+    worst_index: tuple[int, ...]
+    out_value: float
+    ref_value: float
+    zeros_fail: bool
+    trivial: bool
+    reason: str
+
+    @property
+    def sound(self) -> bool:
+        """Passed, by a check that zeros would fail or on a reference that is zero everywhere."""
+        return self.passed and (self.zeros_fail or self.trivial)
+
+    def __str__(self) -> str:
+        place = f"[{', '.join(map(str, self.worst_index))}]"
+        values = f"worst element {place}: {self.out_value:.6g}, reference {self.ref_value:.6g}"
+        mark = "passed" if self.passed else "failed"
+        return f"{mark}: {self.reason}; {values}"
+
+
+def check(out: Tensor, ref: Tensor, pt: Tensor, *, gradient: bool = False) -> Verdict:
+    """Hold an output against the fp64 reference, by what `pt` gets in the dtype of `out`.
+
+    `out` in fp32 or fp64 is held to a relative norm instead, and `pt` is not read.
+    """
+    wrong = _wrong_shape(out, ref)
+    if wrong is not None:
+        return wrong
+    if out.dtype in {torch.float32, torch.float64}:
+        limit = GRADIENT_NORM if gradient else FORWARD_NORM
+        return _by_norm(out, ref, limit)
+    return _by_maximum(out, ref, bound_of(ref, pt, out.dtype))
+
+
+def check_state(out: Tensor, ref: Tensor, pt: Tensor, dtype: torch.dtype) -> Verdict:
+    """Hold an fp32 state against the reference; its features were formed in `dtype`."""
+    wrong = _wrong_shape(out, ref)
+    if wrong is not None:
+        return wrong
+    if dtype in {torch.float32, torch.float64}:
+        return _by_norm(out, ref, FORWARD_NORM)
+    return _by_maximum(out, ref, bound_of(ref, pt, dtype))
+
+
+def check_lse(out: Tensor, ref: Tensor) -> Verdict:
+    """Hold an fp32 lse against the reference, to 1e-5 of its largest value or of 1."""
+    wrong = _wrong_shape(out, ref)
+    if wrong is not None:
+        return wrong
+    finite = ref[ref.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return _by_maximum(out, ref, LSE_ERROR * max(1.0, largest))
+
+
+def bound_of(ref: Tensor, pt: Tensor, dtype: torch.dtype) -> float:
+    """The right side of the criterion, in the working dtype."""
+    finite = ref.isfinite() & pt.isfinite()
+    if not bool(finite.any()):
+        return 0.0
+    eager = (pt.to(ref.dtype) - ref)[finite].abs().max()
+    held = ref.to(dtype)[finite]
+    rounding = (held + 0.3 - 0.3 - held).abs().max()
+    return 2 * float(eager) + 2 * float(rounding)
+
+
+def _by_maximum(out: Tensor, ref: Tensor, bound: float) -> Verdict:
+    difference = _difference(out, ref)
+    error = float(difference.max()) if difference.numel() else 0.0
+    zeros = float(_difference(torch.zeros_like(ref), ref).max()) if ref.numel() else 0.0
+    passed = error <= bound and not math.isnan(bound)
+    reason = f"max|out - ref| = {error:.4g}, bound {bound:.4g}"
+    return _verdict(out, ref, difference, passed, error, bound, zeros > bound, reason)
+
+
+def _by_norm(out: Tensor, ref: Tensor, limit: float) -> Verdict:
+    difference = _difference(out, ref)
+    finite = ref.isfinite()
+    size = float(ref[finite].norm())
+    distance = float(difference.norm())
+    error = distance / size if size > 0 else (0.0 if distance == 0 else math.inf)
+    passed = error <= limit
+    reason = f"||out - ref|| / ||ref|| = {error:.4g}, bound {limit:.4g}"
+    zeros_fail = size > 0 or not bool(finite.all())
+    return _verdict(out, ref, difference, passed, error, limit, zeros_fail, reason)
+
+
+def _difference(out: Tensor, ref: Tensor) -> Tensor:
+    """|out - ref|, infinite where either is not finite and they are not equal."""
+    wide = out.to(ref.dtype)
+    difference = (wide - ref).abs()
+    same = wide == ref
+    odd = ~(wide.isfinite() & ref.isfinite())
+    difference = torch.where(odd, torch.full_like(difference, math.inf), difference)
+    return torch.where(same, torch.zeros_like(difference), difference)
+
+
+def _verdict(
+    out: Tensor,
+    ref: Tensor,
+    difference: Tensor,
+    passed: bool,
+    error: float,
+    bound: float,
+    zeros_fail: bool,
+    reason: str,
+) -> Verdict:
+    trivial = not bool((ref != 0).any())
+    if not difference.numel():
+        return Verdict(passed, error, bound, (), 0.0, 0.0, zeros_fail, trivial, reason)
+    flat = int(difference.argmax())
+    index = tuple(int(n) for n in torch.unravel_index(torch.tensor(flat), ref.shape))
+    return Verdict(
+        passed=passed,
+        error=error,
+        bound=bound,
+        worst_index=index,
+        out_value=float(out[index]),
+        ref_value=float(ref[index]),
+        zeros_fail=zeros_fail,
+        trivial=trivial,
+        reason=reason,
+    )
+
+
+def _wrong_shape(out: Tensor, ref: Tensor) -> Verdict | None:
+    if out.shape == ref.shape:
+        return None
+    reason = f"the output is {list(out.shape)}, the reference {list(ref.shape)}"
+    return Verdict(False, math.inf, 0.0, (), math.nan, math.nan, True, False, reason)

@@ -1,0 +1,107 @@
+"""What a variant means, in eager torch: the parallel form of the design's formula, block by block.
+
+    s(i,j) = scale * phi(q_i) . phi(k_j), then score(s, i, j, h, b, params)
+    o_i    = 1/n_i * sum_j M(i,j) * w(s) * exp(G_i - G_j) * v_j
+
+`reference` computes it in fp64. `pt` computes the same with every intermediate rounded to the
+working dtype, decay exponents in fp32: what eager torch would have got, hence the tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnc.dsl.variant import Variant
+from attnc.ops.reference_block import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """An output [B, TQ, HQ, V], and where asked the lse [B, HQ, TQ] and the state [B, HS, F, V]."""
+
+    out: Tensor
+    lse: Tensor | None = None
+    state: Tensor | None = None
+
+    def as_returned(self) -> Tensor | tuple[Tensor, ...]:
+        """The output alone, or a tuple with what else was asked for."""
+        extra = tuple(x for x in (self.lse, self.state) if x is not None)
+        return (self.out, *extra) if extra else self.out
+
+
+def reference(
+    variant: Variant,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+    initial_state: Tensor | None = None,
+    return_lse: bool = False,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """Attention by the formula, in `dtype`; returns what the op returns.
+
+    Shapes: q [B, TQ, HQ, K], k [B, TK, HKV, K], v [B, TK, HKV, V] -> [B, TQ, HQ, V]; lse
+    [B, HQ, TQ]; states [B, HS, F, V], with the normaliser as column V under normalize "sum".
+    """
+    return attend(
+        variant, q, k, v, tensors, dtype=dtype, initial_state=initial_state,
+        return_lse=return_lse, return_state=return_state,
+    ).as_returned()  # fmt: skip
+
+
+def pt(
+    variant: Variant,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    return_lse: bool = False,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """The same in the dtype of q, every intermediate rounded; its error is the measure of ours."""
+    return attend(
+        variant, q, k, v, tensors, dtype=torch.float32, rounding=q.dtype,
+        initial_state=initial_state, return_lse=return_lse, return_state=return_state,
+    ).as_returned()  # fmt: skip
+
+
+def attend(
+    variant: Variant,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+    rounding: torch.dtype | None = None,
+    initial_state: Tensor | None = None,
+    return_lse: bool = False,
+    return_state: bool = False,
+) -> Attended:
+    """Compute in `dtype`, rounding what is computed from q, k, v or a state to `rounding`.
+
+    Raises: ValueError for an lse outside the softmax family, a state outside the state family, or
+    a state of a mask that is not causal.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        run = Run(variant, q, k, v, dict(tensors or {}), dtype, rounding, initial_state)
+        run.check(return_lse, return_state)
+        out = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=dtype)
+        lse = q.new_zeros((q.shape[0], q.shape[2], q.shape[1]), dtype=dtype)
+        for block in run.blocks():
+            values, block_lse = block.softmax() if run.softmax else (block.weighted(), None)
+            out[block.batch, block.rows, block.heads] = values.transpose(1, 2)
+            if block_lse is not None:
+                lse[block.batch, block.heads, block.rows] = block_lse
+        state = run.final_state() if return_state else None
+        out = out if rounding is None else out.to(rounding)
+        return Attended(out, lse if return_lse else None, state)
