@@ -132,7 +132,7 @@ class Run:
         return self.round(torch.exp(exponent.to(self.dtype)))
 
     def final_state(self) -> Tensor:
-        """The state after the last token: sum_j exp(G_last - G_j) f(k_j) [v_j, 1], and the start."""
+        """The state after the last token: sum_j exp(G_last - G_j) f(k_j) [v_j, 1]."""
         heads = state_heads(self.variant, self.q.shape[2], self.k.shape[2])
         of_query = torch.arange(heads, device=self.q.device) * (self.q.shape[2] // heads)
         of_key = of_query // self.group
