@@ -88,7 +88,7 @@ def recurrence(
     state: np.ndarray,
     summed: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """o, and the state after the last token, from the state [B, HS, F, V or V + 1] before the first."""
+    """o, and the last state, from the state [B, HS, F, V or V + 1] before the first token."""
     batch, tokens, heads, _ = q.shape
     key_heads, states = k.shape[2], state.shape[1]
     state = state.copy()
