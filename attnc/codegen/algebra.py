@@ -1,0 +1,147 @@
+"""Variant -> Algebra: the canonical weight, its family, and which forms the algebra allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import sympy
+
+from attnc.codegen.symbolic import refs_of, symbol, to_sympy
+from attnc.dsl.expr import Expr, Ref
+from attnc.dsl.mask import MaskForm, is_causal, within_causal
+from attnc.dsl.variant import Variant
+
+FORMS = ("online", "parallel", "chunked", "recurrent")
+_HEAD_LETTERS = {"h"}
+
+
+@dataclass(frozen=True, slots=True)
+class FormVerdict:
+    """Whether one form computes the variant; `reason` says why or why not."""
+
+    form: str
+    legal: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Algebra:
+    """What the variant's expressions mean, with nothing decided about tiles.
+
+    `coefficients` are those of the weight as a polynomial in s, lowest degree first (state family).
+    `decay` is None, `"constant"` (one value a head) or `"gated"` (one a token).
+    """
+
+    family: str
+    normalize: str
+    coefficients: tuple[Fraction, ...]
+    phi: sympy.Expr | None
+    score: sympy.Expr | None
+    score_refs: tuple[Ref, ...]
+    log_decay: sympy.Expr | None
+    decay: str | None
+    decay_refs: tuple[Ref, ...]
+    decay_uses_head: bool
+    mask: MaskForm
+    causal: bool
+    within_causal: bool
+    forms: tuple[FormVerdict, ...]
+
+    @property
+    def degree(self) -> int:
+        """The degree of the weight in s; 1 for a mapped or a linear weight."""
+        return len(self.coefficients) - 1
+
+    @property
+    def direct(self) -> bool:
+        """Whether the features are the channels of phi(k) themselves: w = c * s."""
+        return self.degree == 1 and self.coefficients[0] == 0
+
+    @property
+    def plain_score(self) -> bool:
+        """Whether the score is s itself, so that the scale folds into the exponent."""
+        return self.score == symbol("s")
+
+    def legal(self, form: str) -> FormVerdict:
+        """The verdict on one form."""
+        return next(verdict for verdict in self.forms if verdict.form == form)
+
+    def __str__(self) -> str:
+        lines = [f"family     {self.family}"]
+        if self.family == "softmax":
+            lines.append(f"weight     exp({self.score})")
+        else:
+            s = symbol("s")
+            weight = sum(
+                (sympy.Rational(c.numerator, c.denominator) * s**m)
+                for m, c in enumerate(self.coefficients)
+            )
+            lines.append(f"weight     {weight}")
+            if self.phi is not None:
+                lines.append(f"phi(x)     {self.phi}")
+        if self.log_decay is not None:
+            lines.append(f"log decay  {self.log_decay} ({self.decay})")
+        lines.append(f"mask       {self.mask}")
+        lines.append(f"normalize  {self.normalize}")
+        lines.extend(
+            f"{verdict.form:<10} {'legal' if verdict.legal else 'no'}: {verdict.reason}"
+            for verdict in self.forms
+        )
+        return "\n".join(lines)
+
+
+def analyse(variant: Variant) -> Algebra:
+    """Derive the algebra of a checked variant."""
+    feature_map = variant.feature_map
+    causal = is_causal(variant.mask_form)
+    softmax = variant.family == "softmax"
+    decay_refs = refs_of(variant.log_decay)
+    return Algebra(
+        family=variant.family,
+        normalize=variant.normalize,
+        coefficients=() if softmax else feature_map.coefficients,
+        phi=None if feature_map.phi is None else to_sympy(feature_map.phi),
+        score=to_sympy(variant.score) if softmax else None,
+        score_refs=refs_of(variant.score) if softmax else (),
+        log_decay=None if variant.log_decay is None else to_sympy(variant.log_decay),
+        decay=_decay_kind(variant.log_decay, decay_refs),
+        decay_refs=decay_refs,
+        decay_uses_head=_uses_head(variant.log_decay, decay_refs),
+        mask=variant.mask_form,
+        causal=causal,
+        within_causal=within_causal(variant.mask_form),
+        forms=_forms(softmax, causal),
+    )
+
+
+def _decay_kind(log_decay: Expr | None, refs: tuple[Ref, ...]) -> str | None:
+    if log_decay is None:
+        return None
+    return "gated" if any("t" in ref.index for ref in refs) else "constant"
+
+
+def _uses_head(log_decay: Expr | None, refs: tuple[Ref, ...]) -> bool:
+    if log_decay is None:
+        return False
+    symbols = {s.name for s in to_sympy(log_decay).free_symbols}
+    return bool(symbols & _HEAD_LETTERS) or any(_HEAD_LETTERS & set(ref.index) for ref in refs)
+
+
+def _forms(softmax: bool, causal: bool) -> tuple[FormVerdict, ...]:
+    if softmax:
+        no_state = "exp(score) is no finite polynomial in s, so no state of fixed size holds it"
+        return (
+            FormVerdict("online", True, "exp(score) folds as (maximum, sum, accumulator)"),
+            FormVerdict("parallel", False, "the online form is the softmax family's own"),
+            FormVerdict("chunked", False, no_state),
+            FormVerdict("recurrent", False, no_state),
+        )
+    folds = "the weight is a polynomial in s: S = decay * S + phi(k)^T v"
+    needs_causal = "the mask is not exactly causal, and a fold over tokens sees just j <= i"
+    return (
+        FormVerdict("online", False, "the weight is not exp(score)"),
+        FormVerdict("parallel", True, "any mask, one tile of weights at a time"),
+        FormVerdict("chunked", causal, folds if causal else needs_causal),
+        FormVerdict("recurrent", causal, folds if causal else needs_causal),
+    )

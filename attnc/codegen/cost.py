@@ -1,0 +1,99 @@
+"""What a pass takes, from its graph alone: SRAM by liveness, registers, HBM bytes, FLOPs, time.
+
+No constant here belongs to a variant: buffers come from the graph's nodes, the rules are those of
+Triton's compiler for a load that feeds a dot and for an operand that is made in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attnc.codegen.device import Device
+from attnc.codegen.graph import STEP, KernelGraph, Node, elements
+from attnc.codegen.kernel import Kernel
+from attnc.codegen.plan import DTYPES, BufferUse, Cost, Workload
+
+
+def item_bytes(dtype: str, io: str) -> int:
+    """Bytes of one element of a node's type."""
+    if dtype == "io":
+        return DTYPES[io]
+    if dtype in {"acc", "tensor"}:
+        return 8 if io == "fp64" else 4
+    return {"fp32": 4, "fp64": 8, "i32": 4, "i1": 1}[dtype]
+
+
+def estimate(
+    kernel: Kernel,
+    tiles: Mapping[str, int],
+    *,
+    io: str,
+    num_warps: int,
+    num_stages: int,
+    device: Device,
+    work: tuple[float, float],
+) -> Cost:
+    """The cost of one pass; `work` is (HBM bytes, FLOPs) of the whole launch at the workload."""
+    buffers = sram_buffers(kernel.graph, tiles, io=io, num_stages=num_stages, device=device)
+    sram = sum(use.nbytes * use.copies for use in buffers)
+    hbm_bytes, flops = work
+    rate = device.tflops * 1e12 * (1.0 if DTYPES[io] == 2 else 0.12)
+    time_us = max(hbm_bytes / (device.tbps * 1e12), flops / rate) * 1e6
+    registers = register_estimate(kernel.graph, tiles, io=io, num_warps=num_warps, device=device)
+    return Cost(sram, registers, int(hbm_bytes), int(flops), time_us, buffers)
+
+
+def sram_buffers(
+    graph: KernelGraph, tiles: Mapping[str, int], *, io: str, num_stages: int, device: Device
+) -> tuple[BufferUse, ...]:
+    """Buffers in SRAM: dot operands, those loaded in the loop once a stage."""
+    size = dict(tiles)
+    uses: dict[str, BufferUse] = {}
+    for node in graph.nodes():
+        for operand in (node.left, node.right):
+            if operand is None or operand.buffer in uses:
+                continue
+            shape = tuple(size.get(letter) or int(letter) for letter in operand.shape)
+            nbytes = shape[0] * shape[1] * DTYPES[io]
+            source = _source(graph, operand.buffer)
+            staged = source is not None and source.op == "load" and source.region == STEP
+            uses[operand.buffer] = BufferUse(
+                operand.buffer, shape, io, "sram", nbytes, max(1, num_stages) if staged else 1
+            )
+    return tuple(uses.values())
+
+
+def _source(graph: KernelGraph, buffer: str) -> Node | None:
+    return next((node for node in graph.nodes() if node.buffer == buffer), None)
+
+
+def register_estimate(
+    graph: KernelGraph, tiles: Mapping[str, int], *, io: str, num_warps: int, device: Device
+) -> int:
+    """Registers a thread: what the loop carries, plus the largest tile alive beside it."""
+    threads = num_warps * device.warp_size
+    carried: dict[str, int] = {}
+    largest = 0
+    for node in graph.nodes():
+        if not node.shape:
+            continue
+        words = elements(node.shape, dict(tiles)) * max(4, item_bytes(node.dtype, io)) // 4
+        if node.carried:
+            carried[node.buffer] = words
+        elif node.op in {"dot", "map"} and node.region == STEP:
+            largest = max(largest, words)
+    return 24 + (sum(carried.values()) + largest) // threads
+
+
+def attend_work(
+    kernel: Kernel, work: Workload, dims: tuple[int, int], io: str, visible: float
+) -> tuple[float, float]:
+    """(HBM bytes, FLOPs): every tensor once, and both products over the visible pairs."""
+    del kernel
+    size = DTYPES[io]
+    head_dim, value_dim = dims
+    q = work.batch * work.tq * work.hq * head_dim * size
+    kv = work.batch * work.tk * work.hkv * (head_dim + value_dim) * size
+    o = work.batch * work.tq * work.hq * value_dim * size
+    pairs = work.batch * work.hq * work.tq * work.tk * visible
+    return float(q + kv + o), 2.0 * pairs * (head_dim + value_dim)

@@ -1,0 +1,150 @@
+"""How the tensors of an expression (`slope[h]`, `g[b,t,h]`, `x[b,i,h]`) are loaded in a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from attnc.codegen.graph import SETUP, STEP, Node
+from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.symbolic import ref_symbol
+from attnc.dsl.expr import Ref
+from attnc.dsl.variant import Declared
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What an index letter is in one kernel: its text, whether it is a row or a column vector."""
+
+    text: str
+    lane: str  # "" for a scalar, "row", "column"
+    guard: str = ""
+    edge_guard: str = ""
+    tile: str = ""
+    region: str = SETUP
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The loads an expression needs and the text each of its symbols stands for."""
+
+    nodes: tuple[Node, ...]
+    bindings: Mapping[str, str]
+    tensors: tuple[TensorArgument, ...]
+
+
+def load_refs(
+    refs: tuple[Ref, ...],
+    declared: tuple[Declared, ...],
+    axes: Mapping[str, Axis],
+    *,
+    two_lanes: bool,
+    names: frozenset[str] = frozenset(),
+) -> Loaded:
+    """One load a reference; scalars and row vectors before the loop, columns inside it.
+
+    `names` are the 0-d tensors that the expression uses by name alone.
+    """
+    by_name = {tensor.name: tensor for tensor in declared}
+    nodes: list[Node] = []
+    bindings: dict[str, str] = {}
+    tensors: dict[str, TensorArgument] = {}
+    wanted = [*refs, *(Ref(name, ()) for name in sorted(names))]
+    for ref in wanted:
+        tensor = by_name[ref.name]
+        tensors.setdefault(ref.name, tensor_argument(tensor))
+        several = sum(other.name == ref.name for other in wanted) > 1
+        buffer = f"b_{ref.name}_{''.join(ref.index)}" if several else f"b_{ref.name}"
+        node, text = _load(ref, tensor, buffer, axes, two_lanes)
+        nodes.append(node)
+        bindings[ref_symbol(ref).name if ref.index else ref.name] = text
+    return Loaded(tuple(nodes), bindings, tuple(tensors.values()))
+
+
+def tensor_argument(tensor: Declared) -> TensorArgument:
+    """The kernel argument of a declared param or input."""
+    layout = f"[{', '.join(tensor.shape)}]" if tensor.shape else "scalar"
+    return TensorArgument(tensor.name, tensor.shape, "tensor", layout)
+
+
+def _load(
+    ref: Ref, tensor: Declared, buffer: str, axes: Mapping[str, Axis], two_lanes: bool
+) -> tuple[Node, str]:
+    parts = [ref.name]
+    guards: list[str] = []
+    edge_guards: list[str] = []
+    region = SETUP
+    lanes: dict[str, str] = {}
+    for letter, declared_axis in zip(ref.index, tensor.shape, strict=True):
+        # an axis of tokens is indexed by a position, one of query rows by the row itself
+        key = "row" if (letter, declared_axis) == ("i", "i") else letter
+        axis = axes[key]
+        if axis.lane:
+            lanes[axis.lane] = axis.tile
+        if axis.region == STEP:
+            region = STEP
+        index = axis.text
+        if axis.lane == "row" and {"i", "j"} <= set(tensor.shape):
+            index = f"{index}.to(tl.int64)"  # rows times keys pass 2**31 from T = 46,341 on
+        parts.append(f"{_spread(axis, index, lanes)} * stride_{ref.name}_{declared_axis}")
+        if axis.guard:
+            guards.append(_spread(axis, axis.guard, lanes))
+        if axis.edge_guard:
+            edge_guards.append(_spread(axis, axis.edge_guard, lanes))
+    both = len(lanes) == 2
+    guard = " & ".join(dict.fromkeys(guards))
+    edge_guard = " & ".join(dict.fromkeys(edge_guards))
+    if not both:
+        # one lane alone stays a vector: the extra axis is written where it is used
+        parts = [_flat(part) for part in parts]
+        guard, edge_guard = _flat(guard), _flat(edge_guard)
+    pointer = f"p_{buffer.removeprefix('b_')}"
+    lines, address = pointer_lines(pointer, parts)
+    shape = tuple(lanes[lane] for lane in ("row", "column") if lane in lanes)
+    node = Node(
+        name=f"load {buffer}",
+        op="load",
+        buffer=buffer,
+        region=region,
+        shape=shape,
+        dtype="acc",
+        lines=lines,
+        address=address,
+        guard=guard,
+        edge_guard=edge_guard,
+        tensor=ref.name,
+    )
+    if not two_lanes or both or not lanes:
+        return node, buffer
+    return node, f"{buffer}[:, None]" if "row" in lanes else f"{buffer}[None, :]"
+
+
+def pointer_lines(pointer: str, parts: list[str], width: int = 76) -> tuple[tuple[str, ...], str]:
+    """The sum of `parts` as an address that fits a line, and the statements it needs before."""
+    whole = " + ".join(parts)
+    if len(whole) <= width:
+        return (), whole
+    lines: list[str] = []
+    text = parts[0]
+    for part in parts[1:]:
+        if len(text) + len(part) + 3 > width:
+            lines.append(f"{pointer} = {text}")
+            text = pointer
+        text = f"{text} + {part}"
+    return tuple(lines), text
+
+
+def _flat(text: str) -> str:
+    return text.replace("[:, None]", "").replace("[None, :]", "")
+
+
+def _spread(axis: Axis, text: str, lanes: Mapping[str, str]) -> str:
+    if axis.lane == "row":
+        return _index(text, "[:, None]")
+    if axis.lane == "column":
+        return _index(text, "[None, :]")
+    return text
+
+
+def _index(text: str, mark: str) -> str:
+    return f"{text}{mark}" if text.isidentifier() else f"({text}){mark}"

@@ -1,0 +1,46 @@
+"""What one pass is before it has tiles: its arguments, its graph, its loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.codegen.graph import KernelGraph
+from attnc.codegen.tile_range import KeyLoop
+
+
+@dataclass(frozen=True, slots=True)
+class TensorArgument:
+    """A tensor a kernel reads or writes.
+
+    `axes` are the letters of its strides in order (none for a workspace, whose layout is fixed);
+    `dtype` is `io`, `acc`, or a fixed type; `layout` is the comment beside it in the signature.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: str
+    layout: str
+    written: bool = False
+
+    @property
+    def strides(self) -> tuple[str, ...]:
+        """The names of the stride arguments."""
+        return tuple(f"stride_{self.name}_{axis}" for axis in self.axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One pass: what the planner measures and `render` prints with the template of its name."""
+
+    name: str
+    title: str
+    tensors: tuple[TensorArgument, ...]
+    scalars: tuple[str, ...]
+    constants: tuple[str, ...]
+    graph: KernelGraph
+    setup_lines: tuple[str, ...] = ()
+    loops: tuple[KeyLoop, ...] = ()
+
+    def tensor(self, name: str) -> TensorArgument | None:
+        """The argument of that name, if the kernel has it."""
+        return next((tensor for tensor in self.tensors if tensor.name == name), None)

@@ -1,0 +1,242 @@
+"""What the passes of the chunked form share: loads of a chunk, decays, and the fold of the state.
+
+A segment is a run of chunks of BC tokens. `state` folds each segment from zero, `scan` carries the
+states from segment to segment, `output` starts from the carried state and folds on. With one
+segment a head, `output` alone does the work.
+Source: Lightning Attention-2 (arXiv 2401.04658), algorithm 1, over segments; with monomial features
+it is Based's state (arXiv 2402.18668), packed symmetrically.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.codegen.algebra import Algebra
+from attnc.codegen.features import Features
+from attnc.codegen.graph import SETUP, STEP, GraphBuilder, Operand
+from attnc.codegen.index import Axis, Loaded, load_refs
+from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
+from attnc.codegen.kernels.monomials import column_text
+from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
+from attnc.codegen.printer import Printer, number
+from attnc.codegen.tile_range import KeyLoop
+from attnc.dsl.variant import Variant
+
+CHUNKS = KeyLoop("first", "last", True, "the chunks of this segment, in order")
+SCALARS = ("T", "HQ", "HKV", "HS", "NS", "CPS")
+CONSTANTS = ("K", "V", "BC", "BK", "BV", "FP")
+TOKEN_AXES = {
+    "b": Axis("i_b", ""),
+    "h": Axis("i_h", ""),
+    "hkv": Axis("i_hkv", ""),
+    "t": Axis("o_t", "row", guard="m_t", tile="BC", region=STEP),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkFacts:
+    """What the three passes are built from: the variant, its algebra and the features' tiles."""
+
+    variant: Variant
+    algebra: Algebra
+    features: Features
+    dims: tuple[int, int]
+    printer: Printer
+    stateful: bool
+
+    @property
+    def summed(self) -> bool:
+        """Whether a normaliser goes with the state."""
+        return self.algebra.normalize == "sum"
+
+    @property
+    def k_mask(self) -> str:
+        """The guard of K's padded columns."""
+        return ragged_columns("m_k", self.dims[0])
+
+    @property
+    def v_mask(self) -> str:
+        """The guard of V's padded columns."""
+        return ragged_columns("m_v", self.dims[1])
+
+    @property
+    def slot_layout(self) -> str:
+        """The comment beside the workspace of states."""
+        return "[B, HS, NS, SLOT]: FP * V, then FP sums" if self.summed else "[B, HS, NS, FP, V]"
+
+    def key(self, n: int) -> str:
+        """The buffer that holds tile n of the keys' features."""
+        return "b_k" if self.features.direct else f"b_f{n}"
+
+    def tables(self, *, weights: bool) -> tuple[TensorArgument, ...]:
+        """The constant tables that monomial features read."""
+        if self.features.direct:
+            return ()
+        index = TensorArgument("index", (), "i32", "[ORDER, FP]: factors of each feature")
+        if not weights:
+            return (index,)
+        return (index, TensorArgument("weight", (), "fp32", "[FP]: weight of each feature"))
+
+    def key_tensors(self) -> tuple[TensorArgument, ...]:
+        """k and v as arguments."""
+        return (
+            TensorArgument("k", ("b", "t", "h", "k"), "io", "[B, T, HKV, K]"),
+            TensorArgument("v", ("b", "t", "h", "v"), "io", "[B, T, HKV, V]"),
+        )
+
+
+def load_rows(builder: GraphBuilder, facts: ChunkFacts, tensor: str) -> None:
+    """A chunk of q or k, mapped by phi; padding is zero."""
+    buffer = f"b_{tensor}"
+    guard = join_guards("m_t[:, None]", facts.k_mask)
+    strides = (f"stride_{tensor}_t", f"stride_{tensor}_k")
+    builder.add(
+        load_tile(
+            buffer, f"p_{tensor}", strides, ("r_c", "o_k"), ("BC", "BK"), STEP,
+            guard=guard, start="i_c * BC",
+        )
+    )  # fmt: skip
+    phi = facts.algebra.phi
+    builder.extend(map_features(buffer, phi, ("BC", "BK"), STEP, facts.printer, guard=guard))
+
+
+def load_keys(builder: GraphBuilder, facts: ChunkFacts) -> None:
+    """A chunk of k and of v."""
+    load_rows(builder, facts, "k")
+    guard = join_guards("m_t[:, None]", facts.v_mask)
+    builder.add(
+        load_tile(
+            "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_c", "o_v"), ("BC", "BV"), STEP,
+            guard=guard, start="i_c * BC",
+        )
+    )  # fmt: skip
+
+
+def decay_setup(builder: GraphBuilder, facts: ChunkFacts) -> Loaded:
+    """Loads of the decay's tensors; for a constant decay, its rate `b_c`."""
+    algebra = facts.algebra
+    if algebra.log_decay is None:
+        return Loaded((), {}, ())
+    declared = (*facts.variant.params, *facts.variant.inputs)
+    loaded = load_refs(
+        algebra.decay_refs, declared, TOKEN_AXES,
+        two_lanes=False, names=scalar_names(algebra.log_decay, declared),
+    )  # fmt: skip
+    builder.extend(node for node in loaded.nodes if node.region == SETUP)
+    lines, index = index_bindings(algebra.log_decay)
+    loaded = Loaded(loaded.nodes, {**loaded.bindings, **index}, loaded.tensors)
+    reads = tuple(node.buffer for node in loaded.nodes)
+    if algebra.decay == "constant":
+        rate = constant_decay(algebra.log_decay, loaded.bindings, facts.printer)
+        builder.map("b_c", SETUP, (), *lines, *rate, reads=reads, note="log2 decay a token")
+    elif lines:
+        builder.map("f_index", SETUP, (), *lines, note="indices as numbers")
+    return loaded
+
+
+def decay_step(builder: GraphBuilder, facts: ChunkFacts, loaded: Loaded) -> None:
+    """`b_g[c]`: log2 decay from the chunk's start through token c; `b_gl`: of all of it."""
+    algebra = facts.algebra
+    note = "log2 decay from the chunk's start through each token"
+    if algebra.decay == "constant":
+        count = "n_c = tl.minimum(BC, T - i_c * BC)"
+        through = "b_g = tl.minimum(r_c + 1, n_c) * b_c"
+        builder.map("b_g", STEP, ("BC",), count, through, reads=("b_c",), note=note)
+        builder.map("b_gl", STEP, (), "b_gl = n_c * b_c", reads=("b_c", "b_g"))
+    elif algebra.decay == "gated":
+        assert algebra.log_decay is not None
+        builder.extend(node for node in loaded.nodes if node.region == STEP)
+        bound = Printer(loaded.bindings, facts.printer.helpers)
+        gate = (
+            *bound.statements("b_a", algebra.log_decay),
+            f"b_a = tl.where(m_t, b_a * {number(LOG2E)}, 0.0)",
+        )
+        reads = tuple(node.buffer for node in loaded.nodes)
+        builder.map("b_a", STEP, ("BC",), *gate, reads=reads, note="log2 decay of each token")
+        builder.scan("b_g", STEP, ("BC",), "b_g = tl.cumsum(b_a, 0)", reads=("b_a",), note=note)
+        builder.reduce("b_gl", STEP, (), "b_gl = tl.sum(b_a, 0)", reads=("b_a",))
+
+
+def fold_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
+    """h = decay * h + features(k)^T (decay to the chunk's end * v), tile by tile."""
+    decayed = facts.algebra.decay is not None
+    value = "b_v"
+    if decayed:
+        note = "decay from each token to the chunk's end, and over the whole chunk"
+        ends = "b_u = tl.exp2(b_gl - b_g)"
+        builder.map("b_u", STEP, ("BC",), ends, reads=("b_g", "b_gl"), note=note)
+        builder.map("b_l", STEP, (), "b_l = tl.exp2(b_gl)", reads=("b_gl",))
+        scaled = "b_vu = b_v * b_u[:, None]"
+        builder.map("b_vu", STEP, ("BC", "BV"), scaled, dtype="io", reads=("b_v", "b_u"))
+        value = "b_vu"
+    for n, tile in enumerate(facts.features.tiles):
+        key, state, width = facts.key(n), f"b_h{n}", str(tile.width)
+        if facts.summed:
+            _fold_sums(builder, facts, n)
+        if decayed:
+            kept = f"{state} = {state} * b_l"
+            name, reads = f"decay {state}", (state, "b_l")
+            builder.fold(state, STEP, (width, "BV"), kept, name=name, reads=reads)
+        left = Operand(key, f"tl.trans({key})", (width, "BC"), transposed=True)
+        right = Operand(value, value, ("BC", "BV"))
+        note = f"[{width}, BC] @ [BC, BV]"
+        builder.dot(
+            state, STEP, (width, "BV"), left, right,
+            name=f"fold {state}", into=state, carried=True, note=note,
+        )  # fmt: skip
+
+
+def _fold_sums(builder: GraphBuilder, facts: ChunkFacts, n: int) -> None:
+    decayed = facts.algebra.decay is not None
+    tile, key, sums = facts.features.tiles[n], facts.key(n), f"b_z{n}"
+    term = f"{key}.to(ACC)"
+    if decayed:
+        term = f"{term} * b_u[:, None]"
+    if not facts.features.direct and tile.padded:
+        # the constant feature of a padded row is 1: it must not count
+        term = f"tl.where(m_t[:, None], {term}, 0.0)"
+    kept = f"{sums} * b_l" if decayed else sums
+    line = f"{sums} = {kept} + tl.sum({term}, 0)"
+    reads = (sums, key, "b_u", "b_l")
+    builder.fold(sums, STEP, (str(tile.width),), line, name=f"fold {sums}", reads=reads)
+
+
+def start_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
+    """The state of a segment that is folded from zero."""
+    for n, tile in enumerate(facts.features.tiles):
+        zeros = f"b_h{n} = tl.zeros([{tile.width}, BV], ACC)"
+        note = "the state of this segment, from zero"
+        builder.fold(f"b_h{n}", SETUP, (str(tile.width), "BV"), zeros, note=note)
+        if facts.summed:
+            line = f"b_z{n} = tl.zeros([{tile.width}], ACC)"
+            builder.fold(f"b_z{n}", SETUP, (str(tile.width),), line)
+
+
+def load_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
+    """The carried state; segment 0 starts from zero unless the caller hands a state over."""
+    for n, tile in enumerate(facts.features.tiles):
+        width = str(tile.width)
+        rows = (f"r_f{n} = {column_text(tile.start, tile.width)}",)
+        builder.load(
+            f"b_h{n}", SETUP, (width, "BV"), note="the state before this segment",
+            tensor="states", carried=True, lines=rows,
+            address=f"p_states + r_f{n}[:, None] * V + o_v[None, :]",
+            guard=join_guards("" if facts.stateful else f"(r_f{n}[:, None] < n_f)", facts.v_mask),
+        )  # fmt: skip
+        if facts.summed:
+            builder.load(
+                f"b_z{n}", SETUP, (width,), tensor="states", carried=True,
+                address=f"p_states + FP * V + r_f{n}",
+                guard="" if facts.stateful else f"r_f{n} < n_f",
+            )  # fmt: skip
+
+
+def scalar_names(expression: object, declared: tuple[object, ...]) -> frozenset[str]:
+    """The 0-d tensors that an expression uses by name."""
+    names = {symbol.name for symbol in expression.free_symbols}  # type: ignore[attr-defined]
+    return frozenset(
+        tensor.name  # type: ignore[attr-defined]
+        for tensor in declared
+        if not tensor.shape and tensor.name in names  # type: ignore[attr-defined]
+    )

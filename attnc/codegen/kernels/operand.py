@@ -1,0 +1,92 @@
+"""Loads of q, k and v, and what the feature map makes of them."""
+
+from __future__ import annotations
+
+import sympy
+
+from attnc.codegen.graph import Node
+from attnc.codegen.printer import Printer
+
+
+def load_tile(
+    buffer: str,
+    pointer: str,
+    stride: tuple[str, str],
+    index: tuple[str, str],
+    shape: tuple[str, str],
+    region: str,
+    *,
+    guard: str = "",
+    edge_guard: str = "",
+    start: str = "",
+) -> Node:
+    """A `[rows, columns]` tile; `stride` and `index` are (row, column) texts.
+
+    `start` is the first row of the tile where the pointer does not stand there already; it is
+    multiplied in 64 bits, since a row times its stride passes 2**31.
+    """
+    rows, columns = index
+    tensor = pointer.removeprefix("p_")
+    lines: tuple[str, ...] = ()
+    if start:
+        base = f"{pointer}t"
+        lines = (f"{base} = {pointer} + tl.cast({start}, tl.int64) * {stride[0]}",)
+        pointer = base
+    row_stride, column_stride = stride
+    return Node(
+        name=f"load {buffer}",
+        op="load",
+        buffer=buffer,
+        region=region,
+        shape=shape,
+        dtype="io",
+        lines=lines,
+        note=f"[{', '.join(shape)}]",
+        address=f"{pointer} + {rows}[:, None] * {row_stride} + {columns}[None, :] * {column_stride}",
+        guard=guard,
+        edge_guard=edge_guard,
+        tensor=tensor,
+    )
+
+
+def map_features(
+    buffer: str,
+    phi: sympy.Expr | None,
+    shape: tuple[str, str],
+    region: str,
+    printer: Printer,
+    *,
+    guard: str,
+) -> tuple[Node, ...]:
+    """phi of a loaded tile, in the accumulator's precision; padding is zero after phi.
+
+    phi(0) need not be 0: elu(0) + 1 is 1, and a padded column of ones would count.
+    """
+    if phi is None:
+        return ()
+    bound = Printer({"x": "b_x"}, printer.helpers)
+    lines = [f"b_x = {buffer}.to(ACC)", *bound.statements(buffer, phi)]
+    if guard:
+        lines.append(f"{buffer} = tl.where({guard}, {buffer}, 0.0)")
+    node = Node(
+        name=f"phi {buffer}",
+        op="map",
+        buffer=buffer,
+        region=region,
+        shape=shape,
+        dtype="io",
+        reads=(buffer,),
+        note="phi, in the accumulator's precision",
+        lines=tuple(lines),
+    )
+    return (node,)
+
+
+def ragged_columns(mask: str, dim: int) -> str:
+    """The guard of a head dim's padded columns; none where the dim is a tile already."""
+    return "" if dim >= 16 and dim & (dim - 1) == 0 else f"{mask}[None, :]"
+
+
+def join_guards(*guards: str) -> str:
+    """The guards that are there, all of which must hold."""
+    return " & ".join(guard for guard in guards if guard)

@@ -1,0 +1,67 @@
+"""The `state` pass: every segment folded from zero, h[f, v] = sum of decayed features(k) times v."""
+
+from __future__ import annotations
+
+from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
+from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.chunk import (
+    CHUNKS,
+    CONSTANTS,
+    SCALARS,
+    ChunkFacts,
+    decay_setup,
+    decay_step,
+    fold_state,
+    load_keys,
+    start_state,
+)
+from attnc.codegen.kernels.monomials import column_text, feature_nodes, selection_nodes
+
+
+def state_kernel(facts: ChunkFacts) -> Kernel:
+    """One program: BV columns of one segment of one state."""
+    gated = facts.algebra.decay == "gated"
+    builder = GraphBuilder("state")
+    loaded = decay_setup(builder, facts)
+    builder.extend(selection_nodes(facts.features, weights=False))
+    start_state(builder, facts)
+    if gated:
+        zero = "b_gs = tl.zeros([], ACC)"
+        builder.fold("b_gs", SETUP, (), zero, note="log2 decay of the whole segment")
+    load_keys(builder, facts)
+    decay_step(builder, facts, loaded)
+    builder.extend(feature_nodes(facts.features, "b_k", "b_f"))
+    fold_state(builder, facts)
+    if gated:
+        line = "b_gs = b_gs + b_gl"
+        builder.fold("b_gs", STEP, (), line, name="fold b_gs", reads=("b_gs", "b_gl"))
+    _store(builder, facts)
+    tensors = [*facts.key_tensors(), *loaded.tensors, *facts.tables(weights=False)]
+    tensors.append(TensorArgument("states", (), "acc", facts.slot_layout, written=True))
+    if gated:
+        layout = "[B, HS, NS]: log2 decay of a segment"
+        tensors.append(TensorArgument("decays", (), "acc", layout, written=True))
+    graph = builder.build()
+    return Kernel("state", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (CHUNKS,))
+
+
+def _store(builder: GraphBuilder, facts: ChunkFacts) -> None:
+    for n, tile in enumerate(facts.features.tiles):
+        width = str(tile.width)
+        rows = f"r_f{n} = {column_text(tile.start, tile.width)}"
+        builder.store(
+            FINISH, (width, "BV"), rows, f"b_h{n}",
+            name=f"store b_h{n}", reads=(f"b_h{n}",), tensor="states", guard=facts.v_mask,
+            note=f"rows {tile.start} to {tile.start + tile.width - 1} of the state",
+            address=f"p_states + r_f{n}[:, None] * V + o_v[None, :]",
+        )  # fmt: skip
+        if facts.summed:
+            builder.store(
+                FINISH, (width,), f"b_z{n}", name=f"store b_z{n}", reads=(f"b_z{n}",),
+                tensor="states", address=f"p_states + FP * V + r_f{n}",
+            )  # fmt: skip
+    if facts.algebra.decay == "gated":
+        builder.store(
+            FINISH, (), "b_gs", name="store b_gs", reads=("b_gs",),
+            tensor="decays", address="decays + i_bh * NS + i_n",
+        )  # fmt: skip

@@ -1,0 +1,115 @@
+"""The text of a launcher: the parameters, the grids and the arguments of every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchText:
+    """What the launch templates print."""
+
+    launcher: str
+    parameters: tuple[str, ...]
+    summary: str
+    returns: str
+    calls: tuple[str, ...]
+    online: bool
+    gated: bool
+    stateful: bool
+    state_heads_are_query: bool
+    acc: str
+    value_dim: int
+    slot: int
+    tiles: dict[str, int]
+    programs: int
+    min_chunks: int
+
+
+def state_slot(plan: Plan) -> int:
+    """Elements of one state in the workspace."""
+    if plan.features is None:
+        return 0
+    sums = 1 if plan.algebra.normalize == "sum" else 0
+    return plan.features.padded_count * (plan.dims[1] + sums)
+
+
+def used_tensors(plan: Plan) -> tuple[str, ...]:
+    """The declared tensors that the kernels of a plan read, in declared order."""
+    names = {tensor.name for step in plan.passes for tensor in step.kernel.tensors}
+    declared = (*plan.variant.params, *plan.variant.inputs)
+    return tuple(tensor.name for tensor in declared if tensor.name in names)
+
+
+def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
+    """All of it, for the form of the plan."""
+    chunked = plan.form == "chunked"
+    parameters = ["q", "k", "v", *used_tensors(plan)]
+    if plan.stateful:
+        parameters.append("initial_state")
+    online = plan.form == "online"
+    shape = "[B, T, HQ, V]" if chunked else "[B, TQ, HQ, V]"
+    returns = f"o {shape}"
+    if online:
+        returns += " and lse [B, HQ, TQ]"
+    if plan.stateful:
+        returns += " and the final state"
+    return LaunchText(
+        launcher="launch_chunked.jinja" if chunked else "launch_attend.jinja",
+        parameters=tuple(parameters),
+        summary=f"Attention by the {plan.form} form, for K = {plan.dims[0]}, V = {plan.dims[1]}.",
+        returns=returns,
+        calls=tuple(_call(plan, step, render_call) for step in plan.passes),
+        online=online,
+        gated=plan.algebra.decay == "gated",
+        stateful=plan.stateful,
+        state_heads_are_query=plan.algebra.decay_uses_head,
+        acc=TORCH_TYPES[plan.acc],
+        value_dim=plan.dims[1],
+        slot=state_slot(plan),
+        tiles=dict(plan.passes[-1].tile),
+        programs=plan.programs,
+        min_chunks=plan.min_chunks,
+    )
+
+
+def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
+    kernel = step.kernel
+    tile = step.tile
+    arguments = [tensor.name for tensor in kernel.tensors]
+    arguments += [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
+    arguments += _scalars(kernel.name, kernel.scalars)
+    arguments += [f"{name}={constant(plan, step, name)}" for name in kernel.constants]
+    grids = {
+        "online": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
+        "parallel": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
+        "gates": lambda: ["B * HS"],
+        "state": lambda: ["NV * B * HS", "NS" if plan.stateful else "NS - 1"],
+        "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
+        "output": lambda: ["NV * B * HQ", "NS"],
+    }
+    return render_call(
+        symbol=f"{plan.variant.name}_{kernel.name}",
+        grid=grids[kernel.name](),
+        arguments=arguments,
+        num_warps=step.num_warps,
+        num_stages=step.num_stages,
+    )
+
+
+def _scalars(kernel: str, scalars: tuple[str, ...]) -> list[str]:
+    # the gates pass runs over the keys of a launch that names them TK
+    return ["TK" if kernel == "gates" and name == "T" else name for name in scalars]
+
+
+def constant(plan: Plan, step: PassPlan, name: str) -> int:
+    """The value of one constexpr of a kernel."""
+    head_dim, value_dim = plan.dims
+    fixed = {"K": head_dim, "V": value_dim}
+    if plan.features is not None:
+        fixed["F"] = plan.features.count
+        fixed["FP"] = plan.features.padded_count
+    return fixed[name] if name in fixed else step.tile[name]

@@ -1,0 +1,167 @@
+"""The plan: every decision about a variant's kernels, and what each costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from attnc.codegen.algebra import Algebra
+from attnc.codegen.device import Device
+from attnc.codegen.features import Features
+from attnc.codegen.kernel import Kernel
+from attnc.dsl.variant import Variant
+
+DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
+TRITON_TYPES = {
+    "fp16": "tl.float16",
+    "bf16": "tl.bfloat16",
+    "fp32": "tl.float32",
+    "fp64": "tl.float64",
+}
+TORCH_TYPES = {
+    "fp16": "torch.float16",
+    "bf16": "torch.bfloat16",
+    "fp32": "torch.float32",
+    "fp64": "torch.float64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a plan is asked for.
+
+    `dims` are the head dims (K, V); `precision` is the dots' input precision for fp32 tensors;
+    `form` None lets the planner choose; `stateful` adds the initial and the final state.
+    """
+
+    variant: Variant
+    device: Device
+    dims: tuple[int, int]
+    dtype: str = "bf16"
+    form: str | None = None
+    stateful: bool = False
+    precision: str = "ieee"
+    heads: tuple[int, int] = (1, 1)
+    workload: Workload = field(default_factory=lambda: Workload())
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The shape that costs are stated for: batch, query and key tokens, query and key heads."""
+
+    batch: int = 4
+    tq: int = 4096
+    tk: int = 4096
+    hq: int = 16
+    hkv: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class BufferUse:
+    """One buffer of a kernel: where it lives and how much it takes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    residency: str
+    nbytes: int
+    copies: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one pass is predicted to take: SRAM a program, registers a thread, and the work."""
+
+    sram_bytes: int
+    registers: int
+    hbm_bytes: int
+    flops: int
+    time_us: float
+    buffers: tuple[BufferUse, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PassPlan:
+    """One kernel with its tiles: `tiles` are the constexpr values by name."""
+
+    kernel: Kernel
+    tiles: tuple[tuple[str, int], ...]
+    num_warps: int
+    num_stages: int
+    cost: Cost
+
+    @property
+    def tile(self) -> Mapping[str, int]:
+        """Tile sizes by letter."""
+        return dict(self.tiles)
+
+    def __str__(self) -> str:
+        tiles = " ".join(f"{name}={value}" for name, value in self.tiles)
+        return f"{self.kernel.name}: {tiles}, {self.num_warps} warps, {self.num_stages} stages"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A candidate that is not used, and why."""
+
+    candidate: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every decision about one variant on one device.
+
+    `passes` run in order; `rejected` are the candidates that came before or after it in rank.
+    """
+
+    variant: Variant
+    algebra: Algebra
+    features: Features | None
+    device: Device
+    dims: tuple[int, int]
+    dtype: str
+    form: str
+    form_reason: str
+    stateful: bool
+    precision: str
+    workload: Workload
+    passes: tuple[PassPlan, ...]
+    helpers: tuple[str, ...]
+    programs: int
+    min_chunks: int
+    rejected: tuple[Rejected, ...] = ()
+    backend: str = "triton"
+
+    @property
+    def acc(self) -> str:
+        """The accumulators' type: fp32, or fp64 for the interpreter-only fp64 plan."""
+        return "fp64" if self.dtype == "fp64" else "fp32"
+
+    @property
+    def sram_bytes(self) -> int:
+        """The most SRAM any pass takes."""
+        return max(step.cost.sram_bytes for step in self.passes)
+
+    @property
+    def time_us(self) -> float:
+        """Roofline time of all passes at the workload."""
+        return sum(step.cost.time_us for step in self.passes)
+
+    @property
+    def digest(self) -> str:
+        """Names the kernel: the variant's meaning and every decision, not the device's name."""
+        facts = {
+            "variant": self.variant.digest,
+            "dims": self.dims,
+            "dtype": self.dtype,
+            "form": self.form,
+            "stateful": self.stateful,
+            "precision": self.precision,
+            "passes": [str(step) for step in self.passes],
+            "programs": self.programs,
+            "min_chunks": self.min_chunks,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,249 @@
+"""Algebra -> Plan: candidates for a budget, the reason against each rejected one, the rest ranked.
+
+A formula proposes and the compiler decides: `plans` returns every legal plan in order of predicted
+time, and whoever compiles takes the first that the compiler says fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from attnc.codegen.algebra import Algebra, analyse
+from attnc.codegen.cost import estimate
+from attnc.codegen.features import MIN_TILE, Features, features_of, power_of_two
+from attnc.codegen.kernel import Kernel
+from attnc.codegen.kernels.attend import attend_kernel
+from attnc.codegen.kernels.chunked import chunk_kernels
+from attnc.codegen.kernels.gates import gates_kernel
+from attnc.codegen.plan import DTYPES, Cost, PassPlan, Plan, Rejected, Request
+from attnc.codegen.printer import Printer
+from attnc.codegen.work import pass_work
+from attnc.errors import PlanError
+
+# more carried words a thread than this and the compiler spills on every target
+_REGISTER_LIMIT = 232
+
+
+def plan(request: Request) -> Plan:
+    """The first-ranked plan.
+
+    Raises:
+        PlanError: no tile fits the budget, or the form asked for is not legal.
+    """
+    return plans(request)[0]
+
+
+def plans(request: Request) -> tuple[Plan, ...]:
+    """Every legal plan, the fastest by prediction first; each knows all that was rejected.
+
+    Raises:
+        PlanError: no tile fits the budget, or the form asked for is not legal.
+    """
+    algebra = analyse(request.variant)
+    form, reason = _choose_form(request, algebra)
+    if form == "chunked":
+        found, rejected = _chunked(request, algebra)
+        if not found and request.form is None and not request.stateful:
+            why = rejected[-1].reason if rejected else "no chunk size is legal"
+            form, reason = "parallel", f"the state is too large for any tile: {why}"
+    if form != "chunked":
+        found, rejected = _attend(request, algebra)
+    if not found:
+        raise _no_fit(request, rejected)
+    found.sort(key=lambda steps: (sum(step.cost.time_us for step in steps[0]), steps[1]))
+    printer_helpers = _helpers(request, algebra)
+    features = _features(request, algebra) if form == "chunked" else None
+    ranked = []
+    for steps, _ in found:
+        ranked.append(
+            Plan(
+                variant=request.variant,
+                algebra=algebra,
+                features=features,
+                device=request.device,
+                dims=request.dims,
+                dtype=request.dtype,
+                form=form,
+                form_reason=reason,
+                stateful=request.stateful,
+                precision=request.precision,
+                workload=request.workload,
+                passes=steps,
+                helpers=printer_helpers,
+                programs=request.device.sms * 2,
+                min_chunks=4,
+            )
+        )
+    slower = tuple(
+        Rejected("; ".join(str(step) for step in item.passes), _slower(item, ranked[0]))
+        for item in ranked[1:]
+    )
+    return tuple(replace(item, rejected=(*rejected, *slower)) for item in ranked)
+
+
+def _slower(item: Plan, best: Plan) -> str:
+    return f"predicted {item.time_us:.1f} us, the best takes {best.time_us:.1f}"
+
+
+def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
+    name = request.variant.name
+    if request.form is not None:
+        verdict = algebra.legal(request.form)
+        if not verdict.legal:
+            legal = ", ".join(v.form for v in algebra.forms if v.legal)
+            raise PlanError(
+                f"{name!r} has no {request.form} form",
+                notes=(verdict.reason,),
+                hints=(f"its legal forms are: {legal}",),
+            )
+        return request.form, "asked for"
+    if algebra.family == "softmax":
+        return "online", algebra.legal("online").reason
+    chunked = algebra.legal("chunked")
+    if chunked.legal:
+        return "chunked", chunked.reason
+    return "parallel", chunked.reason
+
+
+def _features(request: Request, algebra: Algebra) -> Features:
+    return features_of(algebra, request.dims[0])
+
+
+def _helpers(request: Request, algebra: Algebra) -> tuple[str, ...]:
+    printer = Printer({})
+    if algebra.family == "softmax":
+        attend_kernel(request.variant, algebra, request.dims, printer)
+    else:
+        if algebra.legal("chunked").legal:
+            features = _features(request, algebra)
+            chunk_kernels(request.variant, algebra, features, request.dims, printer, stateful=False)
+        attend_kernel(request.variant, algebra, request.dims, printer)
+    return tuple(sorted(printer.helpers))
+
+
+def _tile_dims(request: Request) -> tuple[int, int]:
+    head_dim, value_dim = request.dims
+    return max(MIN_TILE, power_of_two(head_dim)), max(MIN_TILE, power_of_two(value_dim))
+
+
+_Found = list[tuple[tuple[PassPlan, ...], tuple[int, ...]]]
+
+
+def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
+    kernel = attend_kernel(request.variant, algebra, request.dims, Printer({}))
+    tile_k, tile_v = _tile_dims(request)
+    found: _Found = []
+    rejected: list[Rejected] = []
+    before: tuple[PassPlan, ...] = ()
+    if algebra.decay == "gated":
+        gates = gates_kernel(request.variant, algebra, Printer({}))
+        before = (_pass(request, gates, {"BC": 1024}, 4, 1),)
+    for rows, keys, warps, stages in _attend_candidates():
+        tiles = {"BT": rows, "BS": keys, "BK": tile_k, "BV": tile_v}
+        step = _pass(request, kernel, tiles, warps, stages)
+        reason = _refuse(request, step)
+        if reason:
+            rejected.append(Rejected(str(step), reason))
+        else:
+            found.append(((*before, step), (-rows, -keys, warps, stages)))
+    return found, tuple(rejected)
+
+
+def _attend_candidates() -> Iterator[tuple[int, int, int, int]]:
+    for rows, keys, warps, stages in product((128, 64, 32, 16), (128, 64, 32), (8, 4), (3, 2, 1)):
+        if rows >= 16 * warps and rows >= keys // 2:
+            yield rows, keys, warps, stages
+        elif rows < 64 and warps == 4 and keys <= 64:
+            yield rows, keys, warps, stages
+
+
+def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
+    features = _features(request, algebra)
+    tile_k, tile_v = _tile_dims(request)
+    state, scan, output = chunk_kernels(
+        request.variant, algebra, features, request.dims, Printer({}), stateful=request.stateful
+    )
+    chunk = request.variant.chunk
+    chunks = (chunk,) if isinstance(chunk, int) else (64, 128, 32, 16)
+    splits = [width for width in (256, 128, 64, 32, 16) if width <= tile_v]
+    found: _Found = []
+    rejected: list[Rejected] = []
+    scanned = _pass(request, scan, {"BC": 0, "BE": 512}, 4, 1)
+    for rows, width, warps, stages in product(chunks, splits[:3], (8, 4), (3, 2, 1)):
+        if rows < 16 * warps and not (warps == 4 and rows <= 64):
+            continue
+        tiles = {"BC": rows, "BK": tile_k, "BV": width}
+        first = _pass(request, state, tiles, warps, stages)
+        last = _pass(request, output, tiles, warps, stages)
+        reason = _refuse(request, last) or _refuse(request, first)
+        if reason:
+            rejected.append(Rejected(str(last), reason))
+            continue
+        middle = replace(scanned, tiles=(("BC", rows), ("BE", 512)))
+        found.append(((first, middle, last), (-rows, -width, warps, stages)))
+    return found, tuple(rejected)
+
+
+def _pass(
+    request: Request, kernel: Kernel, tiles: dict[str, int], warps: int, stages: int
+) -> PassPlan:
+    cost: Cost = estimate(
+        kernel,
+        tiles,
+        io=request.dtype,
+        num_warps=warps,
+        num_stages=stages,
+        device=request.device,
+        work=pass_work(request, kernel, tiles),
+    )
+    return PassPlan(kernel, tuple(tiles.items()), warps, stages, cost)
+
+
+def _refuse(request: Request, step: PassPlan) -> str:
+    budget = request.device.sram_bytes
+    if step.cost.sram_bytes > budget:
+        return f"needs {step.cost.sram_bytes:,} B of SRAM, the budget is {budget:,} B"
+    limit = min(_REGISTER_LIMIT, request.device.registers)
+    if step.cost.registers > limit:
+        return f"needs about {step.cost.registers} registers a thread, at most {limit} are there"
+    return ""
+
+
+def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
+    name = request.variant.name
+    head_dim, value_dim = request.dims
+    algebra = analyse(request.variant)
+    smallest = _smallest_pass(request, algebra)
+    largest = max(smallest.cost.buffers, key=lambda use: use.nbytes * use.copies)
+    budget = request.device.sram_bytes
+    shape = ", ".join(str(side) for side in largest.shape)
+    return PlanError(
+        f"no tile of {name!r} at K={head_dim}, V={value_dim}, {request.dtype} fits "
+        f"{budget:,} B of SRAM: the smallest needs {smallest.cost.sram_bytes:,} B",
+        notes=(
+            f"the largest buffer of that candidate is {largest.name} [{shape}] {largest.dtype}, "
+            f"{largest.nbytes * largest.copies:,} B",
+            f"{len(rejected)} candidates were rejected",
+        ),
+        hints=("raise the budget, use a smaller head dim, or a 16-bit dtype",),
+    )
+
+
+def _smallest_pass(request: Request, algebra: Algebra) -> PassPlan:
+    tile_k, tile_v = _tile_dims(request)
+    if algebra.family == "softmax" or not algebra.legal("chunked").legal:
+        kernel = attend_kernel(request.variant, algebra, request.dims, Printer({}))
+        return _pass(request, kernel, {"BT": 16, "BS": 32, "BK": tile_k, "BV": tile_v}, 4, 1)
+    features = _features(request, algebra)
+    kernels = chunk_kernels(
+        request.variant, algebra, features, request.dims, Printer({}), stateful=request.stateful
+    )
+    tiles = {"BC": 16, "BK": tile_k, "BV": MIN_TILE}
+    return _pass(request, kernels[-1], tiles, 4, 1)
+
+
+def supported(dtype: str) -> bool:
+    """Whether a dtype has kernels."""
+    return dtype in DTYPES

@@ -1,0 +1,219 @@
+"""sympy expressions as Triton text, in lines that a formatter leaves alone.
+
+The printer knows nothing of kernels: a binding says which text stands for which symbol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import sympy
+
+from attnc.codegen.symbolic import log1p, sigmoid, softplus
+
+LINE_WIDTH = 92
+_SUM, _PRODUCT, _UNARY, _ATOM = 1, 2, 3, 4
+_RELATIONS = {
+    sympy.StrictLessThan: "<",
+    sympy.LessThan: "<=",
+    sympy.StrictGreaterThan: ">",
+    sympy.GreaterThan: ">=",
+    sympy.Equality: "==",
+    sympy.Unequality: "!=",
+}
+
+
+def number(value: float) -> str:
+    """A float literal that reads back as the same float."""
+    text = repr(float(value))
+    if text in {"inf", "-inf"}:
+        return f'float("{text}")'
+    return text
+
+
+@dataclass(slots=True)
+class Printer:
+    """Prints expressions; remembers which helper functions the text calls."""
+
+    bindings: Mapping[str, str]
+    helpers: set[str] = field(default_factory=set)
+
+    def statements(self, target: str, expr: sympy.Expr) -> tuple[str, ...]:
+        """`target = expr` in as many lines as the width asks for."""
+        lines: list[str] = []
+        self._assign(target, expr, lines, room=LINE_WIDTH - len(target) - 3, names=_names(target))
+        return tuple(lines)
+
+    def text(self, expr: sympy.Basic) -> str:
+        """The expression on one line, however long."""
+        return self._print(expr)[0]
+
+    def _assign(
+        self, target: str, expr: sympy.Basic, lines: list[str], *, room: int, names: _Names
+    ) -> None:
+        text = self.text(expr)
+        if len(text) <= room:
+            lines.append(f"{target} = {text}")
+            return
+        # the longest parts get a name of their own until the rest fits a line
+        parts: dict[sympy.Basic, str] = {}
+        for arg in sorted(_parts(expr), key=lambda part: -len(self.text(part))):
+            name = names.next()
+            self._assign(name, arg, lines, room=LINE_WIDTH - len(name) - 3, names=names)
+            parts[arg] = name
+            bound = Printer({**self.bindings, **{n: n for n in parts.values()}}, self.helpers)
+            short = expr.xreplace({part: sympy.Symbol(n, real=True) for part, n in parts.items()})
+            text = bound.text(short)
+            if len(text) <= room:
+                lines.append(f"{target} = {text}")
+                return
+        if not isinstance(expr, sympy.Add | sympy.Mul):
+            raise AssertionError(f"no split of {expr} fits {room} columns")
+        operator = "+" if isinstance(expr, sympy.Add) else "*"
+        first, *rest = list(parts.values())
+        lines.append(f"{target} = {first}")
+        lines.extend(f"{target} = {target} {operator} {name}" for name in rest)
+
+    def _print(self, expr: sympy.Basic) -> tuple[str, int]:
+        match expr:
+            case sympy.Symbol():
+                return self.bindings[expr.name], _ATOM
+            case sympy.Rational() | sympy.Float():
+                return number(float(expr)), _ATOM if expr >= 0 else _UNARY
+            case sympy.NumberSymbol():
+                return number(float(expr)), _ATOM
+            case sympy.Add():
+                return self._sum(expr), _SUM
+            case sympy.Mul():
+                return self._product(expr)
+            case sympy.Pow():
+                return self._power(expr)
+            case sympy.Piecewise():
+                return self._where(expr), _ATOM
+            case sympy.Max() | sympy.Min():
+                name = "tl.maximum" if isinstance(expr, sympy.Max) else "tl.minimum"
+                return self._nested(name, expr.args), _ATOM
+        return self._call(expr), _ATOM
+
+    def _call(self, expr: sympy.Basic) -> str:
+        argument = self.text(expr.args[0]) if expr.args else ""
+        match expr:
+            case sympy.exp():
+                return f"tl.exp({argument})"
+            case sympy.log():
+                return f"tl.log({argument})"
+            case sympy.Abs():
+                return f"tl.abs({argument})"
+            case sympy.sign():
+                return f"tl.where({argument} > 0.0, 1.0, tl.where({argument} < 0.0, -1.0, 0.0))"
+            case sympy.Heaviside():
+                return f"tl.where({argument} > 0.0, 1.0, 0.0)"
+            case sympy.tanh() | sigmoid() | softplus() | log1p():
+                name = type(expr).__name__
+                self.helpers.add(name)
+                return f"{name}({argument})"
+        raise AssertionError(f"no Triton text for {type(expr).__name__}: {expr}")
+
+    def _wrap(self, expr: sympy.Basic, level: int) -> str:
+        text, own = self._print(expr)
+        return f"({text})" if own < level else text
+
+    def _sum(self, expr: sympy.Add) -> str:
+        terms = sorted(expr.args, key=lambda term: (_is_negative(term), term.sort_key()))
+        text = self._wrap(terms[0], _SUM)
+        for term in terms[1:]:
+            if _is_negative(term):
+                text += f" - {self._wrap(-term, _PRODUCT)}"
+            else:
+                text += f" + {self._wrap(term, _SUM)}"
+        return text
+
+    def _product(self, expr: sympy.Mul) -> tuple[str, int]:
+        coefficient, rest = expr.as_coeff_Mul()
+        if coefficient < 0:
+            inner = -expr
+            level = _PRODUCT if isinstance(inner, sympy.Mul | sympy.Pow) else _UNARY
+            return f"-{self._wrap(inner, level)}", _UNARY
+        above: list[str] = []
+        below: list[str] = []
+        if coefficient != 1:
+            above.append(number(float(coefficient)))
+        for factor in sorted(sympy.Mul.make_args(rest), key=lambda f: f.sort_key()):
+            if isinstance(factor, sympy.Pow) and _is_negative(factor.exp):
+                below.append(self._wrap(1 / factor, _ATOM))
+            else:
+                above.append(self._wrap(factor, _PRODUCT))
+        text = " * ".join(above) if above else "1.0"
+        for factor in below:
+            text += f" / {factor}"
+        return text, _PRODUCT
+
+    def _power(self, expr: sympy.Pow) -> tuple[str, int]:
+        base, exponent = expr.args
+        if exponent.is_Integer and exponent > 0:
+            # squares of squares: no call, and the same rounding everywhere
+            factor = self._wrap(base, _UNARY)
+            return " * ".join([factor] * int(exponent)), _PRODUCT
+        if _is_negative(exponent):
+            return f"1.0 / {self._wrap(1 / expr, _ATOM)}", _PRODUCT
+        if exponent == sympy.Rational(1, 2):
+            return f"tl.sqrt({self.text(base)})", _ATOM
+        if base.is_number:
+            factor = exponent * sympy.Float(sympy.log(base, 2)) if base != 2 else exponent
+            return f"tl.exp2({self.text(factor)})", _ATOM
+        return f"tl.exp2({self._wrap(exponent, _PRODUCT)} * tl.log2({self.text(base)}))", _ATOM
+
+    def _where(self, expr: sympy.Piecewise) -> str:
+        *cases, (default, _) = expr.args
+        text = self.text(default)
+        for value, condition in reversed(cases):
+            text = f"tl.where({self.condition(condition)}, {self.text(value)}, {text})"
+        return text
+
+    def condition(self, expr: sympy.Basic) -> str:
+        """A truth value as text."""
+        match expr:
+            case sympy.And() | sympy.Or():
+                operator = " & " if isinstance(expr, sympy.And) else " | "
+                args = sorted(expr.args, key=lambda arg: arg.sort_key())
+                return operator.join(f"({self.condition(arg)})" for arg in args)
+            case sympy.Not():
+                return f"~({self.condition(expr.args[0])})"
+        if expr in {sympy.true, sympy.false}:
+            raise AssertionError(f"a constant condition {expr} should have been folded")
+        left, right = expr.args
+        relation = _RELATIONS[type(expr)]
+        return f"{self._wrap(left, _SUM)} {relation} {self._wrap(right, _SUM)}"
+
+    def _nested(self, name: str, args: tuple[sympy.Basic, ...]) -> str:
+        ordered = sorted(args, key=lambda arg: (bool(arg.is_number), arg.sort_key()))
+        text = self.text(ordered[0])
+        for arg in ordered[1:]:
+            text = f"{name}({text}, {self.text(arg)})"
+        return text
+
+
+@dataclass(slots=True)
+class _Names:
+    stem: str
+    count: int = 0
+
+    def next(self) -> str:
+        self.count += 1
+        return f"{self.stem}_{self.count}"
+
+
+def _names(target: str) -> _Names:
+    return _Names(target)
+
+
+def _is_negative(expr: sympy.Basic) -> bool:
+    return bool(expr.as_coeff_Mul()[0] < 0)
+
+
+def _parts(expr: sympy.Basic) -> list[sympy.Basic]:
+    """The operands that may be computed on a line of their own."""
+    if isinstance(expr, sympy.Piecewise):
+        return [value for value, _ in expr.args if not value.is_number]
+    return [arg for arg in expr.args if not arg.is_number]

@@ -1,0 +1,269 @@
+"""Plan -> source text. Templates print what the plan decided; the only facts they branch on are here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from math import factorial
+
+import jinja2
+
+from attnc.codegen.graph import FINISH, SETUP, STEP, Node
+from attnc.codegen.kernel import Kernel
+from attnc.codegen.launch import LaunchText, launch_text
+from attnc.codegen.plan import TRITON_TYPES, PassPlan, Plan
+from attnc.codegen.printer import number
+from attnc.codegen.tile_range import KeyLoop
+
+_TEMPLATES = {"online": "attend", "parallel": "attend"}
+_STEP_LINES = {
+    "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
+    "state": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
+    "output": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
+    "gates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < T"),
+    "scan": (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """A node as text, for one region and one kind of loop."""
+
+    op: str
+    buffer: str
+    note: str
+    lines: tuple[str, ...]
+    address: str
+    guard: str
+    suffix: str
+    value: str
+    left: str
+    right: str
+    into: str
+    cast_to: str
+
+    def texts(self) -> Iterator[str]:
+        yield from (*self.lines, self.address, self.guard, self.value, self.left, self.right)
+        yield from (self.suffix, self.into)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    note: str
+    header: str
+    lines: tuple[str, ...]
+    nodes: tuple[_Statement, ...]
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read_template),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["quote"] = lambda text: f'"{text}"'
+    return environment
+
+
+def _read_template(name: str) -> str:
+    return (files("attnc") / "templates" / name).read_text(encoding="utf-8")
+
+
+def kernel_symbol(plan: Plan, kernel: Kernel) -> str:
+    """The name of an emitted kernel."""
+    return f"{plan.variant.name}_{kernel.name}"
+
+
+def render(plan: Plan) -> str:
+    """The module text of a plan: the same plan gives the same bytes."""
+    kernels = [_render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
+    launch = launch_text(plan, _render_call)
+    text = (
+        _environment()
+        .get_template("module.jinja")
+        .render(
+            title=f"{plan.variant.name}: {plan.form} forward, emitted by attnc.",
+            header=_header(plan),
+            helpers=plan.helpers,
+            kernels=kernels,
+            tables=_tables(plan),
+            **_launch_facts(launch),
+        )
+    )
+    return tidy(text)
+
+
+def tidy(text: str) -> str:
+    """Blank lines the way a formatter leaves them: none doubled inside a function, two between."""
+    text = re.sub(r"[ \t]+\n", "\n", text)
+    text = re.sub(r"\n{4,}", "\n\n\n", text)
+    # inside a body, one blank line at most; before a top-level statement, two
+    text = re.sub(r"\n{2,}(?=[ \t])", "\n\n", text)
+    text = re.sub(r"\n{2,}(?=(?:@|def |_TABLES))", "\n\n\n", text)
+    text = re.sub(r"(:|\()\n\n(?=[ \t])", r"\1\n", text)
+    return text.rstrip() + "\n"
+
+
+def _launch_facts(launch: LaunchText) -> dict[str, object]:
+    return {name: getattr(launch, name) for name in LaunchText.__slots__}
+
+
+def _render_call(**facts: object) -> str:
+    return _environment().get_template("call.jinja").render(**facts)
+
+
+def _header(plan: Plan) -> tuple[str, ...]:
+    variant = plan.variant
+    tiles = "; ".join(str(step) for step in plan.passes)
+    budget = plan.device.sram_bytes
+    lines = (
+        f"variant     {variant.summary}",
+        f"dims        K={plan.dims[0]} V={plan.dims[1]}, {plan.dtype} in, {plan.acc} accumulators",
+        *(f"plan        {step}" for step in plan.passes),
+        f"sram        {plan.sram_bytes} of {budget} bytes ({plan.device.name})",
+        f"digest      {plan.digest}",
+        f"regenerate  attnc emit {variant.name} --dim {plan.dims[0]},{plan.dims[1]} "
+        f"--dtype {plan.dtype} --device {plan.device.name}",
+    )
+    del tiles
+    return tuple(piece for line in lines for piece in _wrap(line))
+
+
+def _wrap(line: str) -> tuple[str, ...]:
+    if len(line) <= 96:
+        return (line,)
+    cut = line.rfind(" ", 0, 96)
+    return (line[:cut], *_wrap(" " * 12 + line[cut + 1 :]))
+
+
+def _render_kernel(plan: Plan, step: PassPlan) -> str:
+    kernel = step.kernel
+    family = _TEMPLATES.get(kernel.name, kernel.name)
+    io = "v.dtype.element_ty"
+    setup = tuple(_statements(plan, kernel, SETUP, masked=False))
+    finish = tuple(_statements(plan, kernel, FINISH, masked=False))
+    loops = tuple(_loop(plan, kernel, family, loop) for loop in kernel.loops)
+    body = [text for node in (*setup, *finish) for text in node.texts()]
+    body += [text for loop in loops for text in (loop.header, *loop.lines)]
+    body += [text for loop in loops for node in loop.nodes for text in node.texts()]
+    names = frozenset(re.findall(r"\w+", " ".join((*body, *kernel.setup_lines))))
+    text = (
+        _environment()
+        .get_template(f"{family}.jinja")
+        .render(
+            symbol=kernel_symbol(plan, kernel),
+            tensors=kernel.tensors,
+            strides=[stride for tensor in kernel.tensors for stride in tensor.strides],
+            scalars=kernel.scalars,
+            constants=kernel.constants,
+            names=names,
+            setup=setup,
+            setup_lines=kernel.setup_lines,
+            loops=loops,
+            finish=finish,
+            precision=_precision(plan),
+            last_rows_first=plan.algebra.within_causal,
+            slot=slot_text(plan),
+            stateful=plan.stateful,
+            summed=plan.algebra.normalize == "sum",
+        )
+    )
+    text = re.sub(r"\bACC\b", TRITON_TYPES[plan.acc], text)
+    return re.sub(r"\bIO\b", io, text)
+
+
+def slot_text(plan: Plan) -> str:
+    """Elements of one state in the workspace: FP rows of V, then FP sums."""
+    return "FP * V + FP" if plan.algebra.normalize == "sum" else "FP * V"
+
+
+def _precision(plan: Plan) -> str:
+    return f', input_precision="{plan.precision}"' if plan.dtype == "fp32" else ""
+
+
+def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop) -> _Loop:
+    nodes = tuple(_statements(plan, kernel, STEP, masked=loop.masked))
+    names = set(re.findall(r"\w+", " ".join(text for node in nodes for text in node.texts())))
+    header = {
+        "attend": f"for i_s in range({loop.start}, {loop.stop}, BS):",
+        "scan": f"for i_n in range({loop.stop}):",
+    }.get(family, f"for i_c in range({loop.start}, {loop.stop}):")
+    if loop.start == "0" and family != "attend":
+        header = header.replace("(0, ", "(")
+    lines = [
+        line
+        for line in _STEP_LINES[family]
+        if line.split(" ")[0] in names or (line.startswith("o_") and "m_" + line[2] in names)
+    ]
+    return _Loop(loop.note, header, tuple(lines), nodes)
+
+
+def _statements(plan: Plan, kernel: Kernel, region: str, *, masked: bool) -> Iterable[_Statement]:
+    for node in kernel.graph.nodes(region, masked=masked):
+        yield _statement(plan, kernel, node, masked=masked)
+
+
+def _statement(plan: Plan, kernel: Kernel, node: Node, *, masked: bool) -> _Statement:
+    guards = [node.guard, node.edge_guard if masked else ""]
+    suffix, cast_to, value = "", "", ""
+    lines = node.lines
+    if node.op == "load":
+        suffix = _load_cast(plan, kernel, node)
+    elif node.op == "store":
+        value, lines = node.lines[-1], node.lines[:-1]
+    elif node.op == "dot":
+        suffix, lines = "".join(node.lines), ()
+        cast_to = "IO" if node.dtype == "io" else ""
+    elif node.dtype == "io":
+        cast_to = "IO"
+    return _Statement(
+        op=node.op,
+        buffer=node.buffer,
+        note=node.note,
+        lines=lines,
+        address=node.address,
+        guard=" & ".join(dict.fromkeys(guard for guard in guards if guard)),
+        suffix=suffix,
+        value=value,
+        left=node.left.text if node.left else "",
+        right=node.right.text if node.right else "",
+        into=node.into,
+        cast_to=cast_to,
+    )
+
+
+def _load_cast(plan: Plan, kernel: Kernel, node: Node) -> str:
+    """What a load appends when the tensor's type is not the one the node asks for."""
+    tensor = kernel.tensor(node.tensor)
+    if node.dtype != "acc" or tensor is None:
+        return ""
+    same = tensor.dtype == "acc" or (tensor.dtype == "fp32" and plan.acc == "fp32")
+    return "" if same else ".to(ACC)"
+
+
+def _tables(plan: Plan) -> dict[str, object] | None:
+    features = plan.features
+    if features is None or features.direct or plan.form != "chunked":
+        return None
+    scale = plan.variant.scale.value(plan.dims[0])
+    factors = {degree: float(c) * scale**degree for degree, c, _ in features.degrees}
+    degrees = ", ".join(
+        f"({degree}, {number(factor)})" for degree, factor in factors.items() if degree
+    )
+    single = sum(1 for degree in factors if degree) == 1
+    return {
+        "order": features.order,
+        "padded": features.padded_count,
+        "count": features.count,
+        "head_dim": plan.dims[0],
+        "factorials": str([factorial(n) for n in range(features.order + 1)]),
+        "degrees": f"({degrees},)" if single else f"({degrees})",
+        "constant": number(factors[0]) if 0 in factors else None,
+    }

@@ -1,0 +1,155 @@
+"""Expressions as sympy sees them: the algebra, the derivatives and the printer all work on these.
+
+sympy never reads user text: a tree that the parser's whitelist let through is rebuilt node by node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+
+from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number, Ref
+
+
+class sigmoid(sympy.Function):
+    """1 / (1 + exp(-x)), kept whole so that the printer can choose a stable text."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        value = sigmoid(self.args[0])
+        return value * (1 - value)
+
+
+class softplus(sympy.Function):
+    """log(1 + exp(x)), kept whole so that a large x does not overflow."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return sigmoid(self.args[0])
+
+
+class log1p(sympy.Function):
+    """log(1 + x), kept whole so that a small x keeps its digits."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return 1 / (1 + self.args[0])
+
+
+def symbol(name: str) -> sympy.Symbol:
+    """The real symbol of an index, a score or a scalar parameter."""
+    return sympy.Symbol(name, real=True)
+
+
+def ref_symbol(ref: Ref) -> sympy.Symbol:
+    """The real symbol of one indexed tensor, `slope[h]`."""
+    return symbol(f"{ref.name}[{','.join(ref.index)}]")
+
+
+def _softcap(value: sympy.Expr, cap: sympy.Expr) -> sympy.Expr:
+    return cap * sympy.tanh(value / cap)
+
+
+def _elu(value: sympy.Expr) -> sympy.Expr:
+    return sympy.Piecewise((value, value > 0), (sympy.exp(value) - 1, True))
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "exp": sympy.exp,
+    "log": sympy.log,
+    "log1p": log1p,
+    "sqrt": sympy.sqrt,
+    "tanh": sympy.tanh,
+    "sigmoid": sigmoid,
+    "abs": sympy.Abs,
+    "min": sympy.Min,
+    "max": sympy.Max,
+    "softcap": _softcap,
+    "relu": lambda value: sympy.Max(value, 0),
+    "elu": _elu,
+    "silu": lambda value: value * sigmoid(value),
+    "softplus": softplus,
+}
+_COMPARISONS = {
+    "<": sympy.Lt,
+    "<=": sympy.Le,
+    ">": sympy.Gt,
+    ">=": sympy.Ge,
+    "==": sympy.Eq,
+    "!=": sympy.Ne,
+}
+_LOGIC = {"&": sympy.And, "|": sympy.Or, "~": sympy.Not}
+
+
+def to_sympy(expr: Expr) -> sympy.Expr:
+    """Rebuild a checked expression in sympy; a comparison used as a number counts 1 or 0."""
+    match expr:
+        case Number(value=value):
+            return sympy.Rational(value.numerator, value.denominator)
+        case Name(id=name):
+            return symbol(name)
+        case Ref():
+            return ref_symbol(expr)
+        case Negate(operand=operand):
+            return -to_sympy(operand)
+        case Binary(op=op, left=left, right=right):
+            return _binary(op, to_sympy(left), to_sympy(right))
+        case Call(function="where", args=(condition, yes, no)):
+            return sympy.Piecewise(
+                (to_sympy(yes), to_condition(condition)), (to_sympy(no), sympy.true)
+            )
+        case Call(function=function, args=args):
+            return _FUNCTIONS[function](*(to_sympy(arg) for arg in args))
+        case Compare() | Logic():
+            return sympy.Piecewise((1, to_condition(expr)), (0, sympy.true))
+    raise AssertionError(f"no sympy form for {expr!r}")
+
+
+def to_condition(expr: Expr) -> sympy.Basic:
+    """Rebuild a condition; a number used as one is true where it is not zero."""
+    match expr:
+        case Compare(op=op, left=left, right=right):
+            return _COMPARISONS[op](to_sympy(left), to_sympy(right))
+        case Logic(op=op, operands=operands):
+            return _LOGIC[op](*(to_condition(operand) for operand in operands))
+        case _:
+            return sympy.Ne(to_sympy(expr), 0)
+
+
+def _binary(op: str, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
+    match op:
+        case "+":
+            return left + right
+        case "-":
+            return left - right
+        case "*":
+            return left * right
+        case "/":
+            return left / right
+        case "**":
+            return left**right
+    raise AssertionError(f"unknown operator {op!r}")
+
+
+def refs_of(expr: Expr | None) -> tuple[Ref, ...]:
+    """Every indexed tensor of an expression, once each, in order of appearance."""
+    found: dict[Ref, None] = {}
+
+    def visit(node: Expr) -> None:
+        match node:
+            case Ref():
+                found.setdefault(node)
+            case Negate(operand=operand):
+                visit(operand)
+            case Binary(left=left, right=right) | Compare(left=left, right=right):
+                visit(left)
+                visit(right)
+            case Call(args=args):
+                for arg in args:
+                    visit(arg)
+            case Logic(operands=operands):
+                for operand in operands:
+                    visit(operand)
+
+    if expr is not None:
+        visit(expr)
+    return tuple(found)

@@ -1,0 +1,201 @@
+"""Mask -> the runs of key tiles a program visits, in closed form.
+
+A clause is a conjunction of half-planes i*I + j*J + c >= 0. For the rows a program holds, at
+positions [first, last], each half-plane bounds the keys that some row sees (the hull) and the keys
+that every row sees (the full run). Tiles of the full run carry no mask code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.dsl.mask import HalfPlane, MaskForm
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLoop:
+    """One loop over key tiles from `start` to `stop`, with or without mask code."""
+
+    start: str
+    stop: str
+    masked: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """The statements that compute the bounds, then the loops in order of the keys."""
+
+    lines: tuple[str, ...]
+    loops: tuple[KeyLoop, ...]
+    uses_rows: bool
+
+
+_LEFT = "keys left of the full tiles: the mask decides"
+_FULL = "full tiles: every row sees every key, no mask"
+_RIGHT = "keys right of the full tiles: the mask decides"
+_TAIL = "the ragged tail: keys past TK are masked"
+
+
+def key_range(mask: MaskForm) -> KeyRange:
+    """Bounds and loops for any mask in disjunctive normal form."""
+    if mask.clauses == ((),):
+        lines = ("# every key is visible, the ragged tail apart", "full_hi = TK // BS * BS")
+        loops = (KeyLoop("0", "full_hi", False, _FULL), KeyLoop("full_hi", "TK", True, _TAIL))
+        return KeyRange(lines, loops, False)
+    if not mask.clauses:
+        return KeyRange(("# the mask is empty: no key is visible",), (), False)
+    single = len(mask.clauses) == 1
+    lines: list[str] = []
+    for number, clause in enumerate(mask.clauses):
+        suffix = "" if single else f"_{number}"
+        lines.extend(_clause_lines(clause, suffix, single))
+    if not single:
+        lines.extend(_union_lines(len(mask.clauses)))
+    bounded_left = not single or _has_left(mask.clauses[0])
+    loops: list[KeyLoop] = []
+    if bounded_left:
+        loops.append(KeyLoop("lo", "full_lo", True, _LEFT))
+        loops.append(KeyLoop("full_lo", "full_hi", False, _FULL))
+    else:
+        loops.append(KeyLoop("0", "full_hi", False, _FULL))
+    loops.append(KeyLoop("full_hi", "hi", True, _RIGHT))
+    return KeyRange(tuple(lines), tuple(loops), True)
+
+
+def condition(mask: MaskForm, row: str, column: str) -> str:
+    """Whether position `row` sees key `column`, as text over column and row vectors."""
+    clauses = [
+        " & ".join(_wrap_plane(plane, row, column, len(clause) > 1) for plane in clause)
+        for clause in mask.clauses
+    ]
+    if len(clauses) == 1:
+        return clauses[0]
+    return " | ".join(f"({clause})" for clause in clauses)
+
+
+def _wrap_plane(plane: HalfPlane, row: str, column: str, several: bool) -> str:
+    text = plane_text(plane, row, column)
+    return f"({text})" if several else text
+
+
+def plane_text(plane: HalfPlane, row: str, column: str) -> str:
+    """One half-plane the way a person writes it: `i >= j`, `j >= i - 128`, `j < 64`."""
+    if plane.j == 0:
+        if plane.i == 1:
+            return f"{row} >= {-plane.c}"
+        if plane.i == -1:
+            return f"{row} <= {plane.c}"
+        return f"{_affine(plane.i, row, plane.c)} >= 0"
+    if plane.j == -1:
+        return f"{column} <= {_affine(plane.i, row, plane.c)}"
+    if plane.j == 1:
+        return f"{column} >= {_affine(-plane.i, row, -plane.c)}"
+    scaled = _affine(plane.j, column, 0)
+    if plane.i == 0:
+        return f"{scaled} >= {-plane.c}"
+    return f"{scaled} + {_affine(plane.i, row, 0)} >= {-plane.c}"
+
+
+def _affine(coefficient: int, name: str, constant: int) -> str:
+    if coefficient == 0:
+        return str(constant)
+    text = {1: name, -1: f"-{name}"}.get(coefficient, f"{coefficient} * {name}")
+    if constant > 0:
+        return f"{text} + {constant}"
+    if constant < 0:
+        return f"{text} - {-constant}"
+    return text
+
+
+def _has_left(clause: tuple[HalfPlane, ...]) -> bool:
+    return any(plane.j >= 0 for plane in clause)
+
+
+def _clause_lines(clause: tuple[HalfPlane, ...], suffix: str, single: bool) -> list[str]:
+    """Hull and full run of one clause, in keys, then rounded to whole tiles."""
+    lower = [plane for plane in clause if plane.j > 0]
+    upper = [plane for plane in clause if plane.j < 0]
+    rows = [plane for plane in clause if plane.j == 0]
+    lo, hi = f"lo{suffix}", f"hi{suffix}"
+    full_lo, full_hi = f"full_lo{suffix}", f"full_hi{suffix}"
+    left = bool(lower) or bool(rows) or not single
+    lines = ["# some row sees a key of [lo, hi); every row sees all of [full_lo, full_hi)"]
+    if not single:
+        names = f"[{lo}, {hi}); every row sees all of [{full_lo}, {full_hi})"
+        lines = [f"# clause {suffix[1:]}: some row sees a key of {names}"]
+    last, first = ["TK"], ["TK"]
+    for plane in upper:
+        some, every = ("last", "first") if plane.i >= 0 else ("first", "last")
+        last.append(_upper(plane, some))
+        first.append(_upper(plane, every))
+    lines.extend(_bound(hi, "tl.minimum", last))
+    lines.extend(_bound(full_hi, "tl.minimum", first))
+    if left:
+        least, most = ["0"], ["0"]
+        for plane in lower:
+            # j >= -(i*I + c) / J: the least over the rows is where i*I is greatest
+            some, every = ("last", "first") if plane.i >= 0 else ("first", "last")
+            least.append(_lower(plane, some))
+            most.append(_lower(plane, every))
+        lines.extend(_bound(lo, "tl.maximum", least))
+        lines.extend(_bound(full_lo, "tl.maximum", most))
+    for plane in rows:
+        some, every = ("last", "first") if plane.i >= 0 else ("first", "last")
+        lines.append(f"{hi} = tl.where({_row_test(plane, some)}, {hi}, 0)")
+        lines.append(f"{full_hi} = tl.where({_row_test(plane, every)}, {full_hi}, 0)")
+    if left:
+        lines.append(f"{lo} = tl.minimum({lo}, {hi}) // BS * BS")
+        lines.append(f"{full_lo} = tl.minimum(tl.cdiv({full_lo}, BS) * BS, tl.cdiv({hi}, BS) * BS)")
+        lines.append(f"{full_hi} = tl.maximum({full_hi} // BS * BS, {full_lo})")
+    else:
+        lines.append(f"{full_hi} = {full_hi} // BS * BS")
+    return lines
+
+
+def _bound(name: str, function: str, values: list[str]) -> list[str]:
+    """`name` = the minimum or maximum of the values, two at a time."""
+    first, *rest = dict.fromkeys(values)
+    if not rest:
+        return [f"{name} = {first}"]
+    lines = [f"{name} = {function}({first}, {rest[0]})"]
+    return lines + [f"{name} = {function}({name}, {value})" for value in rest[1:]]
+
+
+def _upper(plane: HalfPlane, row: str) -> str:
+    """One past the greatest key of j <= (i*I + c) / -J at a row, never below 0."""
+    step = -plane.j
+    value = _affine(plane.i, row, plane.c + step)
+    return f"tl.maximum({value}, 0)" if step == 1 else f"tl.maximum({value}, 0) // {step}"
+
+
+def _lower(plane: HalfPlane, row: str) -> str:
+    """The least key of j >= -(i*I + c) / J at a row, never below 0."""
+    value = _affine(-plane.i, row, -plane.c)
+    if plane.j == 1:
+        return value if plane.i else str(max(-plane.c, 0))
+    return f"tl.cdiv(tl.maximum({value}, 0), {plane.j})"
+
+
+def _row_test(plane: HalfPlane, row: str) -> str:
+    return f"{_affine(plane.i, row, plane.c)} >= 0"
+
+
+def _union_lines(count: int) -> list[str]:
+    """The hull of all clauses, and the longest full run among them."""
+    lines = ["# the union: the hull of the clauses, and the longest full run"]
+    lines.append("lo = TK")
+    lines.append("hi = 0")
+    lines.append("full_lo = 0")
+    lines.append("full_hi = 0")
+    for n in range(count):
+        lines.append(f"lo = tl.where(lo_{n} < hi_{n}, tl.minimum(lo, lo_{n}), lo)")
+        lines.append(f"hi = tl.maximum(hi, hi_{n})")
+        lines.append(f"longer = full_hi_{n} - full_lo_{n} > full_hi - full_lo")
+        lines.append(f"full_lo = tl.where(longer, full_lo_{n}, full_lo)")
+        lines.append(f"full_hi = tl.where(longer, full_hi_{n}, full_hi)")
+    lines.append("# without a full run, one masked loop takes all of it")
+    lines.append("full_lo = tl.where(full_lo < full_hi, full_lo, tl.maximum(lo, hi))")
+    lines.append("full_hi = tl.maximum(full_hi, full_lo)")
+    lines.append("hi = tl.maximum(hi, full_hi)")
+    return lines

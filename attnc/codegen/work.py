@@ -1,0 +1,107 @@
+"""The work of a pass at a workload: bytes through HBM and floating-point operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+
+from attnc.codegen.cost import item_bytes
+from attnc.codegen.graph import STEP
+from attnc.codegen.kernel import Kernel
+from attnc.codegen.plan import DTYPES, Request
+from attnc.dsl.mask import MaskForm
+
+_SAMPLED_ROWS = 64
+
+
+def visible_fraction(mask: MaskForm, tq: int, tk: int) -> float:
+    """The share of the TQ * TK pairs that a mask keeps, from rows spread over the queries."""
+    rows = range(0, tq, max(1, tq // _SAMPLED_ROWS))
+    seen = sum(_visible_keys(mask, row + tk - tq, tk) for row in rows)
+    return seen / (len(rows) * tk)
+
+
+def _visible_keys(mask: MaskForm, position: int, tk: int) -> int:
+    runs: list[tuple[int, int]] = []
+    for clause in mask.clauses:
+        low, high = 0, tk - 1
+        for plane in clause:
+            value = plane.i * position + plane.c
+            if plane.j == 0:
+                high = high if value >= 0 else -1
+            elif plane.j < 0:
+                high = min(high, value // -plane.j)
+            else:
+                low = max(low, ceil(-value / plane.j))
+        if low <= high:
+            runs.append((low, high))
+    count, end = 0, -1
+    for low, high in sorted(runs):
+        count += max(0, high - max(low, end + 1) + 1)
+        end = max(end, high)
+    return count
+
+
+def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tuple[float, float]:
+    """(HBM bytes, FLOPs) of one launch: each tensor once, each dot of the graph over its loop."""
+    work = request.workload
+    head_dim, value_dim = request.dims
+    size = DTYPES[request.dtype]
+    q = work.batch * work.tq * work.hq * head_dim * size
+    k = work.batch * work.tk * work.hkv * head_dim * size
+    v = work.batch * work.tk * work.hkv * value_dim * size
+    o = work.batch * work.tq * work.hq * value_dim * size
+    if kernel.name in {"online", "parallel"}:
+        share = visible_fraction(request.variant.mask_form, work.tq, work.tk)
+        pairs = work.batch * work.hq * work.tq * work.tk * share
+        return float(q + k + v + o), 2.0 * pairs * (head_dim + value_dim)
+    if kernel.name == "gates":
+        return float(work.batch * work.tk * work.hq * 12), float(work.batch * work.tk * work.hq)
+    chunk = tiles["BC"] or 64
+    splits = ceil(value_dim / tiles["BV"]) if "BV" in tiles else 1
+    states = _state_bytes(request, kernel, chunk, splits)
+    if kernel.name == "scan":
+        return 2.0 * states, states / 4
+    heads = work.hq if kernel.name == "output" else work.hkv
+    per_chunk = sum(_dot_flops(kernel, tiles))
+    flops = per_chunk * work.batch * heads * ceil(work.tk / chunk) * splits
+    if kernel.name == "state":
+        return float(k + v + states), flops
+    return float(q + k + v + o + states), flops
+
+
+def _dot_flops(kernel: Kernel, tiles: Mapping[str, int]) -> list[float]:
+    flops: list[float] = []
+    for node in kernel.graph.nodes(STEP):
+        if node.left is None or node.right is None:
+            continue
+        sides = [*node.left.shape, node.right.shape[1]]
+        rows, inner, columns = (tiles.get(side) or int(side) for side in sides)
+        flops.append(2.0 * rows * inner * columns)
+    return flops
+
+
+def _state_bytes(request: Request, kernel: Kernel, chunk: int, splits: int) -> float:
+    """HBM bytes of the states between passes; none where one segment a head fills the device."""
+    work = request.workload
+    head_dim, value_dim = request.dims
+    chunks = ceil(work.tk / chunk)
+    wanted = ceil(request.device.sms * 2 / max(1, work.batch * work.hq * splits))
+    segments = max(1, min(wanted, chunks // 4))
+    if segments == 1 and not request.stateful:
+        return 0.0
+    features = (
+        sum(
+            int(node.shape[0])
+            for node in kernel.graph.nodes()
+            if node.buffer.startswith("b_h")
+            and node.op in {"load", "fold"}
+            and node.shape
+            and node.shape[0].isdigit()
+            and node.name.startswith(("start b_h", "load b_h"))
+        )
+        or head_dim
+    )
+    return float(
+        work.batch * work.hq * segments * features * value_dim * item_bytes("fp32", "fp32")
+    )

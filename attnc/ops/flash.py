@@ -1,0 +1,90 @@
+"""FlashAttention as a declaration, with the arguments its users expect."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from attnc.dsl import Param, Variant, causal, full, h, i, j, s, softcap, window
+from attnc.errors import InputError
+from attnc.ops.op import Op
+
+
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+) -> Any:
+    """Softmax attention; returns o, or (o, lse [B, HQ, TQ]).
+
+    Shapes: q [B, TQ, HQ, K], k [B, TK, HKV, K], v [B, TK, HKV, V]; alibi_slopes [HQ] or [B, HQ].
+    `window_size` is (left, right) in tokens, inclusive, -1 for no bound; `softcap` 0 is none.
+
+    Raises:
+        InputError: shapes that do not fit, or dropout, which is not supported.
+
+    Source: FlashAttention-2, arXiv 2307.08691.
+    """
+    if dropout_p:
+        raise InputError(
+            f"dropout_p = {dropout_p}: dropout is not supported",
+            hints=("apply dropout to the output",),
+        )
+    biased = None if alibi_slopes is None else alibi_slopes.dim()
+    op = _flash(causal, softmax_scale, tuple(window_size), float(softcap), biased)
+    tensors = {} if alibi_slopes is None else {"slope": alibi_slopes}
+    return op(q, k, v, return_lse=return_lse, **tensors)
+
+
+@lru_cache(maxsize=256)
+def _flash(
+    is_causal: bool,
+    scale: float | None,
+    window_size: tuple[int, int],
+    cap: float,
+    biased: int | None,
+) -> Op:
+    left, right = window_size
+    score = s if cap == 0 else softcap(s, cap)
+    params: tuple[Param, ...] = ()
+    if biased is not None:
+        slope = Param("slope", shape="h" if biased == 1 else "b,h")
+        index = slope[h] if biased == 1 else slope["b", "h"]
+        score = score - index * abs_distance()
+        params = (slope,)
+    del params
+    mask = causal if is_causal else full
+    if left >= 0 or right >= 0:
+        mask = mask & _window(left, right)
+    return Op(
+        Variant(
+            "flash_attention",
+            feature_map="softmax",
+            scale="rsqrt(d)" if scale is None else scale,
+            score=score,
+            mask=mask,
+        )
+    )
+
+
+def abs_distance() -> Any:
+    """|i - j|, what flash-attn's ALiBi multiplies by the slope."""
+    from attnc.dsl import abs_
+
+    return abs_(i - j)
+
+
+def _window(left: int, right: int) -> Any:
+    if left < 0:
+        return j <= i + right
+    return window(left) if right < 0 else window(left, right)

@@ -1,0 +1,198 @@
+"""What a call hands over, checked against the declaration before any kernel sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+
+from attnc.dsl.variant import Declared, Variant
+from attnc.errors import InputError
+
+DTYPE_NAMES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+}
+MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of one call by letter: B, TQ, TK, HQ, HKV, K, V."""
+
+    batch: int
+    tq: int
+    tk: int
+    hq: int
+    hkv: int
+    head_dim: int
+    value_dim: int
+
+    def axis(self, letter: str) -> int:
+        """The length of an axis of a declared tensor."""
+        return {
+            "b": self.batch,
+            "h": self.hq,
+            "hkv": self.hkv,
+            "i": self.tq,
+            "j": self.tk,
+            "t": self.tk,
+            "k": self.head_dim,
+            "c": self.value_dim,
+        }[letter]
+
+
+def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Sizes:
+    """Sizes of q [B, TQ, HQ, K], k [B, TK, HKV, K], v [B, TK, HKV, V].
+
+    Raises:
+        InputError: ranks, sizes, dtypes or devices that do not fit together.
+    """
+    for name, tensor, letters in (
+        ("q", q, "[B, TQ, HQ, K]"),
+        ("k", k, "[B, TK, HKV, K]"),
+        ("v", v, "[B, TK, HKV, V]"),
+    ):
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        if tensor.dim() != 4:
+            raise InputError(
+                f"{name} has {tensor.dim()} dimensions, not 4: shape {_shape(tensor)}",
+                notes=(f"{name} is {letters}, the layout of flash-attn and fla",),
+                hints=("a [B, H, T, D] tensor becomes one by .transpose(1, 2)",),
+            )
+    batch, tq, hq, head_dim = q.shape
+    tk, hkv, value_dim = v.shape[1:]
+    expected = {"k": (batch, tk, hkv, head_dim), "v": (batch, tk, hkv, value_dim)}
+    for name, tensor in (("k", k), ("v", v)):
+        if tuple(tensor.shape) != expected[name]:
+            raise InputError(
+                f"{name} has shape {_shape(tensor)}, expected {list(expected[name])}",
+                notes=(
+                    f"q is {_shape(q)}, k is {_shape(k)}, v is {_shape(v)}",
+                    "B and K come from q, TK and HKV must agree between k and v",
+                ),
+            )
+    if hkv == 0 or hq % hkv:
+        raise InputError(
+            f"{hq} query heads are not a multiple of {hkv} key/value heads",
+            notes=("query head h reads key/value head h // (HQ / HKV)",),
+            hints=("heads stand in dimension 2: [B, T, H, D]",),
+        )
+    for name, dim in (("K", head_dim), ("V", value_dim)):
+        if not MIN_HEAD_DIM <= dim <= MAX_HEAD_DIM:
+            raise InputError(
+                f"head dim {name} = {dim} is outside {MIN_HEAD_DIM} to {MAX_HEAD_DIM}",
+                hints=("split or pad the heads",),
+            )
+    _check_types(q, k, v)
+    return Sizes(batch, tq, tk, hq, hkv, head_dim, value_dim)
+
+
+def _check_types(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    if q.dtype not in DTYPE_NAMES:
+        raise InputError(
+            f"q is {q.dtype}; kernels exist for fp16, bf16 and fp32",
+            hints=("convert the tensors first",),
+        )
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor.dtype != q.dtype:
+            raise InputError(f"{name} is {tensor.dtype}, q is {q.dtype}: they must be of one type")
+        if tensor.device != q.device:
+            raise InputError(f"{name} is on {tensor.device}, q is on {q.device}")
+    if q.device.type not in {"cpu", "cuda"}:
+        raise InputError(
+            f"q is on {q.device}; kernels run on cuda, and on cpu in Triton's interpreter"
+        )
+    if q.dtype == torch.float64 and q.device.type != "cpu":
+        raise InputError("fp64 runs in the interpreter alone, to check gradients")
+
+
+def check_tensors(
+    variant: Variant, given: Mapping[str, torch.Tensor | float], sizes: Sizes, q: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The declared params and inputs, each of its declared shape, in declared order.
+
+    Raises:
+        InputError: one is missing, unknown, of a wrong shape, dtype or device.
+    """
+    declared = {tensor.name: tensor for tensor in (*variant.params, *variant.inputs)}
+    for name in given:
+        if name not in declared:
+            close = get_close_matches(name, declared, 1)
+            known = ", ".join(declared) or "none"
+            hint = (f"did you mean {close[0]!r}?",) if close else ()
+            if name == "dropout_p" or name == "dropout":
+                hint = ("dropout is not supported: apply it to the output, or to the inputs",)
+            raise InputError(
+                f"{variant.name!r} takes no argument {name!r}",
+                notes=(f"declared params and inputs: {known}",),
+                hints=hint,
+            )
+    missing = [name for name in declared if name not in given]
+    if missing:
+        first = declared[missing[0]]
+        raise InputError(
+            f"{variant.name!r} needs {first.kind} {first.name!r}",
+            notes=(f"declared with shape {_letters(first)} = {_lengths(first, sizes)}",),
+            hints=(f"pass {first.name}=... to the call",),
+        )
+    return {name: _tensor(tensor, given[name], sizes, q) for name, tensor in declared.items()}
+
+
+def _tensor(
+    declared: Declared, value: torch.Tensor | float, sizes: Sizes, q: torch.Tensor
+) -> torch.Tensor:
+    if isinstance(value, int | float):
+        if declared.shape:
+            raise InputError(
+                f"{declared.name!r} is a number, its shape is {_letters(declared)}",
+                hints=(f"pass a tensor of shape {_lengths(declared, sizes)}",),
+            )
+        return torch.full((), float(value), dtype=torch.float32, device=q.device)
+    lengths = _lengths(declared, sizes)
+    if list(value.shape) != lengths:
+        raise InputError(
+            f"{declared.name!r} has shape {_shape(value)}, expected {lengths}",
+            notes=(f"declared as {_letters(declared)}",),
+        )
+    if not value.is_floating_point():
+        raise InputError(f"{declared.name!r} is {value.dtype}, it must be floating point")
+    if value.device != q.device:
+        raise InputError(f"{declared.name!r} is on {value.device}, q is on {q.device}")
+    return value
+
+
+def check_state(
+    variant: Variant, state: torch.Tensor | None, shape: tuple[int, ...], q: torch.Tensor
+) -> torch.Tensor:
+    """The initial state, zeros when none is given; fp32 (fp64 for an fp64 call), contiguous."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if state is None:
+        return torch.zeros(shape, dtype=dtype, device=q.device)
+    if tuple(state.shape) != shape:
+        raise InputError(
+            f"initial_state has shape {_shape(state)}, expected {list(shape)}",
+            notes=(f"the state of {variant.name!r} is [B, HS, F, columns]; see docs/state.md",),
+        )
+    if state.dtype != dtype:
+        raise InputError(f"initial_state is {state.dtype}, it must be {dtype}")
+    if state.device != q.device:
+        raise InputError(f"initial_state is on {state.device}, q is on {q.device}")
+    return state.contiguous()
+
+
+def _letters(declared: Declared) -> str:
+    return f"[{', '.join(declared.shape)}]"
+
+
+def _lengths(declared: Declared, sizes: Sizes) -> list[int]:
+    return [sizes.axis(letter) for letter in declared.shape]
+
+
+def _shape(tensor: torch.Tensor) -> list[int]:
+    return list(tensor.shape)
