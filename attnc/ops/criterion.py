@@ -74,6 +74,16 @@ def check_state(out: Tensor, ref: Tensor, pt: Tensor, dtype: torch.dtype) -> Ver
     return _by_maximum(out, ref, bound_of(ref, pt, dtype))
 
 
+def check_agreement(out: Tensor, other: Tensor, ref: Tensor, pt: Tensor) -> Verdict:
+    """Hold two forms against each other, by the bound that each of them has from the reference."""
+    wrong = _wrong_shape(out, other)
+    if wrong is not None:
+        return wrong
+    if out.dtype in {torch.float32, torch.float64}:
+        return _by_norm(out, other.to(ref.dtype), FORWARD_NORM)
+    return _by_maximum(out, other.to(ref.dtype), bound_of(ref, pt, out.dtype))
+
+
 def check_lse(out: Tensor, ref: Tensor) -> Verdict:
     """Hold an fp32 lse against the reference, to 1e-5 of its largest value or of 1."""
     wrong = _wrong_shape(out, ref)

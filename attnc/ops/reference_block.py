@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -111,21 +111,24 @@ class Run:
         phi = self.variant.feature_map.phi
         return x if phi is None else evaluate(phi, self.scope({}, x=x)).expand_as(x)
 
-    def decay_sums(self) -> Tensor | None:
-        """G [B, HQ, TK] in fp64: the log decays of tokens 0 .. t summed; None without decay."""
+    def log_decays(self) -> Tensor | None:
+        """The log decay of each token [B, HQ, TK] in fp64, [B, HQ, 1] if all share it."""
         if self.variant.log_decay is None:
             return None
         batch, tokens, heads = self.k.shape[0], self.k.shape[1], self.q.shape[2]
         device = self.q.device
         index = head_index(slice(0, batch), slice(0, heads), self.group, device)
         index["t"] = torch.arange(tokens, device=device).view(1, 1, 1, -1)
-        scope = self.scope(index)
-        wide = Scope(scope.names, scope.load, torch.float64, device)
-        rate = evaluate(self.variant.log_decay, wide)
-        rate = rate.expand(batch, heads, 1, rate.shape[-1] if rate.ndim else 1)[:, :, 0]
-        if rate.shape[-1] == tokens:
-            return rate.cumsum(-1)
-        return rate * torch.arange(1, tokens + 1, device=device)
+        scope = replace(self.scope(index), dtype=torch.float64, rounding=None)
+        rate = evaluate(self.variant.log_decay, scope)
+        return rate.expand(batch, heads, 1, rate.shape[-1] if rate.ndim else 1)[:, :, 0]
+
+    def decay_sums(self) -> Tensor | None:
+        """G [B, HQ, TK] in fp64: the log decays of tokens 0 .. t summed; None without decay."""
+        rate = self.log_decays()
+        if rate is None or rate.shape[-1] != 1:
+            return rate if rate is None else rate.cumsum(-1)
+        return rate * torch.arange(1, self.k.shape[1] + 1, device=self.q.device)
 
     def decay(self, exponent: Tensor) -> Tensor:
         """exp of a difference of sums: in fp32 for pt, rounded once."""

@@ -1,0 +1,202 @@
+"""Random inputs of a variant: what `verify` and the property tests call an op with.
+
+Draws are fresh each time and such that a wrong kernel shows: scores near 1 in size, so that no
+softmax saturates; decays that neither vanish nor forget at once; normalisers away from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Negate, Ref
+from attnc.dsl.variant import Declared, Variant
+from attnc.ops.evaluate import Scope, evaluate
+from attnc.ops.reference_block import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of one call, and whether its tensors are strided views."""
+
+    batch: int
+    tq: int
+    tk: int
+    hq: int
+    hkv: int
+    qk: int
+    v: int
+    strided: bool = False
+
+    def __str__(self) -> str:
+        tokens = f"T={self.tq}" if self.tq == self.tk else f"TQ={self.tq} TK={self.tk}"
+        heads = f"H={self.hq}" if self.hq == self.hkv else f"H={self.hq}/{self.hkv}"
+        dims = f"D={self.qk}" if self.qk == self.v else f"D={self.qk},{self.v}"
+        return f"B={self.batch} {tokens} {heads} {dims}{' strided' if self.strided else ''}"
+
+    def axis(self, letter: str) -> int:
+        """The length of one axis of a declared tensor."""
+        lengths = {"b": self.batch, "h": self.hq, "hkv": self.hkv, "i": self.tq}
+        lengths |= {"j": self.tk, "t": self.tk, "k": self.qk, "c": self.v}
+        return lengths[letter]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The tensors of one call."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tensors: dict[str, Tensor]
+
+    @property
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, as an op takes them."""
+        return self.q, self.k, self.v
+
+    def tokens(self, variant: Variant, part: slice) -> Inputs:
+        """The same call on some of the tokens."""
+        declared = (*variant.params, *variant.inputs)
+        cut = {
+            d.name: self.tensors[d.name][
+                tuple(part if axis in {"t", "i", "j"} else slice(None) for axis in d.shape)
+            ]
+            for d in declared
+        }
+        return Inputs(self.q[:, part], self.k[:, part], self.v[:, part], cut)
+
+
+def draw_inputs(
+    variant: Variant,
+    shape: Shape,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Inputs:
+    """Random q, k, v and every declared param and input of a variant."""
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, dtype=torch.float32)
+
+    q = normal(shape.batch, shape.tq, shape.hq, shape.qk)
+    k = normal(shape.batch, shape.tk, shape.hkv, shape.qk)
+    v = normal(shape.batch, shape.tk, shape.hkv, shape.v)
+    if variant.feature_map.phi is None:
+        # scale * q.k then has a standard deviation of 1, whatever the scale
+        k = k / max(1e-6, abs(variant.scale.value(shape.qk)) * sqrt(shape.qk))
+    if variant.normalize == "sum" and _changes_sign(variant):
+        # a sum of weights of both signs comes near 0, and no arithmetic survives that
+        q, k = q.abs(), k.abs()
+    if variant.normalize == "none":
+        v = v / sqrt(shape.tk)  # or fp16 overflows at long lengths
+    q, k, v = (x.to(device=device, dtype=dtype) for x in (q, k, v))
+    if shape.strided:
+        q, k, v = _strided(q), _padded(k), _strided(v)
+    inputs = Inputs(q, k, v, _draw_tensors(variant, shape, generator, device))
+    return _with_decay(variant, shape, inputs, generator)
+
+
+def _changes_sign(variant: Variant) -> bool:
+    grid = torch.linspace(-8, 8, 321, dtype=torch.float64)
+    scope = Scope({"x": grid}, lambda ref: grid, torch.float64, grid.device)
+    if variant.feature_map.phi is not None:
+        values = evaluate(variant.feature_map.phi, scope)
+    else:
+        powers = enumerate(variant.feature_map.coefficients)
+        values = sum((float(c) * grid**m for m, c in powers), torch.zeros_like(grid))
+    return bool((values < 0).any())
+
+
+def _strided(x: Tensor) -> Tensor:
+    """The same values laid out [B, H, T, D], as models that transpose hand them over."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _padded(x: Tensor) -> Tensor:
+    """The same values as a slice of wider rows, the rest of them NaN."""
+    wide = torch.full((*x.shape[:-1], x.shape[-1] + 8), float("nan"), dtype=x.dtype)
+    wide = wide.to(x.device)
+    wide[..., : x.shape[-1]] = x
+    return wide[..., : x.shape[-1]]
+
+
+def _draw_tensors(
+    variant: Variant, shape: Shape, generator: torch.Generator, device: torch.device
+) -> dict[str, Tensor]:
+    positive = _takes_logarithms(variant.score)
+    drawn = {}
+    for declared in (*variant.params, *variant.inputs):
+        sizes = [shape.axis(letter) for letter in declared.shape]
+        if declared.kind == "param" or positive:
+            value = 0.02 + 0.5 * torch.rand(sizes, generator=generator)
+        else:
+            value = 0.5 * torch.randn(sizes, generator=generator)
+        drawn[declared.name] = value.to(device)
+    return drawn
+
+
+# what a log decay's tensors may be drawn as, from u in (0.002, 0.4) spread evenly in its logarithm
+_DECAY_DRAWS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda u: u,
+    lambda u: -u,
+    lambda u: 1 - u,
+    lambda u: u - 1,
+    lambda u: -torch.log(u),
+    lambda u: torch.log(u),
+)
+
+
+def _with_decay(
+    variant: Variant, shape: Shape, inputs: Inputs, generator: torch.Generator
+) -> Inputs:
+    """Redraw the tensors of the log decay so that it is negative, and about -0.1 a token."""
+    log_decay = variant.log_decay
+    if log_decay is None:
+        return inputs
+    declared = {d.name: d for d in (*variant.params, *variant.inputs)}
+    used = [declared[name] for name in sorted(names_in(log_decay) & set(declared))]
+    best, best_distance = inputs, float("inf")
+    uniform = {d.name: _log_uniform(d, shape, generator) for d in used}
+    for draw in _DECAY_DRAWS if used else ():
+        redrawn = {name: draw(u).to(inputs.q.device) for name, u in uniform.items()}
+        candidate = Inputs(*inputs.qkv, {**inputs.tensors, **redrawn})
+        run = Run(variant, *candidate.qkv, candidate.tensors, torch.float64, None, None)
+        rates = run.log_decays()
+        if rates is None or not bool((rates.isfinite() & (rates <= 0)).all()):
+            continue
+        distance = abs(float(rates.mean()) + 0.1)
+        if distance < best_distance:
+            best, best_distance = candidate, distance
+    return best
+
+
+def _log_uniform(declared: Declared, shape: Shape, generator: torch.Generator) -> Tensor:
+    sizes = [shape.axis(letter) for letter in declared.shape]
+    return 0.002 * 200 ** torch.rand(sizes, generator=generator)
+
+
+def names_in(expr: Expr) -> set[str]:
+    """Every name of an expression, of index letters and tensors alike."""
+    return {part.name if isinstance(part, Ref) else getattr(part, "id", "") for part in walk(expr)}
+
+
+def walk(expr: Expr) -> list[Expr]:
+    """The nodes of an expression, parents first."""
+    match expr:
+        case Negate(operand=operand):
+            return [expr, *walk(operand)]
+        case Binary(left=left, right=right) | Compare(left=left, right=right):
+            return [expr, *walk(left), *walk(right)]
+        case Call(args=parts) | Logic(operands=parts):
+            return [expr, *(node for part in parts for node in walk(part))]
+    return [expr]
+
+
+def _takes_logarithms(expr: Expr | None) -> bool:
+    nodes = [] if expr is None else walk(expr)
+    return any(isinstance(n, Call) and n.function in {"log", "log1p", "sqrt"} for n in nodes)

@@ -1,0 +1,209 @@
+"""Hold a variant's kernels against its fp64 reference, on random inputs, in every legal form."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnc.dsl.variant import Variant
+from attnc.errors import PlanError
+from attnc.ops.criterion import Verdict, check, check_agreement, check_lse, check_state
+from attnc.ops.draw import Inputs, Shape, draw_inputs
+from attnc.ops.op import Op, compile
+from attnc.ops.reference import Attended, attend
+from attnc.ops.report import Report, Row
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+Progress = Callable[[int, int, str], None]
+_DEFAULT_DIM = 64
+# tokens before the call whose state becomes its initial state
+_PREFIX_TOKENS = 21
+
+
+def verify(
+    variant: Variant,
+    *,
+    device: str = "cpu",
+    dtypes: Sequence[str] | None = None,
+    shapes: Sequence[Shape] | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run every legal form of a variant on random inputs and compare with the reference.
+
+    Each seed draws other inputs; the report names it, and `seed=` draws the same again.
+    `progress` is called with (done, total, what comes next).
+    """
+    seed = secrets.randbits(32) if seed is None else seed
+    generator = torch.Generator().manual_seed(seed)
+    op = compile(variant)
+    checker = _Checker(variant, op, torch.device(device), generator)
+    calls = _calls(variant, torch.device(device), dtypes, shapes)
+    rows: list[Row] = []
+    skipped: list[str] = []
+    for done, (shape, name) in enumerate(calls):
+        if progress is not None:
+            progress(done, len(calls), f"{name} {shape}")
+        with torch.no_grad():
+            rows.extend(checker.rows(shape, name, skipped))
+    if progress is not None:
+        progress(len(calls), len(calls), "done")
+    return Report(variant.name, checker.place, seed, tuple(rows), tuple(skipped))
+
+
+def default_shapes(variant: Variant, device: torch.device) -> tuple[Shape, ...]:
+    """Ragged lengths, TQ other than TK, grouped heads, head dims that are no powers of two."""
+    dim = variant.dim
+    qk, v = (_DEFAULT_DIM, _DEFAULT_DIM) if dim is None else (dim.qk, dim.v)
+    if device.type == "cpu":
+        return (
+            Shape(1, 200, 200, 2, 1, qk, v),
+            Shape(2, 1, 1, 2, 2, qk, v),
+            Shape(1, 63, 63, 4, 2, qk, v, strided=True),
+            Shape(1, 37, 130, 2, 1, qk, v),
+            Shape(1, 100, 37, 1, 1, qk, v),
+            Shape(1, 63, 63, 1, 1, 80, 80),
+        )
+    return (
+        *(Shape(1, t, t, 4, 2, qk, v) for t in (1, 63, 1000, 4096, 16384)),
+        Shape(2, 1000, 1000, 6, 2, qk, v, strided=True),
+        Shape(1, 1, 4096, 4, 1, qk, v),
+        Shape(1, 1000, 4096, 4, 2, qk, v),
+        Shape(1, 4096, 1000, 4, 2, qk, v),
+        Shape(2, 1000, 1000, 4, 4, 80, 80),
+        Shape(1, 1000, 1000, 4, 4, 128, 128),
+    )
+
+
+def _calls(
+    variant: Variant,
+    device: torch.device,
+    dtypes: Sequence[str] | None,
+    shapes: Sequence[Shape] | None,
+) -> list[tuple[Shape, str]]:
+    listed = tuple(shapes) if shapes is not None else default_shapes(variant, device)
+    if dtypes is None and shapes is None and device.type == "cpu":
+        # the interpreter is slow: every shape in fp32, which is held tightest, 16-bit types once
+        return [*((shape, "fp32") for shape in listed), (listed[0], "fp16"), (listed[0], "bf16")]
+    return [(shape, name) for name in dtypes or tuple(DTYPES) for shape in listed]
+
+
+@dataclass(frozen=True, slots=True)
+class _Checker:
+    """Runs one shape in one dtype and yields what was found."""
+
+    variant: Variant
+    op: Op
+    device: torch.device
+    generator: torch.Generator
+
+    @property
+    def place(self) -> str:
+        """Where the kernels run."""
+        if self.device.type == "cpu":
+            return "cpu, in Triton's interpreter"
+        return torch.cuda.get_device_name(self.device)
+
+    def rows(self, shape: Shape, name: str, skipped: list[str]) -> Iterator[Row]:
+        """Every form, then forms against each other, then the state."""
+        dtype = DTYPES[name]
+        inputs = draw_inputs(self.variant, shape, dtype, self.generator, self.device)
+        softmax = self.variant.family == "softmax"
+        ref = self._attend(inputs, lse=softmax)
+        pt = self._attend(inputs, rounding=dtype)
+        found: dict[str, Tensor] = {}
+        for form in self._forms(shape):
+            self._poison(ref.out, dtype)
+            try:
+                out = self.op(*inputs.qkv, form=form, return_lse=softmax, **inputs.tensors)
+            except PlanError as error:
+                if form == self.op.forms()[0]:
+                    raise
+                skipped.append(f"{form} form, {name} {shape}: {error}")
+                continue
+            found[form] = out[0] if softmax else out
+            yield Row.of(f"{form} form", name, shape, check(found[form], ref.out, pt.out))
+            if softmax and ref.lse is not None:
+                yield Row.of("lse", name, shape, check_lse(out[1], ref.lse))
+        for other in [form for form in found if form != next(iter(found))]:
+            first = next(iter(found))
+            verdict = check_agreement(found[other], found[first], ref.out, pt.out)
+            yield Row.of(f"{other} against {first}", name, shape, verdict)
+        if "chunked" in found and shape.tq > 1:
+            yield from self._state_rows(inputs, shape, name)
+
+    def _state_rows(self, inputs: Inputs, shape: Shape, name: str) -> Iterator[Row]:
+        """A sequence split at an odd token equals the whole, and a state given comes through."""
+        dtype = DTYPES[name]
+        before = draw_inputs(
+            self.variant,
+            Shape(shape.batch, _PREFIX_TOKENS, _PREFIX_TOKENS, *_heads_and_dims(shape)),
+            dtype,
+            self.generator,
+            self.device,
+        )
+        # params hold for the whole sequence, inputs belong to their tokens
+        kept = {d.name: inputs.tensors[d.name] for d in self.variant.params}
+        before = Inputs(*before.qkv, {**before.tensors, **kept})
+        start = self._attend(before, state=True).state
+        assert start is not None
+        start = start.float()
+        ref = self._attend(inputs, initial=start, state=True)
+        pt = self._attend(inputs, rounding=dtype, initial=start, state=True)
+        split = (shape.tq // 2) | 1
+        split = split if split < shape.tq else 1
+        outs = []
+        state = start
+        for part in (slice(0, split), slice(split, shape.tq)):
+            piece = inputs.tokens(self.variant, part)
+            out, state = self.op(
+                *piece.qkv, initial_state=state, return_state=True, **piece.tensors
+            )
+            outs.append(out)
+        whole, last = self.op(*inputs.qkv, initial_state=start, return_state=True, **inputs.tensors)
+        assert ref.state is not None and pt.state is not None
+        yield Row.of("with a state given", name, shape, check(whole, ref.out, pt.out))
+        yield Row.of("state returned", name, shape, check_state(last, ref.state, pt.state, dtype))
+        yield Row.of(f"split at {split}", name, shape, check(torch.cat(outs, 1), ref.out, pt.out))
+        verdict = check_state(state, ref.state, pt.state, dtype)
+        yield Row.of(f"state, split at {split}", name, shape, verdict)
+
+    def _forms(self, shape: Shape) -> tuple[str, ...]:
+        """The forms that this shape allows: only the parallel one knows TQ other than TK."""
+        forms = self.op.forms()
+        return forms if shape.tq == shape.tk else tuple(f for f in forms if f != "chunked")
+
+    def _attend(
+        self,
+        inputs: Inputs,
+        *,
+        rounding: torch.dtype | None = None,
+        initial: Tensor | None = None,
+        lse: bool = False,
+        state: bool = False,
+    ) -> Attended:
+        return attend(
+            self.variant,
+            *inputs.qkv,
+            inputs.tensors,
+            dtype=torch.float64 if rounding is None else torch.float32,
+            rounding=rounding,
+            initial_state=initial,
+            return_lse=lse,
+            return_state=state,
+        )
+
+    def _poison(self, like: Tensor, dtype: torch.dtype) -> None:
+        """Leave NaN in the memory that the allocator hands out next, probably for the output."""
+        torch.full(like.shape, float("nan"), dtype=dtype, device=like.device)
+
+
+def _heads_and_dims(shape: Shape) -> tuple[int, int, int, int]:
+    return shape.hq, shape.hkv, shape.qk, shape.v
+
+
+__all__ = ["DTYPES", "Report", "Row", "Shape", "Verdict", "default_shapes", "verify"]
