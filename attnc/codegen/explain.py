@@ -9,13 +9,13 @@ from attnc.codegen.work import visible_fraction
 def explain(plan: Plan) -> str:
     """The variant, the algebra, the graph and the plan, one after the other."""
     parts = [
-        _title("variant"),
+        "== variant",
         plan.variant.summary,
-        _title("algebra"),
+        "== algebra",
         str(plan.algebra),
-        _title("graph"),
+        "== graph",
         *(str(step.kernel.graph) for step in plan.passes),
-        _title("plan"),
+        "== plan",
         explain_plan(plan),
     ]
     return "\n".join(parts)

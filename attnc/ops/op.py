@@ -55,7 +55,8 @@ class _Built:
 class Op:
     """An attention op compiled from a variant.
 
-    Shapes: q `[B, TQ, HQ, K]`, k `[B, TK, HKV, K]`, v `[B, TK, HKV, V]`, any strides; o like q with V.
+    Shapes: q `[B, TQ, HQ, K]`, k `[B, TK, HKV, K]`, v `[B, TK, HKV, V]`, any strides.
+    The output is [B, TQ, HQ, V].
     CPU tensors run the emitted kernel in Triton's interpreter, CUDA tensors run it compiled.
     """
 
@@ -261,23 +262,22 @@ class Op:
         return self._first_launch(built, q, arguments)
 
     def _first_launch(self, built: _Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
-        """Compile on this device; a plan that the compiler says does not fit gives way to the next."""
+        """Compile on this device; a plan that the compiler refuses gives way to the next."""
         from triton.runtime.errors import OutOfResources
 
         for rank in range(built.rank, len(built.plans)):
             plan = built.plans[rank]
             path = _store(plan)
-            print(
-                f"attnc: compiling {self.variant.name} ({plan.form}, {plan.dtype}, "
-                f"K={plan.dims[0]} V={plan.dims[1]}) for {torch.cuda.get_device_name(q.device)}",
-                file=sys.stderr,
+            _say(
+                f"compiling {self.variant.name} ({plan.form}, {plan.dtype}, "
+                f"K={plan.dims[0]} V={plan.dims[1]}) for {torch.cuda.get_device_name(q.device)}"
             )
             module = load_module(path)
             try:
                 with torch.cuda.device(q.device):
                     result = module.forward(*arguments)
             except OutOfResources as error:
-                print(f"attnc: the compiler refuses that plan: {error}", file=sys.stderr)
+                _say(f"the compiler refuses that plan: {error}")
                 continue
             built.rank, built.path, built.module = rank, path, module
             return result
@@ -286,6 +286,11 @@ class Op:
             f"{torch.cuda.get_device_name(q.device)}",
             hints=("use a smaller head dim, or a 16-bit dtype",),
         )
+
+
+def _say(text: str) -> None:
+    """One line on standard error: a first call that takes seconds says what it does."""
+    sys.stderr.write(f"attnc: {text}\n")
 
 
 def _store(plan: Plan) -> Path:

@@ -1,0 +1,1 @@
+"""Algebra, graph, plan and render: pure functions on frozen values."""
