@@ -344,5 +344,5 @@ def test_what_a_family_does_not_have_is_refused():
         reference(based.variant, *qkv(found), {}, return_lse=True)
     with pytest.raises(ValueError, match="no state of fixed size"):
         reference(flash.variant, *qkv(found), {}, return_state=True)
-    with pytest.raises(ValueError, match="not 3 and 9"):
+    with pytest.raises(ValueError, match="not 3 queries and 9 keys"):
         reference(based.variant, *qkv(found), {}, return_state=True)

@@ -1,0 +1,236 @@
+"""Hypothesis strategies over the whole grammar: declarations, shapes, dtypes and their tensors.
+
+Declarations are drawn as TOML, so that a failing example prints as what a user would write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import note
+from hypothesis import strategies as st
+
+from attnc.dsl.toml_file import loads
+from attnc.dsl.variant import Variant
+from attnc.ops.draw import Inputs, Shape, draw_inputs
+
+# weights that are nonnegative wherever they are evaluated: a sum of others comes near 0
+NONNEGATIVE = (
+    "taylor(2)",
+    "1 + s + s**2/2",
+    "s**2",
+    "(1 + s)**2",
+    "0.25 + s**4",
+    "elu(x) + 1",
+    "relu(x)**2",
+    "exp(x)",
+    "sigmoid(x)",
+    "softplus(x)",
+    "abs(x)",
+    "x**2 + 0.1",
+)
+SIGNED = (
+    "identity",
+    "taylor(1)",
+    "taylor(3)",
+    "s**3 - 2*s + 1/2",
+    "0.5*s - 1",
+    "3*s",
+    "s - s**2",
+    "silu(x)",
+    "tanh(x)",
+    "x - 0.5",
+)
+HIGH_DEGREE = ("taylor(3)", "s**3 - 2*s + 1/2", "0.25 + s**4")
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+PARAMS = {
+    "slope": ("h",),
+    "bias": ("h",),
+    "shared": ("hkv",),
+    "gain": (),
+    "table": ("b", "h"),
+}
+INPUTS = {
+    "x": ("b", "t", "h"),
+    "y": ("b", "t"),
+    "rel": ("h", "i", "j"),
+    "g": ("b", "t", "h"),
+    "gk": ("b", "t", "hkv"),
+    "gt": ("b", "t"),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One drawn call: a variant, the sizes, the dtype's name and the tensors."""
+
+    variant: Variant
+    shape: Shape
+    dtype: str
+    inputs: Inputs
+
+
+def constants(low: int = 0, high: int = 40) -> st.SearchStrategy[str]:
+    return st.integers(low, high).map(str)
+
+
+def masks(*, depth: int = 2) -> st.SearchStrategy[str]:
+    """Mask algebra, each comparison in parentheses as Python's precedence asks."""
+    sides = st.sampled_from(["<", "<=", ">", ">="])
+    leaves = st.one_of(
+        st.sampled_from(["causal", "causal", "full"]),
+        constants().map(lambda n: f"window({n})"),
+        st.tuples(constants(), constants()).map(lambda n: f"window({n[0]}, {n[1]})"),
+        constants(1).map(lambda n: f"prefix({n})"),
+        st.tuples(sides, constants()).map(lambda n: f"(i - j {n[0]} {n[1]})"),
+        st.tuples(sides, constants(0, 80)).map(lambda n: f"(i + j {n[0]} {n[1]})"),
+        st.tuples(st.integers(1, 3), st.integers(1, 3), sides, st.integers(-20, 20)).map(
+            lambda n: f"({n[0]}*i {n[2]} {n[1]}*j + {n[3]})"
+        ),
+    )
+    return st.recursive(leaves, _combine_masks, max_leaves=2 * depth)
+
+
+def _combine_masks(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    both = st.tuples(inner, st.sampled_from(["&", "|"]), inner)
+    return st.one_of(
+        both.map(lambda n: f"({n[0]} {n[1]} {n[2]})"), inner.map(lambda mask: f"~({mask})")
+    )
+
+
+def scores() -> st.SearchStrategy[str]:
+    """Score expressions with params and inputs, built outward from s."""
+    return st.recursive(st.just("s"), _extend_score, max_leaves=4)
+
+
+def _extend_score(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    shapes = [
+        "softcap({}, 7)",
+        "softcap({}, 0.8)",
+        "({} - slope[h]*(i - j))",
+        "({} - slope[h]*abs(i - j))",
+        "({} + bias[h])",
+        "({} + shared[hkv] - table[b,h])",
+        "{}*gain",
+        "({} + x[b,i,h] - x[b,j,h])",
+        "({} - y[b,j])",
+        "({} + rel[h,i,j])",
+        "where(i - j < 9, {}, 0.5*s)",
+        "where((j >= 4) | (h == 0), {}, s - 1)",
+        "2*tanh({})",
+        "3*sigmoid({})",
+        "min({}, 1.5)",
+        "max({}, -2)",
+        "log1p(abs({}))",
+        "sqrt({}**2 + 0.5)",
+        "{}*(h + 1)/H",
+        "({} + b/8 - 1/d)",
+    ]
+    return st.builds(lambda shape, part: shape.format(part), st.sampled_from(shapes), inner)
+
+
+def decays() -> st.SearchStrategy[str]:
+    """Log decays that are negative for the tensors that `draw_inputs` gives them."""
+    return st.sampled_from(
+        [
+            "-0.05",
+            "-slope[h]",
+            "-gain",
+            "-shared[hkv]",
+            "-exp(bias[h])",
+            "log1p(-2**(-5-h))",
+            "-(h + 1)/(8*H)",
+            "-g[b,t,h]",
+            "-softplus(g[b,t,h])",
+            "log(sigmoid(g[b,t,h]))",
+            "-slope[h]*softplus(gt[b,t])",
+            "-gk[b,t,hkv]",
+            "-gt[b,t]",
+        ]
+    )
+
+
+@st.composite
+def declarations(draw: st.DrawFn, family: str | None = None, *, causal: bool = False) -> str:
+    """The TOML of one variant named `drawn`; `causal` asks for exactly the causal mask."""
+    family = family or draw(st.sampled_from(["softmax", "state"]))
+    scale = draw(st.sampled_from(['"rsqrt(d)"', "1.0", "0.125", "0.3"]))
+    mask = "causal" if causal or draw(st.booleans()) else draw(masks())
+    if family == "softmax":
+        score = draw(st.one_of(st.just("s"), scores()))
+        fields = {"feature_map": '"softmax"', "scale": scale, "mask": f'"{mask}"'}
+        return _toml({**fields, "score": f'"{score}"'}, score)
+    normalize = draw(st.sampled_from(["sum", "none"]))
+    maps = NONNEGATIVE if normalize == "sum" else (*NONNEGATIVE, *SIGNED)
+    fields = {"feature_map": f'"{draw(st.sampled_from(maps))}"', "scale": scale}
+    fields["normalize"] = f'"{normalize}"'
+    decay = draw(st.one_of(st.none(), decays()))
+    if decay is not None:
+        fields["log_decay"] = f'"{decay}"'
+        # a decay towards the future would be growth
+        mask = mask if mask == "causal" else f"causal & {mask}"
+    return _toml({**fields, "mask": f'"{mask}"'}, decay or "")
+
+
+def _toml(fields: dict[str, str], expression: str) -> str:
+    lines = ["[drawn]", *(f"{key} = {value}" for key, value in fields.items())]
+    for kind, declared in (("params", PARAMS), ("inputs", INPUTS)):
+        for name, axes in declared.items():
+            if f"{name}[" in expression or (not axes and name in expression):
+                listed = ", ".join(f'"{axis}"' for axis in axes)
+                lines.append(f"{kind}.{name} = {{ shape = [{listed}] }}")
+    return "\n".join(lines)
+
+
+def variants(family: str | None = None, *, causal: bool = False) -> st.SearchStrategy[Variant]:
+    """Legal variants of one family, or of both."""
+    return declarations(family, causal=causal).map(
+        lambda text: loads(text, file="drawn.toml")["drawn"]
+    )
+
+
+def head_dims(highest: int = 96) -> st.SearchStrategy[int]:
+    """16 .. 96, powers of two and others alike."""
+    usual = st.sampled_from([dim for dim in (16, 32, 64, 80, 96) if dim <= highest])
+    return st.one_of(usual, st.integers(16, highest))
+
+
+@st.composite
+def shapes(
+    draw: st.DrawFn, *, tokens: int = 90, highest_dim: int = 96, square: bool = False
+) -> Shape:
+    """Ragged lengths, TQ like TK or not, grouped heads, strided or not."""
+    lengths = st.one_of(st.sampled_from([1, 2, 63, 64, 65]), st.integers(1, tokens))
+    tq = draw(lengths)
+    tk = tq if square or draw(st.booleans()) else draw(lengths)
+    hq, hkv = draw(st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 1), (4, 2)]))
+    qk, v = draw(head_dims(highest_dim)), draw(head_dims(highest_dim))
+    return Shape(draw(st.integers(1, 2)), tq, tk, hq, hkv, qk, v, draw(st.booleans()))
+
+
+def dtypes() -> st.SearchStrategy[str]:
+    return st.sampled_from(list(DTYPES))
+
+
+@st.composite
+def calls(
+    draw: st.DrawFn,
+    family: str | None = None,
+    *,
+    causal: bool = False,
+    square: bool = False,
+    tokens: int = 90,
+) -> Call:
+    """A variant with everything it takes to call it on the CPU."""
+    text = draw(declarations(family, causal=causal))
+    # cubes of 96 channels are 152,096 features: such a state is the planner's to refuse
+    high = any(f'"{feature_map}"' in text for feature_map in HIGH_DEGREE)
+    shape = draw(shapes(tokens=tokens, highest_dim=20 if high else 96, square=square))
+    dtype = draw(dtypes())
+    seed = draw(st.integers(0, 2**32 - 1))
+    note(f"{text}\n# {dtype} {shape} seed {seed}")
+    variant = loads(text, file="drawn.toml")["drawn"]
+    generator = torch.Generator().manual_seed(seed)
+    inputs = draw_inputs(variant, shape, DTYPES[dtype], generator, torch.device("cpu"))
+    return Call(variant, shape, dtype, inputs)
