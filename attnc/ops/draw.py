@@ -13,7 +13,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Negate, Ref
+from attnc.dsl.expr import Call, Expr, Name, Ref, walk
 from attnc.dsl.variant import Declared, Variant
 from attnc.ops.evaluate import Scope, evaluate
 from attnc.ops.reference_block import Run
@@ -182,19 +182,9 @@ def _log_uniform(declared: Declared, shape: Shape, generator: torch.Generator) -
 
 def names_in(expr: Expr) -> set[str]:
     """Every name of an expression, of index letters and tensors alike."""
-    return {part.name if isinstance(part, Ref) else getattr(part, "id", "") for part in walk(expr)}
-
-
-def walk(expr: Expr) -> list[Expr]:
-    """The nodes of an expression, parents first."""
-    match expr:
-        case Negate(operand=operand):
-            return [expr, *walk(operand)]
-        case Binary(left=left, right=right) | Compare(left=left, right=right):
-            return [expr, *walk(left), *walk(right)]
-        case Call(args=parts) | Logic(operands=parts):
-            return [expr, *(node for part in parts for node in walk(part))]
-    return [expr]
+    nodes = walk(expr)
+    names = {node.id for node in nodes if isinstance(node, Name)}
+    return names | {node.name for node in nodes if isinstance(node, Ref)}
 
 
 def _takes_logarithms(expr: Expr | None) -> bool:

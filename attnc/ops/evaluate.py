@@ -164,10 +164,10 @@ def _combine(
         sign = 1 if op == "+" else -1
         over_i, over_j, constant = (a + sign * b for a, b in zip(first, second, strict=True))
         return over_i, over_j, constant
-    if op == "*" and first[:2] == (0, 0):
+    if op == "*" and not any(first[:2]):
         first, second = second, first
     factor = second[2]
-    if op not in {"*", "/"} or second[:2] != (0, 0) or (op == "/" and factor == 0):
+    if op not in {"*", "/"} or any(second[:2]) or (op == "/" and factor == 0):
         return None
     over_i, over_j, constant = (part * factor if op == "*" else part / factor for part in first)
     return over_i, over_j, constant

@@ -89,7 +89,7 @@ def attend(
 ) -> Attended:
     """Compute in `dtype`, rounding what is computed from q, k, v or a state to `rounding`.
 
-    Raises: ValueError for an lse outside the softmax family, a state outside the state family, or
+    Raises: InputError for an lse outside the softmax family, a state outside the state family, or
     a state of a mask that is not causal.
     """
     with torch.autocast(q.device.type, enabled=False):

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Variant
+from attnc.errors import InputError
 from attnc.ops.evaluate import Scope, evaluate, evaluate_mask, round_to
 from attnc.ops.reference_state import feature_count, monomials, query_weights, state_heads
 
-# entries of [b, h, rows, TK] at once: about six such fp64 tensors live together, 256 MB in all
-BLOCK_ENTRIES = 1 << 22
+# entries of [b, h, rows, TK] at once: about ten such fp64 tensors live together, 160 MB in all
+BLOCK_ENTRIES = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,14 @@ class Run:
 
     def check(self, return_lse: bool, return_state: bool) -> None:
         if return_lse and not self.softmax:
-            raise ValueError("only the softmax family has an lse")
+            raise InputError("only the softmax family has an lse")
         if self.initial_state is None and not return_state:
             return
         if self.softmax:
-            raise ValueError("the softmax family has no state of fixed size")
+            raise InputError("the softmax family has no state of fixed size")
         if self.q.shape[1] != self.k.shape[1]:
             lengths = f"{self.q.shape[1]} queries and {self.k.shape[1]} keys"
-            raise ValueError(f"a state needs as many queries as keys, not {lengths}")
+            raise InputError(f"a state needs as many queries as keys, not {lengths}")
 
     def round(self, value: Tensor) -> Tensor:
         return round_to(value, self.rounding)

@@ -17,7 +17,7 @@ from math import comb, factorial, prod
 import torch
 from torch import Tensor
 
-from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Ref
+from attnc.dsl.expr import Expr, Name, Ref, walk
 from attnc.dsl.variant import Variant
 
 
@@ -38,7 +38,8 @@ def feature_count(variant: Variant, head_dim: int) -> int:
 
 def state_heads(variant: Variant, query_heads: int, key_heads: int) -> int:
     """HS: a state a query head where the decay depends on it, else a state a key/value head."""
-    return query_heads if variant.log_decay and _uses_head(variant.log_decay) else key_heads
+    log_decay = variant.log_decay
+    return query_heads if log_decay is not None and _uses_head(log_decay) else key_heads
 
 
 def monomials(variant: Variant, x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
@@ -82,15 +83,7 @@ def _orders(choice: tuple[int, ...]) -> int:
 
 
 def _uses_head(expr: Expr) -> bool:
-    match expr:
-        case Name(id=name):
-            return name == "h"
-        case Ref(index=index):
-            return "h" in index
-        case Negate(operand=operand):
-            return _uses_head(operand)
-        case Binary(left=left, right=right) | Compare(left=left, right=right):
-            return _uses_head(left) or _uses_head(right)
-        case Call(args=parts) | Logic(operands=parts):
-            return any(_uses_head(part) for part in parts)
-    return False
+    return any(
+        node.id == "h" if isinstance(node, Name) else isinstance(node, Ref) and "h" in node.index
+        for node in walk(expr)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,7 +120,7 @@ class _Checker:
         for form in self._forms(shape):
             self._poison(ref.out, dtype)
             try:
-                out = self.op(*inputs.qkv, form=form, return_lse=softmax, **inputs.tensors)
+                out = self._call(inputs, form=form, return_lse=softmax)
             except PlanError as error:
                 if form == self.op.forms()[0]:
                     raise
@@ -135,6 +136,10 @@ class _Checker:
             yield Row.of(f"{other} against {first}", name, shape, verdict)
         if "chunked" in found and shape.tq > 1:
             yield from self._state_rows(inputs, shape, name)
+
+    def _call(self, inputs: Inputs, **options: Any) -> Any:
+        given: dict[str, Any] = {**options, **inputs.tensors}
+        return self.op(inputs.q, inputs.k, inputs.v, **given)
 
     def _state_rows(self, inputs: Inputs, shape: Shape, name: str) -> Iterator[Row]:
         """A sequence split at an odd token equals the whole, and a state given comes through."""
@@ -160,11 +165,9 @@ class _Checker:
         state = start
         for part in (slice(0, split), slice(split, shape.tq)):
             piece = inputs.tokens(self.variant, part)
-            out, state = self.op(
-                *piece.qkv, initial_state=state, return_state=True, **piece.tensors
-            )
+            out, state = self._call(piece, initial_state=state, return_state=True)
             outs.append(out)
-        whole, last = self.op(*inputs.qkv, initial_state=start, return_state=True, **inputs.tensors)
+        whole, last = self._call(inputs, initial_state=start, return_state=True)
         assert ref.state is not None and pt.state is not None
         yield Row.of("with a state given", name, shape, check(whole, ref.out, pt.out))
         yield Row.of("state returned", name, shape, check_state(last, ref.state, pt.state, dtype))

@@ -12,6 +12,7 @@ import torch
 
 from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
+from attnc.errors import InputError
 from attnc.ops import reference_block
 from attnc.ops.criterion import check
 from attnc.ops.reference import attend, pt, reference
@@ -340,9 +341,9 @@ def test_what_a_family_does_not_have_is_refused():
     flash = next(case for case in CASES if case.name == "causal")
     based = next(case for case in CASES if case.name == "based")
     found = arrays(based, 3, 9)
-    with pytest.raises(ValueError, match="only the softmax family has an lse"):
+    with pytest.raises(InputError, match="only the softmax family has an lse"):
         reference(based.variant, *qkv(found), {}, return_lse=True)
-    with pytest.raises(ValueError, match="no state of fixed size"):
+    with pytest.raises(InputError, match="no state of fixed size"):
         reference(flash.variant, *qkv(found), {}, return_state=True)
-    with pytest.raises(ValueError, match="not 3 queries and 9 keys"):
+    with pytest.raises(InputError, match="not 3 queries and 9 keys"):
         reference(based.variant, *qkv(found), {}, return_state=True)
