@@ -144,7 +144,9 @@ class GraphBuilder:
             self._writer[node.buffer] = node.name
         return node
 
-    def map(self, buffer: str, region: str, shape: tuple[str, ...], *lines: str, **facts: Any) -> None:
+    def map(
+        self, buffer: str, region: str, shape: tuple[str, ...], *lines: str, **facts: Any
+    ) -> None:
         """An elementwise statement, or several, that make `buffer`."""
         self._add("map", buffer, region, shape, lines, facts)
 

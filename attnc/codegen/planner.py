@@ -153,9 +153,7 @@ def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected,
 
 def _attend_candidates() -> Iterator[tuple[int, int, int, int]]:
     for rows, keys, warps, stages in product((128, 64, 32, 16), (128, 64, 32), (8, 4), (3, 2, 1)):
-        if rows >= 16 * warps and rows >= keys // 2:
-            yield rows, keys, warps, stages
-        elif rows < 64 and warps == 4 and keys <= 64:
+        if (rows >= 16 * warps and rows >= keys // 2) or (rows < 64 and warps == 4 and keys <= 64):
             yield rows, keys, warps, stages
 
 

@@ -16,7 +16,6 @@ from attnc.codegen.kernels.decay import constant_decay
 from attnc.codegen.kernels.operand import load_tile, map_features
 from attnc.codegen.kernels.weight import horner
 from attnc.codegen.printer import Printer, number
-from attnc.codegen.symbolic import symbol
 from attnc.codegen.tile_range import condition, key_range
 from attnc.dsl.variant import Variant
 

@@ -1,0 +1,205 @@
+"""Feature maps: softmax, a polynomial weight of s, or a map of the channels of q and k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import factorial
+
+from attnc.dsl.expr import Binary, Call, Expr, Name, Number, number_text, to_text, walk
+from attnc.dsl.parse import Scope, Source, parse
+from attnc.dsl.polynomial import MAX_DEGREE, DegreeTooHigh, NotPolynomial, coefficients
+from attnc.errors import LimitExceeded, NoFamily
+
+_X_FUNCTIONS = frozenset({"exp", "relu", "elu", "silu", "sigmoid", "tanh", "softplus", "abs"})
+_S_FUNCTIONS = frozenset({"taylor"})
+_EVERY_FUNCTION = _X_FUNCTIONS | _S_FUNCTIONS | {"log", "log1p", "sqrt", "min", "max", "softcap"}
+_GRAMMAR = (
+    'a feature map is "softmax", "identity", "taylor(p)", a polynomial in s, or an expression in x'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMap:
+    """What the weight is: `kind` is `softmax`, `polynomial` (of s) or `map` (of channels x).
+
+    `coefficients` are those of the weight in s, the constant first; (0, 1) for a map.
+    """
+
+    kind: str
+    coefficients: tuple[Fraction, ...] = ()
+    phi: Expr | None = None
+
+    @property
+    def degree(self) -> int:
+        """The degree of the weight in s."""
+        return len(self.coefficients) - 1
+
+    def __str__(self) -> str:
+        if self.kind == "softmax":
+            return "softmax"
+        if self.phi is not None:
+            return to_text(self.phi)
+        if self.coefficients == (0, 1):
+            return "identity"
+        taylor = tuple(Fraction(1, factorial(m)) for m in range(len(self.coefficients)))
+        if self.coefficients == taylor:
+            return f"taylor({self.degree})"
+        return polynomial_text(self.coefficients)
+
+
+def polynomial_text(parts: tuple[Fraction, ...]) -> str:
+    """A polynomial in s as text that parses back."""
+    terms: list[str] = []
+    for m, part in enumerate(parts):
+        if part == 0:
+            continue
+        size = abs(part)
+        power = "" if m == 0 else "s" if m == 1 else f"s**{m}"
+        if not power:
+            text = number_text(size)
+        elif size == 1:
+            text = power
+        elif size.numerator == 1:
+            text = f"{power}/{size.denominator}"
+        else:
+            text = f"{number_text(size)}*{power}"
+        sign = "-" if part < 0 else "+"
+        terms.append(f" {sign} {text}" if terms else f"-{text}" if part < 0 else text)
+    return "".join(terms) or "0"
+
+
+def feature_map(value: str | Expr, source: Source) -> FeatureMap:
+    """Read a feature map from text or from an expression.
+
+    Raises:
+        NoFamily: a weight that neither a softmax nor a state computes.
+        LimitExceeded: a polynomial of degree over 8.
+    """
+    if isinstance(value, str):
+        word = value.strip()
+        if word == "softmax":
+            return FeatureMap("softmax")
+        if word == "identity":
+            return FeatureMap("polynomial", (Fraction(0), Fraction(1)))
+        scope = Scope(frozenset({"s", "x"}), _EVERY_FUNCTION, {})
+        value = parse(source, scope)
+    names = {node.id for node in walk(value) if isinstance(node, Name)}
+    match value:
+        case Call(function="taylor", args=(order,)):
+            return _taylor(order, source, value)
+    if "x" in names and "s" in names:
+        raise NoFamily(
+            f"feature map {source.text!r} mixes s and x",
+            where=source.at(None),
+            notes=("s is a score, x a channel of q or k: a weight is made of one or the other",),
+        )
+    if "x" in names:
+        return FeatureMap("map", (Fraction(0), Fraction(1)), _check_map(value, source))
+    return _polynomial(value, source)
+
+
+def _taylor(order: Expr, source: Source, call: Call) -> FeatureMap:
+    if not isinstance(order, Number) or order.value.denominator != 1 or order.value < 1:
+        raise NoFamily(
+            f"the order of {to_text(call)} is no whole number of at least 1",
+            where=source.at(call.span),
+            hints=("taylor(2) is 1 + s + s**2/2",),
+        )
+    p = int(order.value) if order.value <= MAX_DEGREE else MAX_DEGREE + 1
+    if p > MAX_DEGREE:
+        raise LimitExceeded(
+            f"the weight has degree {number_text(order.value)}, at most {MAX_DEGREE} is allowed",
+            where=source.at(call.span),
+        )
+    return FeatureMap("polynomial", tuple(Fraction(1, factorial(m)) for m in range(p + 1)))
+
+
+def _polynomial(value: Expr, source: Source) -> FeatureMap:
+    try:
+        parts = coefficients(value, "s")
+    except DegreeTooHigh as error:
+        raise LimitExceeded(
+            f"the weight has degree {error.degree}, at most {MAX_DEGREE} is allowed",
+            where=source.at(error.span),
+        ) from None
+    except NotPolynomial as error:
+        hints = ()
+        match value:
+            case Call(function="exp", args=(Name(id="s"),)):
+                hints = ('exp(s) with a row sum is feature_map = "softmax"',)
+        raise NoFamily(
+            f"the weight {source.text!r} has no family: it is no polynomial in s",
+            where=source.at(error.span),
+            notes=(error.message, _GRAMMAR),
+            hints=hints,
+        ) from None
+    if len(parts) == 1:
+        raise NoFamily(
+            f"the weight {source.text!r} does not depend on q and k",
+            where=source.at(None),
+            notes=(_GRAMMAR,),
+        )
+    return FeatureMap("polynomial", parts)
+
+
+def _check_map(value: Expr, source: Source) -> Expr:
+    for node in walk(value):
+        if isinstance(node, Call) and node.function not in _X_FUNCTIONS:
+            raise NoFamily(
+                f"{node.function} is no function of a feature map in x",
+                where=source.at(node.span),
+                notes=(f"functions of x: {', '.join(sorted(_X_FUNCTIONS))}, and powers",),
+            )
+        if not isinstance(node, Number | Name | Binary | Call) and type(node).__name__ not in {
+            "Negate"
+        }:
+            raise NoFamily(
+                f"{to_text(node)!r} is no part of a feature map",
+                where=source.at(getattr(node, "span", None)),
+                notes=(_GRAMMAR,),
+            )
+    return value
+
+
+def nonnegative(feature: FeatureMap, scale_sign: int) -> bool:
+    """Whether the weight is provably at least 0 for any q and k."""
+    if feature.kind == "softmax":
+        return True
+    if feature.phi is not None:
+        return scale_sign >= 0 and _map_sign(feature.phi) >= 0
+    return _polynomial_nonnegative(feature.coefficients)
+
+
+def _polynomial_nonnegative(parts: tuple[Fraction, ...]) -> bool:
+    degree = len(parts) - 1
+    if degree % 2:
+        return False
+    if all(part >= 0 for part in parts) and not any(parts[1::2]):
+        return True
+    if parts == tuple(Fraction(1, factorial(m)) for m in range(degree + 1)):
+        # an even Taylor sum of exp has no real root
+        return True
+    if degree == 2:
+        c, b, a = parts
+        return a > 0 and b * b <= 4 * a * c
+    return False
+
+
+def _map_sign(phi: Expr) -> int:
+    """1 where provably at least 0, -1 where unknown."""
+    match phi:
+        case Number():
+            return 1
+        case Call(function="exp" | "relu" | "sigmoid" | "softplus" | "abs"):
+            return 1
+        case Binary(op="+", left=Call(function="elu"), right=Number(value=value)) if value >= 1:
+            return 1
+        case Binary(op="+", left=Number(value=value), right=Call(function="elu")) if value >= 1:
+            return 1
+        case Binary(op="+" | "*" | "/", left=left, right=right):
+            return min(_map_sign(left), _map_sign(right))
+        case Binary(op="**", left=left, right=Number(value=power)):
+            even = power.denominator == 1 and power.numerator % 2 == 0
+            return 1 if even else _map_sign(left)
+    return -1

@@ -1,0 +1,306 @@
+"""Masks as algebra: a union of clauses, each a conjunction of half-planes in i and j."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+from math import floor, gcd, lcm
+
+from attnc.dsl.expr import (
+    Binary,
+    Call,
+    Compare,
+    Expr,
+    Logic,
+    Name,
+    Negate,
+    Number,
+    Span,
+    lift,
+    to_text,
+)
+from attnc.errors import LimitExceeded, MaskNotAffine
+
+MAX_CLAUSES = 16
+MAX_PLANES = 8
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HalfPlane:
+    """The pairs with i * I + j * J + c >= 0, I the query's position and J the key's."""
+
+    i: int
+    j: int
+    c: int
+
+    def holds(self, row: int, column: int) -> bool:
+        """Whether the pair (row, column) lies in it."""
+        return self.i * row + self.j * column + self.c >= 0
+
+    def __str__(self) -> str:
+        terms = []
+        for coefficient, name in ((self.i, "i"), (self.j, "j")):
+            if coefficient:
+                size = "" if abs(coefficient) == 1 else f"{abs(coefficient)}*"
+                sign = "-" if coefficient < 0 else "+" if terms else ""
+                terms.append(f"{sign} {size}{name}".strip() if terms else f"{sign}{size}{name}")
+        return f"{' '.join(terms) or '0'} >= {-self.c}"
+
+
+Clause = tuple[HalfPlane, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskForm:
+    """Disjunctive normal form: a pair is visible when all half-planes of some clause hold.
+
+    One empty clause is the full mask; no clause at all hides everything.
+    """
+
+    clauses: tuple[Clause, ...]
+
+    def visible(self, row: int, column: int) -> bool:
+        """Whether position `row` sees key `column`."""
+        return any(all(plane.holds(row, column) for plane in clause) for clause in self.clauses)
+
+    def __str__(self) -> str:
+        if not self.clauses:
+            return "nothing"
+        if self.clauses == ((),):
+            return "everything"
+        return " or ".join(
+            "(" + " and ".join(str(plane) for plane in clause) + ")" for clause in self.clauses
+        )
+
+
+FULL = MaskForm(((),))
+CAUSAL = MaskForm(((HalfPlane(1, -1, 0),),))
+
+full = Name("full")
+causal = Name("causal")
+
+
+def window(left: object, right: object | None = None) -> Expr:
+    """i - left <= j <= i + right, inclusive; no bound on the right where it is not given."""
+    args = (lift(left),) if right is None else (lift(left), lift(right))
+    return Call("window", args)
+
+
+def prefix(n: object) -> Expr:
+    """j < n: the first n keys."""
+    return Call("prefix", (lift(n),))
+
+
+class MaskProblem(Exception):
+    """What is wrong with a mask and where; the caller knows the text and renders it."""
+
+    def __init__(
+        self,
+        error: type[MaskNotAffine] | type[LimitExceeded],
+        message: str,
+        span: Span | None,
+        note: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.error, self.message, self.span = error, message, span
+        self.note, self.hint = note, hint
+
+
+def mask_form(mask: Expr) -> MaskForm:
+    """The canonical form: equal masks of one clause set have equal forms.
+
+    Raises:
+        MaskProblem: a part that is not affine in i and j, or more than 16 clauses.
+    """
+    return MaskForm(_canonical(_clauses(mask, positive=True)))
+
+
+def _clauses(mask: Expr, *, positive: bool) -> list[Clause]:
+    match mask:
+        case Name(id="full"):
+            return [()] if positive else []
+        case Name(id="causal"):
+            return _planes([HalfPlane(1, -1, 0)], positive)
+        case Call(function="window", args=args):
+            planes = [_plane("<=", Binary("-", Name("i"), args[0]), Name("j"))]
+            if len(args) == 2:
+                planes.append(_plane("<=", Name("j"), Binary("+", Name("i"), args[1])))
+            return _planes(planes, positive)
+        case Call(function="prefix", args=(n,)):
+            return _planes([_plane("<", Name("j"), n)], positive)
+        case Compare(op=op, left=left, right=right):
+            return _comparison(op, left, right, positive)
+        case Logic(op="~", operands=(operand,)):
+            return _clauses(operand, positive=not positive)
+        case Logic(op=op, operands=operands):
+            parts = [_clauses(operand, positive=positive) for operand in operands]
+            # De Morgan: a negated & is a union
+            both = (op == "&") == positive
+            result = parts[0]
+            for part in parts[1:]:
+                result = _product(result, part) if both else [*result, *part]
+                result = list(_canonical(result))
+            return result
+    raise MaskProblem(
+        MaskNotAffine,
+        f"{to_text(mask)!r} is no mask",
+        getattr(mask, "span", None),
+        "a mask is built of causal, full, window(...), prefix(n) and comparisons, with & | ~",
+    )
+
+
+def _comparison(op: str, left: Expr, right: Expr, positive: bool) -> list[Clause]:
+    if op in {"==", "!="}:
+        both = [_plane("<=", left, right), _plane("<=", right, left)]
+        return _planes(both, positive == (op == "=="))
+    return _planes([_plane(op, left, right)], positive)
+
+
+def _planes(planes: list[HalfPlane], positive: bool) -> list[Clause]:
+    """The conjunction of some half-planes, or its complement, a union."""
+    if positive:
+        return [tuple(planes)]
+    # not (e >= 0) over the integers is -e - 1 >= 0
+    return [(HalfPlane(-plane.i, -plane.j, -plane.c - 1),) for plane in planes]
+
+
+def _product(left: list[Clause], right: list[Clause]) -> list[Clause]:
+    if len(left) * len(right) > MAX_CLAUSES * MAX_CLAUSES:
+        raise MaskProblem(LimitExceeded, f"the mask has more than {MAX_CLAUSES} clauses", None)
+    return [(*first, *second) for first in left for second in right]
+
+
+def _plane(op: str, left: Expr, right: Expr) -> HalfPlane:
+    """`left op right` over integer positions, as e >= 0 with whole coefficients."""
+    if op in {">", ">="}:
+        left, right, op = right, left, {">": "<", ">=": "<="}[op]
+    first, second = _affine(left), _affine(right)
+    i, j, c = (b - a for a, b in zip(first, second, strict=True))
+    scale = lcm(i.denominator, j.denominator)
+    i, j, c = i * scale, j * scale, c * scale
+    # strict over the integers: e > 0 with whole i, j means e >= the next whole step
+    constant = floor(c) if op == "<=" else -floor(-c) - 1
+    whole_i, whole_j = int(i), int(j)
+    step = gcd(whole_i, whole_j)
+    if step > 1:
+        whole_i, whole_j, constant = whole_i // step, whole_j // step, constant // step
+    return HalfPlane(whole_i, whole_j, constant)
+
+
+_Affine = tuple[Fraction, Fraction, Fraction]
+
+
+def _affine(expr: Expr) -> _Affine:
+    """(coefficient of i, of j, constant)."""
+    zero = Fraction(0)
+    match expr:
+        case Number(value=value):
+            return zero, zero, value
+        case Name(id="i"):
+            return Fraction(1), zero, zero
+        case Name(id="j"):
+            return zero, Fraction(1), zero
+        case Negate(operand=operand):
+            i, j, c = _affine(operand)
+            return -i, -j, -c
+        case Binary(op="+" | "-", left=left, right=right):
+            sign = 1 if expr.op == "+" else -1
+            first, second = _affine(left), _affine(right)
+            i, j, c = (a + sign * b for a, b in zip(first, second, strict=True))
+            return i, j, c
+        case Binary(op="*", left=left, right=right):
+            first, second = _affine(left), _affine(right)
+            if not any(first[:2]):
+                i, j, c = (first[2] * part for part in second)
+                return i, j, c
+            if not any(second[:2]):
+                i, j, c = (second[2] * part for part in first)
+                return i, j, c
+        case Binary(op="/", left=left, right=right):
+            first, second = _affine(left), _affine(right)
+            if not any(second[:2]) and second[2]:
+                i, j, c = (part / second[2] for part in first)
+                return i, j, c
+    raise MaskProblem(
+        MaskNotAffine,
+        f"{to_text(expr)!r} is not affine in i and j",
+        getattr(expr, "span", None),
+        "a mask compares sums of i, j and numbers, so that its tiles have closed-form bounds",
+        "write a term that depends on data into the score",
+    )
+
+
+def _canonical(clauses: list[Clause]) -> tuple[Clause, ...]:
+    """Clauses without redundant half-planes, without subsumed clauses, in a fixed order."""
+    simplified = {clause for clause in map(_simplify, clauses) if clause is not None}
+    kept = [
+        clause
+        for clause in simplified
+        if not any(other != clause and _implies(clause, other) for other in simplified)
+    ]
+    if len(kept) > MAX_CLAUSES or any(len(clause) > MAX_PLANES for clause in kept):
+        raise MaskProblem(
+            LimitExceeded,
+            f"the mask has more than {MAX_CLAUSES} clauses or {MAX_PLANES} bounds in one",
+            None,
+            hint="simplify the mask, or sum two variants",
+        )
+    return tuple(sorted(kept))
+
+
+def _simplify(clause: Clause) -> Clause | None:
+    """The strongest of parallel half-planes; None where they contradict each other."""
+    strongest: dict[tuple[int, int], int] = {}
+    for plane in clause:
+        key = (plane.i, plane.j)
+        if key == (0, 0):
+            if plane.c < 0:
+                return None
+            continue
+        strongest[key] = min(plane.c, strongest.get(key, plane.c))
+    for (i, j), c in strongest.items():
+        opposite = strongest.get((-i, -j))
+        if opposite is not None and c + opposite < 0:
+            return None
+    return tuple(sorted(HalfPlane(i, j, c) for (i, j), c in strongest.items()))
+
+
+def _implies(clause: Clause, other: Clause) -> bool:
+    """Whether every half-plane of `other` is implied by a parallel one of `clause`."""
+    return all(any((p.i, p.j) == (o.i, o.j) and p.c <= o.c for p in clause) for o in other)
+
+
+def is_causal(form: MaskForm) -> bool:
+    """Whether the mask is exactly j <= i."""
+    return form == CAUSAL
+
+
+def within_causal(form: MaskForm) -> bool:
+    """Whether every visible pair provably has j <= i.
+
+    The proof is a nonnegative combination of at most two half-planes of each clause, and of
+    j >= 0, that gives i - j >= 0: in two dimensions no larger one is ever needed.
+    """
+    return all(_clause_within_causal(clause) for clause in form.clauses)
+
+
+def _clause_within_causal(clause: Clause) -> bool:
+    planes = (*clause, HalfPlane(0, 1, 0))
+    if any(_gives_causal(plane, plane) for plane in planes):
+        return True
+    return any(_gives_causal(a, b) for a, b in combinations(planes, 2))
+
+
+def _gives_causal(a: HalfPlane, b: HalfPlane) -> bool:
+    """Whether x * a + y * b = i - j + c with x, y >= 0 and c <= 0, so that i - j >= -c >= 0."""
+    if a == b:
+        # the plane itself, scaled
+        return a.i > 0 and a.j == -a.i and floor(Fraction(a.c, a.i)) <= 0
+    determinant = a.i * b.j - a.j * b.i
+    if determinant == 0:
+        return False
+    x = Fraction(b.j + b.i, determinant)
+    y = Fraction(-a.i - a.j, determinant)
+    return x >= 0 and y >= 0 and floor(x * a.c + y * b.c) <= 0

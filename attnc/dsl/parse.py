@@ -1,0 +1,422 @@
+"""Text -> expression, by a whitelist over Python's `ast`; nothing is ever evaluated."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from attnc.dsl.expr import (
+    Binary,
+    Call,
+    Compare,
+    Expr,
+    Logic,
+    Name,
+    Negate,
+    Number,
+    Ref,
+    Span,
+)
+from attnc.errors import AttncError, LimitExceeded, SyntaxRefused, UnknownName, Where
+
+if TYPE_CHECKING:
+    from attnc.dsl.variant import Declared
+
+MAX_TEXT = 2000
+MAX_NODES = 200
+MAX_EXPONENT = 16
+MAX_DIGITS = 20
+MAX_POWER_OF_TEN = 30
+
+FUNCTIONS: Mapping[str, tuple[int, int]] = {
+    "exp": (1, 1),
+    "log": (1, 1),
+    "log1p": (1, 1),
+    "sqrt": (1, 1),
+    "tanh": (1, 1),
+    "sigmoid": (1, 1),
+    "abs": (1, 1),
+    "min": (2, 8),
+    "max": (2, 8),
+    "where": (3, 3),
+    "softcap": (2, 2),
+    "relu": (1, 1),
+    "elu": (1, 1),
+    "silu": (1, 1),
+    "softplus": (1, 1),
+    "window": (1, 2),
+    "prefix": (1, 1),
+    "taylor": (1, 1),
+}
+_ARITHMETIC: Mapping[type[ast.operator], str] = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.Pow: "**",
+}
+_LOGIC: Mapping[type[ast.operator], str] = {ast.BitAnd: "&", ast.BitOr: "|"}
+_COMPARISONS: Mapping[type[ast.cmpop], str] = {
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An expression's text and where it stands, so that an error can point into it.
+
+    `line_text` and `offset` place the text in its line of the file; without a file, `label` names
+    the field.
+    """
+
+    text: str
+    label: str
+    file: str = ""
+    line: int = 0
+    line_text: str = ""
+    offset: int = 0
+
+    def at(self, span: Span | None) -> Where:
+        """The place of a span; the whole text where there is none."""
+        start, end = (0, len(self.text)) if span is None else (span.start, span.end)
+        if self.file and self.line_text:
+            return Where(self.line_text, self.offset + start + 1, end - start, self.file, self.line)
+        shown = self.text.replace("\n", " ")
+        return Where(shown, start + 1, end - start, label=self.label)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What an expression may use: index names, functions, and the declared tensors."""
+
+    names: frozenset[str]
+    functions: frozenset[str]
+    declared: Mapping[str, Declared]
+
+
+def parse(source: Source, scope: Scope) -> Expr:
+    """Parse one expression.
+
+    Raises:
+        SyntaxRefused: something outside the grammar.
+        UnknownName: a name that is neither an index nor declared.
+        LimitExceeded: over 2,000 characters, 200 nodes, or an exponent over 16.
+    """
+    text = source.text
+    if len(text) > MAX_TEXT:
+        raise LimitExceeded(
+            f"{source.label} has {len(text):,} characters, at most {MAX_TEXT:,} are allowed"
+        )
+    if not text.isascii():
+        column = next(n for n, letter in enumerate(text) if not letter.isascii())
+        raise SyntaxRefused(
+            f"{text[column]!r} is not an ASCII character",
+            where=source.at(Span(column, column + 1)),
+        )
+    _check_numbers(source)
+    return _Parser(source, scope).parse()
+
+
+_NUMBER = re.compile(r"(?<![\w.])(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE]([+-]?\d+))?")
+
+
+def _check_numbers(source: Source) -> None:
+    """Refuse huge literals as text, before anything turns them into numbers."""
+    for match in _NUMBER.finditer(source.text):
+        digits, exponent = match.group(1), match.group(2)
+        count = len(re.sub(r"[._]", "", digits).strip("0"))
+        power = abs(int(exponent)) if exponent and len(exponent) < 8 else 0
+        if exponent and len(exponent) >= 8:
+            power = MAX_POWER_OF_TEN + 1
+        size = len(re.sub(r"\..*|_", "", digits).lstrip("0"))
+        if count > MAX_DIGITS or power > MAX_POWER_OF_TEN or size > MAX_POWER_OF_TEN:
+            raise LimitExceeded(
+                f"a number of {source.label} has more than {MAX_DIGITS} digits or a power of ten "
+                f"over {MAX_POWER_OF_TEN}",
+                where=source.at(Span(match.start(), match.end())),
+            )
+
+
+class _Parser:
+    def __init__(self, source: Source, scope: Scope) -> None:
+        self.source = source
+        self.scope = scope
+        self.nodes = 0
+        # ast counts columns in its own text: a leading blank would be an indentation error
+        self.shift = len(source.text) - len(source.text.lstrip())
+
+    def parse(self) -> Expr:
+        text = self.source.text.strip()
+        if not text:
+            raise SyntaxRefused(f"{self.source.label} is empty")
+        if "\n" in text or "\r" in text:
+            raise SyntaxRefused(
+                f"{self.source.label} is longer than one line",
+                hints=("write the expression on one line",),
+            )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `1if x` and the like: refused below anyway
+                tree = ast.parse(text, mode="eval")
+        except SyntaxError as error:
+            raise self._syntax_error(error) from None
+        except (RecursionError, MemoryError, ValueError):
+            raise LimitExceeded(
+                f"{self.source.label} is nested too deeply",
+                hints=(f"an expression has at most {MAX_NODES} nodes",),
+            ) from None
+        count = sum(isinstance(node, ast.expr) for node in ast.walk(tree))
+        if count > MAX_NODES:
+            raise LimitExceeded(
+                f"{self.source.label} has {count} nodes, at most {MAX_NODES} are allowed",
+                where=self.source.at(None),
+            )
+        return self.convert(tree.body)
+
+    def _syntax_error(self, error: SyntaxError) -> AttncError:
+        column = min(max((error.offset or 1) - 1, 0) + self.shift, len(self.source.text))
+        hints = ()
+        if re.search(r"(?<![<>=!])=(?!=)", self.source.text):
+            hints = ("compare with ==",)
+        return SyntaxRefused(
+            f"{self.source.label} does not parse: {error.msg}",
+            where=self.source.at(Span(column, column + 1)),
+            hints=hints,
+        )
+
+    def span(self, node: ast.expr) -> Span:
+        start = node.col_offset + self.shift
+        end = (node.end_col_offset or node.col_offset + 1) + self.shift
+        return Span(start, end)
+
+    def refuse(
+        self, node: ast.expr, message: str, *hints: str, notes: tuple[str, ...] = ()
+    ) -> SyntaxRefused:
+        return SyntaxRefused(
+            message, where=self.source.at(self.span(node)), notes=notes, hints=hints
+        )
+
+    def convert(self, node: ast.expr) -> Expr:
+        span = self.span(node)
+        match node:
+            case ast.Constant(value=value):
+                return self._constant(node, value, span)
+            case ast.Name(id=name):
+                return self._name(node, name, span)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return Negate(self.convert(operand), span)
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+                return self.convert(operand)
+            case ast.UnaryOp(op=ast.Invert(), operand=operand):
+                return Logic("~", (self._condition(operand),), span)
+            case ast.BinOp(op=op, left=left, right=right) if type(op) in _ARITHMETIC:
+                return self._arithmetic(_ARITHMETIC[type(op)], left, right, span)
+            case ast.BinOp(op=op, left=left, right=right) if type(op) in _LOGIC:
+                sides = (self._condition(left), self._condition(right))
+                return Logic(_LOGIC[type(op)], sides, span)
+            case ast.Compare():
+                return self._comparison(node, span)
+            case ast.Call():
+                return self._call(node, span)
+            case ast.Subscript():
+                return self._subscript(node, span)
+            case ast.BoolOp(op=op):
+                word, sign = ("and", "&") if isinstance(op, ast.And) else ("or", "|")
+                raise self.refuse(node, f"`{word}` is not in the grammar", f"write (a) {sign} (b)")
+            case ast.UnaryOp(op=ast.Not()):
+                raise self.refuse(node, "`not` is not in the grammar", "write ~(a)")
+            case ast.IfExp():
+                raise self.refuse(
+                    node, "`if` is not in the grammar", "write where(condition, a, b)"
+                )
+        kind = re.sub(r"(?<!^)(?=[A-Z])", " ", type(node).__name__).lower()
+        raise self.refuse(
+            node,
+            f"{self.source.label} uses {kind}, which is not in the grammar",
+            notes=(
+                "an expression has numbers, names, arithmetic, comparisons, & | ~, functions "
+                "and indexed tensors",
+            ),
+        )
+
+    def _constant(self, node: ast.expr, value: object, span: Span) -> Expr:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.refuse(node, f"{value!r} is not a number")
+        text = self.source.text[span.start : span.end]
+        try:
+            return Number(Fraction(text.replace("_", "")), span)
+        except ValueError:
+            return Number(Fraction(repr(value)), span)
+
+    def _name(self, node: ast.expr, name: str, span: Span) -> Expr:
+        if name in self.scope.names:
+            return Name(name, span)
+        declared = self.scope.declared.get(name)
+        if declared is not None:
+            if declared.shape:
+                letters = ", ".join(declared.shape)
+                raise self.refuse(
+                    node,
+                    f"{name!r} has axes and no index",
+                    f"write {name}[{letters}]",
+                    notes=(f"it is declared with shape [{letters}]",),
+                )
+            return Name(name, span, declared)
+        raise self._unknown(node, name)
+
+    def _unknown(self, node: ast.expr, name: str) -> UnknownName:
+        known = [*sorted(self.scope.names), *self.scope.declared, *sorted(self.scope.functions)]
+        close = get_close_matches(name, known, 1)
+        hints = (f"did you mean {close[0]!r}?",) if close else ()
+        names = ", ".join([*sorted(self.scope.names), *self.scope.declared])
+        notes = (f"names here: {names}",) if names else ()
+        if not close and name.isidentifier() and not name.startswith("__"):
+            hints = (f'declare it: params.{name} = {{ shape = ["h"] }}',)
+        return UnknownName(
+            f"unknown name {name!r} in {self.source.label}",
+            where=self.source.at(self.span(node)),
+            notes=notes,
+            hints=hints,
+        )
+
+    def _arithmetic(self, op: str, left: ast.expr, right: ast.expr, span: Span) -> Expr:
+        first, second = self.convert(left), self.convert(right)
+        if op == "**":
+            exponent = constant_value(second)
+            if exponent is not None and abs(exponent) > MAX_EXPONENT:
+                raise LimitExceeded(
+                    f"the exponent {exponent} is over {MAX_EXPONENT} in size",
+                    where=self.source.at(self.span(right)),
+                )
+        return Binary(op, first, second, span)
+
+    def _condition(self, node: ast.expr) -> Expr:
+        """An operand of & | ~; a bare number there is a comparison that lost its parentheses."""
+        converted = self.convert(node)
+        if isinstance(converted, Number | Negate | Binary):
+            raise self.refuse(
+                node,
+                f"`{ast.unparse(node)}` is not a condition",
+                "put parentheses around the comparisons: (i - j < 64) & causal",
+                notes=("Python's & and | bind tighter than a comparison",),
+            )
+        return converted
+
+    def _comparison(self, node: ast.Compare, span: Span) -> Expr:
+        sides = [node.left, *node.comparators]
+        for side in sides:
+            if isinstance(side, ast.BinOp) and type(side.op) in _LOGIC:
+                raise self.refuse(
+                    side,
+                    f"`{ast.unparse(side)}` stands inside a comparison",
+                    "put parentheses around the comparisons: (i - j < 64) & causal",
+                    notes=("Python's & and | bind tighter than a comparison",),
+                )
+        values = [self.convert(side) for side in sides]
+        parts: list[Expr] = []
+        for op, left, right in zip(node.ops, values, values[1:], strict=False):
+            if type(op) not in _COMPARISONS:
+                raise self.refuse(node, "`in` and `is` are not in the grammar")
+            parts.append(Compare(_COMPARISONS[type(op)], left, right, span))
+        result = parts[0]
+        for part in parts[1:]:
+            result = Logic("&", (result, part), span)
+        return result
+
+    def _call(self, node: ast.Call, span: Span) -> Expr:
+        if not isinstance(node.func, ast.Name):
+            raise self.refuse(node, "only the grammar's functions can be called")
+        name = node.func.id
+        if name not in self.scope.functions:
+            if name in FUNCTIONS:
+                raise self.refuse(node.func, f"{name!r} has no meaning in {self.source.label}")
+            raise self._unknown(node.func, name)
+        if node.keywords:
+            raise self.refuse(node, f"{name} takes no keywords")
+        least, most = FUNCTIONS[name]
+        if not least <= len(node.args) <= most:
+            wanted = str(least) if least == most else f"{least} to {most}"
+            raise self.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
+        if name == "where":
+            condition, *values = node.args
+            args = (self._condition(condition), *(self.convert(value) for value in values))
+            return Call(name, args, span)
+        return Call(name, tuple(self.convert(arg) for arg in node.args), span)
+
+    def _subscript(self, node: ast.Subscript, span: Span) -> Expr:
+        if not isinstance(node.value, ast.Name):
+            raise self.refuse(node, "only a declared tensor can be indexed")
+        name = node.value.id
+        declared = self.scope.declared.get(name)
+        if declared is None:
+            if name in self.scope.names or name in FUNCTIONS:
+                raise self.refuse(node, f"{name!r} is no declared tensor")
+            raise self._unknown(node.value, name)
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        letters = [part.id if isinstance(part, ast.Name) else "" for part in parts]
+        index = full_index(declared, tuple(letters))
+        if index is None:
+            shape = ", ".join(declared.shape)
+            raise self.refuse(
+                node,
+                f"{ast.unparse(node)} does not fit the shape [{shape}] of {name!r}",
+                f"write {name}[{shape}]" if declared.shape else f"write {name}",
+                notes=(
+                    "indices are letters in the declared order; a leading b may be left out, "
+                    "and an axis t may be read at i or j",
+                ),
+            )
+        return Ref(name, index, span, declared)
+
+
+def full_index(declared: Declared, letters: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The index with a letter for every axis, or None where it does not fit the shape."""
+    shape = declared.shape
+    if len(letters) == len(shape) - 1 and shape[0] == "b":
+        letters = ("b", *letters)
+    if len(letters) != len(shape) or not shape:
+        return None
+    for letter, axis in zip(letters, shape, strict=True):
+        if letter != axis and not (axis == "t" and letter in {"i", "j"}):
+            return None
+    return letters
+
+
+def constant_value(expr: Expr) -> Fraction | None:
+    """The value of an expression of small literals, for the exponent's limit."""
+    match expr:
+        case Number(value=value):
+            return value
+        case Negate(operand=operand):
+            inner = constant_value(operand)
+            return None if inner is None else -inner
+        case Binary(op=op, left=left, right=right) if op in {"+", "-", "*", "/"}:
+            first, second = constant_value(left), constant_value(right)
+            if first is None or second is None or (op == "/" and second == 0):
+                return None
+            return {
+                "+": lambda: first + second,
+                "-": lambda: first - second,
+                "*": lambda: first * second,
+                "/": lambda: first / second,
+            }[op]()
+        case Binary(op="**", left=left, right=right):
+            base, power = constant_value(left), constant_value(right)
+            if base is None or power is None:
+                return None
+            # checked on the way in: the power is at most 16, so the base decides
+            if power.denominator == 1 and base != 0 and abs(base.numerator) < 10**6:
+                return base**power.numerator
+            return Fraction(MAX_EXPONENT + 1)
+    return None

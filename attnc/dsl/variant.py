@@ -1,0 +1,276 @@
+"""A variant: one declared attention, frozen, checked, and equal however it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from attnc.dsl.expr import Expr, Name, Ref, number_text, to_text, walk
+
+if TYPE_CHECKING:
+    from attnc.dsl.feature import FeatureMap
+    from attnc.dsl.mask import MaskForm
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A tensor that a variant declares: `shape` in axis letters, `kind` is param or input."""
+
+    name: str
+    shape: tuple[str, ...]
+    grad: bool = False
+    kind: str = "param"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What multiplies q.k: a number, or 1/sqrt(K) where `number` is None."""
+
+    number: Fraction | None
+
+    def value(self, head_dim: int) -> float:
+        """The scale at a qk head dim."""
+        return head_dim**-0.5 if self.number is None else float(self.number)
+
+    def __str__(self) -> str:
+        return "rsqrt(d)" if self.number is None else number_text(self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """Head dims to plan with: `qk` of q and k, `v` of v."""
+
+    qk: int
+    v: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Head counts to plan with: `q` a multiple of `kv`."""
+
+    q: int
+    kv: int
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """Everything about a variant but its name and the facts it is planned with."""
+
+    feature_map: FeatureMap
+    scale: Scale
+    score: Expr
+    mask_form: MaskForm
+    log_decay: Expr | None
+    normalize: str
+    chunk: int | str
+    params: tuple[Declared, ...]
+    inputs: tuple[Declared, ...]
+
+
+class Variant:
+    """One attention variant.
+
+    Args:
+        name: a lowercase identifier; it names the emitted kernels.
+        feature_map: `"softmax"`, `"identity"`, `"taylor(p)"`, a polynomial in s, or an expression
+            in x applied to q and k.
+        scale: a number or `"rsqrt(d)"`; required, so that nothing is scaled twice by omission.
+        score: an expression in s, i, j, h, b, hkv, H, d and declared tensors (softmax only).
+        mask: masks joined with & | ~, see docs/masks.md.
+        log_decay: an expression in h, H and declared tensors, at most 0 (state family only).
+        normalize: `"softmax"` (implied by that map), `"sum"` or `"none"`.
+        chunk: tokens a chunk, a power of two from 16 to 256, or `"auto"`.
+        params, inputs: declared tensors by name; those of Python expressions are found.
+        dim, heads: facts to plan with before tensors exist.
+
+    Raises:
+        DeclarationError: a field that is refused; its text says where and why.
+    """
+
+    __slots__ = ("dim", "heads", "mask", "meaning", "name")
+
+    name: str
+    mask: Expr
+    meaning: Meaning
+    dim: Dim | None
+    heads: Heads | None
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        feature_map: str | Expr,
+        scale: str | int | float | Fraction | Expr,
+        score: str | Expr = "s",
+        mask: str | Expr = "full",
+        log_decay: str | Expr | None = None,
+        normalize: str | None = None,
+        chunk: int | str = "auto",
+        params: Mapping[str, object] | Iterable[object] = (),
+        inputs: Mapping[str, object] | Iterable[object] = (),
+        dim: object = None,
+        heads: object = None,
+    ) -> None:
+        from attnc.dsl.check import Fields, checked
+
+        fields = Fields(
+            name=name, feature_map=feature_map, scale=scale, score=score, mask=mask,
+            log_decay=log_decay, normalize=normalize, chunk=chunk, params=params, inputs=inputs,
+            dim=dim, heads=heads,
+        )  # fmt: skip
+        self._take(checked(fields))
+
+    @classmethod
+    def from_checked(cls, parts: Mapping[str, object]) -> Variant:
+        """A variant of fields that `check.checked` has read."""
+        variant = cls.__new__(cls)
+        variant._take(parts)
+        return variant
+
+    def _take(self, parts: Mapping[str, object]) -> None:
+        for slot in self.__slots__:
+            object.__setattr__(self, slot, parts[slot])
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Variant is frozen: {name!r} cannot be set")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_restore, ({slot: getattr(self, slot) for slot in self.__slots__},))
+
+    @property
+    def feature_map(self) -> FeatureMap:
+        """What the weight is."""
+        return self.meaning.feature_map
+
+    @property
+    def scale(self) -> Scale:
+        """What multiplies q.k."""
+        return self.meaning.scale
+
+    @property
+    def score(self) -> Expr:
+        """The score as an expression in s."""
+        return self.meaning.score
+
+    @property
+    def mask_form(self) -> MaskForm:
+        """The mask in disjunctive normal form."""
+        return self.meaning.mask_form
+
+    @property
+    def log_decay(self) -> Expr | None:
+        """The log of the decay a token, or None."""
+        return self.meaning.log_decay
+
+    @property
+    def normalize(self) -> str:
+        """`softmax`, `sum` or `none`."""
+        return self.meaning.normalize
+
+    @property
+    def chunk(self) -> int | str:
+        """Tokens a chunk, or `auto`."""
+        return self.meaning.chunk
+
+    @property
+    def params(self) -> tuple[Declared, ...]:
+        """The declared parameters."""
+        return self.meaning.params
+
+    @property
+    def inputs(self) -> tuple[Declared, ...]:
+        """The declared inputs."""
+        return self.meaning.inputs
+
+    @property
+    def family(self) -> str:
+        """`softmax` where the weight is exp(score), else `state`."""
+        return "softmax" if self.feature_map.kind == "softmax" else "state"
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the declared tensors that some expression reads."""
+        return used_names(self.score, self.log_decay)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the meaning alone: not the name, the key order or the white space."""
+        used = self.used
+        declared = sorted(
+            [tensor.name, list(tensor.shape), tensor.grad, tensor.kind]
+            for tensor in (*self.params, *self.inputs)
+            if tensor.name in used
+        )
+        facts = {
+            "feature_map": str(self.feature_map),
+            "scale": str(self.scale),
+            "score": canonical_text(self.score),
+            "mask": str(self.mask_form),
+            "log_decay": None if self.log_decay is None else canonical_text(self.log_decay),
+            "normalize": self.normalize,
+            "chunk": self.chunk,
+            "declared": declared,
+        }
+        text = json.dumps(facts, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def summary(self) -> str:
+        """The declaration on one line."""
+        parts = [f"feature_map {self.feature_map}", f"scale {self.scale}"]
+        if to_text(self.score) != "s":
+            parts.append(f"score {to_text(self.score)}")
+        parts.append(f"mask {to_text(self.mask)}")
+        if self.log_decay is not None:
+            parts.append(f"log_decay {to_text(self.log_decay)}")
+        parts.append(f"normalize {self.normalize}")
+        if self.chunk != "auto":
+            parts.append(f"chunk {self.chunk}")
+        return ", ".join(parts)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is legal and probably not meant."""
+        from attnc.dsl.check import warnings_of
+
+        return warnings_of(self)
+
+    def _key(self) -> tuple[object, ...]:
+        return (self.name, self.digest, self.dim, self.heads)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Variant) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f"Variant({self.name!r}: {self.summary})"
+
+
+def _restore(parts: Mapping[str, object]) -> Variant:
+    return Variant.from_checked(parts)
+
+
+def used_names(*expressions: Expr | None) -> frozenset[str]:
+    """The declared tensors that expressions read."""
+    found: set[str] = set()
+    for expression in expressions:
+        if expression is None:
+            continue
+        for node in walk(expression):
+            if isinstance(node, Ref):
+                found.add(node.name)
+            elif isinstance(node, Name) and node.declared is not None:
+                found.add(node.id)
+    return frozenset(found)
+
+
+def canonical_text(expr: Expr) -> str:
+    """The text of an expression with constants folded and the operands of + and * sorted."""
+    from attnc.dsl.canonical import canonical
+
+    return to_text(canonical(expr))
