@@ -61,7 +61,7 @@ class Algebra:
     @property
     def plain_score(self) -> bool:
         """Whether the score is s itself, so that the scale folds into the exponent."""
-        return self.score == symbol("s")
+        return bool(self.score == symbol("s"))
 
     def legal(self, form: str) -> FormVerdict:
         """The verdict on one form."""

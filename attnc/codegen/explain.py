@@ -1,4 +1,4 @@
-"""Every stage of a plan as text: what was declared, what it means, what was decided, what it costs."""
+"""Every stage of a plan as text: what was declared, what it means, what was decided."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ MIN_TILE = 16
 
 @dataclass(frozen=True, slots=True)
 class FeatureTile:
-    """`width` columns of features from `start`, of which `count` are real, of order at most `order`.
+    """`width` columns of features from `start`: `count` are real, of at most `order` factors.
 
     `padded` says that some column has fewer factors than `order`, or is no feature at all.
     """

@@ -19,6 +19,7 @@ from attnc.codegen.kernels.chunked import chunk_kernels
 from attnc.codegen.kernels.gates import gates_kernel
 from attnc.codegen.plan import DTYPES, Cost, PassPlan, Plan, Rejected, Request
 from attnc.codegen.printer import Printer
+from attnc.codegen.rank import rank_us
 from attnc.codegen.work import pass_work
 from attnc.errors import PlanError
 
@@ -52,7 +53,7 @@ def plans(request: Request) -> tuple[Plan, ...]:
         found, rejected = _attend(request, algebra)
     if not found:
         raise _no_fit(request, rejected)
-    found.sort(key=lambda steps: (sum(step.cost.time_us for step in steps[0]), steps[1]))
+    found.sort(key=lambda steps: (sum(rank_us(step, request) for step in steps[0]), steps[1]))
     printer_helpers = _helpers(request, algebra)
     features = _features(request, algebra) if form == "chunked" else None
     ranked = []
@@ -77,14 +78,15 @@ def plans(request: Request) -> tuple[Plan, ...]:
             )
         )
     slower = tuple(
-        Rejected("; ".join(str(step) for step in item.passes), _slower(item, ranked[0]))
+        Rejected("; ".join(str(step) for step in item.passes), _slower(item, ranked[0], request))
         for item in ranked[1:]
     )
     return tuple(replace(item, rejected=(*rejected, *slower)) for item in ranked)
 
 
-def _slower(item: Plan, best: Plan) -> str:
-    return f"predicted {item.time_us:.1f} us, the best takes {best.time_us:.1f}"
+def _slower(item: Plan, best: Plan, request: Request) -> str:
+    own, least = (sum(rank_us(step, request) for step in p.passes) for p in (item, best))
+    return f"ranked behind: {own:.0f} us with its tiles' cost, the first {least:.0f} us"
 
 
 def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Plan -> source text. Templates print what the plan decided; the only facts they branch on are here."""
+"""Plan -> source text: templates print what the plan decided, from the facts collected here."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import sympy
 from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number, Ref
 
 
-class sigmoid(sympy.Function):
+class sigmoid(sympy.Function):  # type: ignore[misc]
     """1 / (1 + exp(-x)), kept whole so that the printer can choose a stable text."""
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
@@ -21,14 +21,14 @@ class sigmoid(sympy.Function):
         return value * (1 - value)
 
 
-class softplus(sympy.Function):
+class softplus(sympy.Function):  # type: ignore[misc]
     """log(1 + exp(x)), kept whole so that a large x does not overflow."""
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         return sigmoid(self.args[0])
 
 
-class log1p(sympy.Function):
+class log1p(sympy.Function):  # type: ignore[misc]
     """log(1 + x), kept whole so that a small x keeps its digits."""
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:

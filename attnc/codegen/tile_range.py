@@ -40,9 +40,10 @@ _TAIL = "the ragged tail: keys past TK are masked"
 def key_range(mask: MaskForm) -> KeyRange:
     """Bounds and loops for any mask in disjunctive normal form."""
     if mask.clauses == ((),):
-        lines = ("# every key is visible, the ragged tail apart", "full_hi = TK // BS * BS")
-        loops = (KeyLoop("0", "full_hi", False, _FULL), KeyLoop("full_hi", "TK", True, _TAIL))
-        return KeyRange(lines, loops, False)
+        note = "# every key is visible, the ragged tail apart"
+        full = KeyLoop("0", "full_hi", False, _FULL)
+        tail = KeyLoop("full_hi", "TK", True, _TAIL)
+        return KeyRange((note, "full_hi = TK // BS * BS"), (full, tail), False)
     if not mask.clauses:
         return KeyRange(("# the mask is empty: no key is visible",), (), False)
     single = len(mask.clauses) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import keyword
 import re
 from collections.abc import Iterable, Mapping
@@ -158,9 +159,8 @@ def _declared(fields: Fields) -> tuple[Declared, ...]:
     for value in (fields.score, fields.log_decay):
         if isinstance(value, Expr):
             for node in walk(_lifted(value)):
-                tensor = node.declared if isinstance(node, Ref | Name) else None
-                if tensor is not None:
-                    found.setdefault(tensor.name, tensor)
+                if isinstance(node, Ref | Name) and node.declared is not None:
+                    found.setdefault(node.declared.name, node.declared)
     for tensor in found.values():
         _check_declared(fields, tensor)
     return tuple(sorted(found.values(), key=lambda tensor: (tensor.kind != "param", tensor.name)))
@@ -306,10 +306,9 @@ def _scale(fields: Fields) -> Scale:
     if isinstance(value, str):
         if value.replace(" ", "") == "rsqrt(d)":
             return Scale(None)
-        try:
-            value = Fraction(value) if len(value) < 40 and "e" not in value.lower() else value
-        except (ValueError, ZeroDivisionError):
-            pass
+        if len(value) < 40 and "e" not in value.lower():
+            with contextlib.suppress(ValueError, ZeroDivisionError):
+                value = Fraction(value)
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
         raise fields.refuse(
             "scale",

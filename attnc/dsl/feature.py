@@ -40,7 +40,7 @@ class FeatureMap:
             return "softmax"
         if self.phi is not None:
             return to_text(self.phi)
-        if self.coefficients == (0, 1):
+        if self.coefficients == (Fraction(0), Fraction(1)):
             return "identity"
         taylor = tuple(Fraction(1, factorial(m)) for m in range(len(self.coefficients)))
         if self.coefficients == taylor:
@@ -124,7 +124,7 @@ def _polynomial(value: Expr, source: Source) -> FeatureMap:
             where=source.at(error.span),
         ) from None
     except NotPolynomial as error:
-        hints = ()
+        hints: tuple[str, ...] = ()
         match value:
             case Call(function="exp", args=(Name(id="s"),)):
                 hints = ('exp(s) with a row sum is feature_map = "softmax"',)

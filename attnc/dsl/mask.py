@@ -39,7 +39,7 @@ class HalfPlane:
         return self.i * row + self.j * column + self.c >= 0
 
     def __str__(self) -> str:
-        terms = []
+        terms: list[str] = []
         for coefficient, name in ((self.i, "i"), (self.j, "j")):
             if coefficient:
                 size = "" if abs(coefficient) == 1 else f"{abs(coefficient)}*"

@@ -186,7 +186,7 @@ class _Parser:
 
     def _syntax_error(self, error: SyntaxError) -> AttncError:
         column = min(max((error.offset or 1) - 1, 0) + self.shift, len(self.source.text))
-        hints = ()
+        hints: tuple[str, ...] = ()
         if re.search(r"(?<![<>=!])=(?!=)", self.source.text):
             hints = ("compare with ==",)
         return SyntaxRefused(

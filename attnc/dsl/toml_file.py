@@ -104,7 +104,7 @@ def _variant(name: str, table: Mapping[str, object], lines: _Lines) -> Variant:
                 hints=(f"add {hint}",),
             )
     sources = lines.sources(name, table)
-    fields = Fields(name=name, sources=sources, **{key: table[key] for key in KEYS if key in table})  # type: ignore[arg-type]
+    fields = Fields(name=name, sources=sources, **{key: table[key] for key in KEYS if key in table})
     return Variant.from_checked(checked(fields))
 
 
@@ -142,9 +142,8 @@ class _Lines:
 
     def _find(self, table: str, key: str) -> int | None:
         """The line of a key, of a dotted key under it, or of a table of that name."""
-        for place in ((table, key), *((table, f"{key}.{n}") for n in ())):
-            if place in self.keys:
-                return self.keys[place]
+        if (table, key) in self.keys:
+            return self.keys[table, key]
         for (owner, name), number in self.keys.items():
             if owner == table and name.startswith(f"{key}."):
                 return number

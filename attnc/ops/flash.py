@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from attnc.dsl import Param, Variant, causal, full, h, i, j, s, softcap, window
+from attnc.dsl import Expr, Param, Variant, abs_, full, h, i, j, s, window
+from attnc.dsl import causal as causal_mask
+from attnc.dsl import softcap as softcap_score
 from attnc.errors import InputError
 from attnc.ops.op import Op
 
@@ -42,8 +44,9 @@ def flash_attention(
         )
     biased = None if alibi_slopes is None else alibi_slopes.dim()
     op = _flash(causal, softmax_scale, tuple(window_size), float(softcap), biased)
-    tensors = {} if alibi_slopes is None else {"slope": alibi_slopes}
-    return op(q, k, v, return_lse=return_lse, **tensors)
+    if alibi_slopes is None:
+        return op(q, k, v, return_lse=return_lse)
+    return op(q, k, v, return_lse=return_lse, slope=alibi_slopes)
 
 
 @lru_cache(maxsize=256)
@@ -55,15 +58,13 @@ def _flash(
     biased: int | None,
 ) -> Op:
     left, right = window_size
-    score = s if cap == 0 else softcap(s, cap)
-    params: tuple[Param, ...] = ()
+    score: Expr = s if cap == 0 else softcap_score(s, cap)
     if biased is not None:
         slope = Param("slope", shape="h" if biased == 1 else "b,h")
         index = slope[h] if biased == 1 else slope["b", "h"]
-        score = score - index * abs_distance()
-        params = (slope,)
-    del params
-    mask = causal if is_causal else full
+        # flash-attn's ALiBi falls off on both sides of the query
+        score = score - index * abs_(i - j)
+    mask: Expr = causal_mask if is_causal else full
     if left >= 0 or right >= 0:
         mask = mask & _window(left, right)
     return Op(
@@ -77,14 +78,7 @@ def _flash(
     )
 
 
-def abs_distance() -> Any:
-    """|i - j|, what flash-attn's ALiBi multiplies by the slope."""
-    from attnc.dsl import abs_
-
-    return abs_(i - j)
-
-
-def _window(left: int, right: int) -> Any:
+def _window(left: int, right: int) -> Expr:
     if left < 0:
         return j <= i + right
     return window(left) if right < 0 else window(left, right)

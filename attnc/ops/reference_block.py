@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.dsl.expr import Ref
+from attnc.dsl.mask import is_causal
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
 from attnc.ops.evaluate import Scope, evaluate, evaluate_mask, round_to
@@ -51,6 +52,8 @@ class Run:
             return
         if self.softmax:
             raise InputError("the softmax family has no state of fixed size")
+        if not is_causal(self.variant.mask_form):
+            raise InputError("a state holds all tokens so far, which asks for mask = causal")
         if self.q.shape[1] != self.k.shape[1]:
             lengths = f"{self.q.shape[1]} queries and {self.k.shape[1]} keys"
             raise InputError(f"a state needs as many queries as keys, not {lengths}")

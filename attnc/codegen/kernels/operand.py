@@ -33,6 +33,7 @@ def load_tile(
         lines = (f"{base} = {pointer} + tl.cast({start}, tl.int64) * {stride[0]}",)
         pointer = base
     row_stride, column_stride = stride
+    place = f"{rows}[:, None] * {row_stride} + {columns}[None, :] * {column_stride}"
     return Node(
         name=f"load {buffer}",
         op="load",
@@ -42,7 +43,7 @@ def load_tile(
         dtype="io",
         lines=lines,
         note=f"[{', '.join(shape)}]",
-        address=f"{pointer} + {rows}[:, None] * {row_stride} + {columns}[None, :] * {column_stride}",
+        address=f"{pointer} + {place}",
         guard=guard,
         edge_guard=edge_guard,
         tensor=tensor,

@@ -1,4 +1,4 @@
-"""The `state` pass: every segment folded from zero, h[f, v] = sum of decayed features(k) times v."""
+"""The `state` pass: every segment folded from zero, h = sum of decayed features(k)^T v."""
 
 from __future__ import annotations
 

@@ -1,0 +1,28 @@
+"""What a compiler needs to know of one kernel: its arguments' types, and how it is launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument: `type` is `*bf16`, `i32`, ... or `constexpr` with its `value`.
+
+    `divisible16` promises that the pointer or the integer is a multiple of 16.
+    """
+
+    name: str
+    type: str
+    divisible16: bool = False
+    value: int | float | str | bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSpec:
+    """A kernel of an emitted module, specialised for ahead-of-time compiling."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    num_warps: int
+    num_stages: int

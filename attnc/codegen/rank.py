@@ -1,0 +1,73 @@
+"""Which of two legal plans to try first: the roofline, plus what a tile's shape costs.
+
+Only the order of candidates comes from here; the plan's stated time is the roofline itself.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from attnc.codegen.device import Device
+from attnc.codegen.plan import DTYPES, PassPlan, Request
+
+# L2 feeds about twice what HBM does on every device of the table
+_L2_OVER_HBM = 2.0
+# a step of a loop waits on a product, a reduction and the next product: about 700 cycles
+_STEP_US = 0.4
+# without a second stage, a load's latency is in the open at each step
+_EXPOSED_US = 0.6
+
+
+def rank_us(step: PassPlan, request: Request) -> float:
+    """Predicted microseconds of one pass, tile effects included."""
+    tile = step.tile
+    device = request.device
+    if "BT" in tile:
+        return _attend_us(step, request)
+    if "BV" in tile:
+        return _chunk_us(step, request)
+    return step.cost.time_us + 2.0 * bool(device.sms)
+
+
+def _attend_us(step: PassPlan, request: Request) -> float:
+    tile, work = step.tile, request.workload
+    programs = work.batch * work.hq * ceil(work.tq / tile["BT"])
+    pairs = step.cost.flops / (2.0 * sum(request.dims))
+    steps = pairs / (tile["BT"] * tile["BS"])
+    moved = steps * tile["BS"] * sum(request.dims) * DTYPES[request.dtype]
+    return _total(step, request.device, programs, steps, moved)
+
+
+def _chunk_us(step: PassPlan, request: Request) -> float:
+    tile, work = step.tile, request.workload
+    splits = ceil(request.dims[1] / tile["BV"])
+    heads = work.hq if step.kernel.name == "output" else work.hkv
+    steps = work.batch * heads * ceil(work.tk / tile["BC"]) * splits
+    channels = 2 * request.dims[0] + 2 * tile["BV"]
+    moved = steps * tile["BC"] * channels * DTYPES[request.dtype]
+    programs = max(work.batch * heads * splits, 2 * request.device.sms)
+    return _total(step, request.device, programs, steps, moved)
+
+
+def _total(step: PassPlan, device: Device, programs: float, steps: float, moved: float) -> float:
+    fits_sram = device.sram_bytes // max(1, step.cost.sram_bytes)
+    threads = step.num_warps * device.warp_size
+    fits_registers = device.register_file // max(1, threads * min(step.cost.registers + 8, 255))
+    resident = max(1, min(fits_sram, fits_registers, 2048 // threads))
+    waves = ceil(programs / (device.sms * resident))
+    lanes = min(programs, device.sms * resident)
+    latency = _STEP_US * step.num_warps / 4 + (_EXPOSED_US if step.num_stages < 2 else 0.0)
+    waiting = steps / lanes * latency
+    idle = waves * device.sms * resident / max(programs, 1.0)
+    level2 = moved / (device.tbps * 1e12 * _L2_OVER_HBM) * 1e6
+    compute = step.cost.time_us / _mma_share(step)
+    return max(compute * max(1.0, idle**0.5), level2, waiting)
+
+
+def _mma_share(step: PassPlan) -> float:
+    """The share of the tensor cores' rate that a tile of that many rows a warp reaches."""
+    tile = step.tile
+    rows = tile.get("BT", tile.get("BC", 64))
+    columns = tile.get("BS", tile.get("BV", 64))
+    full = min(1.0, rows / 128) ** 0.3 * min(1.0, columns / 128) ** 0.2
+    return 0.65 * full

@@ -1,0 +1,47 @@
+"""Plan -> what the compiler is told about each kernel when there are no tensors to look at."""
+
+from __future__ import annotations
+
+from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.kernel_spec import Argument, KernelSpec
+from attnc.codegen.launch import constant
+from attnc.codegen.plan import PassPlan, Plan
+
+
+def kernel_specs(plan: Plan) -> tuple[KernelSpec, ...]:
+    """One spec a pass, in order of the passes.
+
+    q, k, v and o are taken to be aligned to 16 bytes, their rows too, and their channels to be
+    adjacent; declared tensors are fp32 with any strides.
+    """
+    return tuple(_spec(plan, step) for step in plan.passes)
+
+
+def _spec(plan: Plan, step: PassPlan) -> KernelSpec:
+    kernel = step.kernel
+    arguments = [
+        Argument(tensor.name, f"*{_type(plan, tensor)}", divisible16=True)
+        for tensor in kernel.tensors
+    ]
+    for tensor in kernel.tensors:
+        arguments.extend(_strides(plan, tensor))
+    arguments.extend(Argument(name, "i32") for name in kernel.scalars)
+    arguments.extend(
+        Argument(name, "constexpr", value=constant(plan, step, name)) for name in kernel.constants
+    )
+    symbol = f"{plan.variant.name}_{kernel.name}"
+    return KernelSpec(symbol, tuple(arguments), step.num_warps, step.num_stages)
+
+
+def _strides(plan: Plan, tensor: TensorArgument) -> list[Argument]:
+    if tensor.dtype != "io":
+        return [Argument(name, "i32") for name in tensor.strides]
+    *outer, inner = tensor.strides
+    dim = plan.dims[1] if tensor.name == "v" else plan.dims[0]
+    rows = [Argument(name, "i32", divisible16=dim % 16 == 0) for name in outer]
+    return [*rows, Argument(inner, "constexpr", value=1)]
+
+
+def _type(plan: Plan, tensor: TensorArgument) -> str:
+    types = {"io": plan.dtype, "acc": plan.acc, "tensor": "fp32"}
+    return types.get(tensor.dtype, tensor.dtype)
