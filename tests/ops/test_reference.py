@@ -87,8 +87,8 @@ CASES = [
     Case(
         "bias",
         softmax(
-            'score = "where(i < 2, s, sigmoid(s) + x[b,i,h] - x[b,j,h]) + r[h,i,j]"\n'
-            'inputs.x = { shape = ["b", "t", "h"] }\ninputs.r = { shape = ["h", "i", "j"] }'
+            'score = "where(i < 2, s, sigmoid(s) + u[b,i,h] - u[b,j,h]) + r[h,i,j]"\n'
+            'inputs.u = { shape = ["b", "t", "h"] }\ninputs.r = { shape = ["h", "i", "j"] }'
         ),
         lambda a: Formula(
             0.3,
@@ -97,13 +97,13 @@ CASES = [
                     s
                     if i < 2
                     else 1 / (1 + math.exp(-s))
-                    + (a["x"][b, i, h] if i >= 0 else 0)
-                    - a["x"][b, j, h]
+                    + (a["u"][b, i, h] if i >= 0 else 0)
+                    - a["u"][b, j, h]
                 )
                 + a["r"][h, i - a["r"].shape[2] + a["r"].shape[1], j]
             ),
         ),
-        {"x": "bth", "r": "hij"},
+        {"u": "bth", "r": "hij"},
     ),
     Case(
         "linear",
@@ -345,5 +345,8 @@ def test_what_a_family_does_not_have_is_refused():
         reference(based.variant, *qkv(found), {}, return_lse=True)
     with pytest.raises(InputError, match="no state of fixed size"):
         reference(flash.variant, *qkv(found), {}, return_state=True)
+    windowed = next(case for case in CASES if case.name == "gated")
+    with pytest.raises(InputError, match="asks for mask = causal"):
+        reference(windowed.variant, *qkv(found), {"g": torch.ones(2, 9, 4)}, return_state=True)
     with pytest.raises(InputError, match="not 3 queries and 9 keys"):
         reference(based.variant, *qkv(found), {}, return_state=True)
