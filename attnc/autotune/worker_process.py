@@ -88,6 +88,13 @@ class WorkerProcess:
             self.kill()
             raise
 
+    def tail(self) -> tuple[str, ...]:
+        """The last lines that the worker wrote to stderr since it was last asked."""
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _TAIL_BYTES))
+        text = self._stderr.read().decode("utf-8", errors="replace")
+        return tuple(line for line in text.splitlines() if line.strip())[-_TAIL_LINES:]
+
     def close(self) -> None:
         """End the worker: it leaves when its stdin does, and is killed if it does not."""
         if self._process.stdin is not None:
@@ -127,13 +134,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        return WorkerDied(_how_it_ended(code), self._tail(), code)
-
-    def _tail(self) -> tuple[str, ...]:
-        size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - _TAIL_BYTES))
-        text = self._stderr.read().decode("utf-8", errors="replace")
-        return tuple(line for line in text.splitlines() if line.strip())[-_TAIL_LINES:]
+        return WorkerDied(_how_it_ended(code), self.tail(), code)
 
 
 def _how_it_ended(code: int) -> str:
