@@ -20,6 +20,8 @@ from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled, verdict_to_json
 from attnc.autotune.worker_channel import WorkerChannel
 
+_DETAIL_LINES = 24
+
 
 def main() -> None:
     """Take the pipes, set Triton up, and answer."""
@@ -41,8 +43,7 @@ def main() -> None:
         try:
             return verdict_to_json(_compile(request))
         except Exception as error:
-            lasting = not isinstance(error, (OSError, MemoryError, ImportError))
-            return {"error": f"{type(error).__name__}: {error}", "lasting": lasting}
+            return _describe(error)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -109,6 +110,21 @@ def _compile(request: dict[str, Any]) -> Compiled:
         ptx=compiled.asm["ptx"] if cuda else None,
         scratch_bytes=getattr(facts, "global_scratch_size", None) or 0,
     )
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    """One line on what went wrong, the rest as detail, and whether it would be so tomorrow."""
+    from triton.compiler.errors import CompilationError
+
+    # an error in a helper comes wrapped in one for each caller
+    while isinstance(error, CompilationError) and isinstance(error.__cause__, CompilationError):
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
+    # Triton shows the kernel first and says what it refuses last
+    said = lines.pop(-1 if isinstance(error, CompilationError) else 0)
+    lasting = not isinstance(error, (OSError, MemoryError, ImportError))
+    message = f"{type(error).__name__}: {said.strip()}"
+    return {"error": message, "detail": lines[-_DETAIL_LINES:], "lasting": lasting}
 
 
 def _check_names(has: list[str], described: list[str]) -> None:

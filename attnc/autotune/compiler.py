@@ -213,5 +213,6 @@ class _Seat:
             return failure, death.code == _ABORT
         if "error" not in reply:
             return verdict_from_json(reply), True
-        failure = CompileFailure(job.kernel.name, job.target, reply["error"], self._worker.tail())
+        detail = (*reply["detail"], *self._worker.tail())
+        failure = CompileFailure(job.kernel.name, job.target, reply["error"], detail)
         return failure, bool(reply["lasting"])
