@@ -32,7 +32,8 @@ TORCH_TYPES = {
 class Request:
     """What a plan is asked for.
 
-    `dims` are the head dims (K, V); `precision` is the dots' input precision for fp32 tensors;
+    `dims` are the head dims (K, V); `precision` is how the dots of fp32 tensors are made: `tf32x3`
+    splits each into three tf32 products and keeps fp32's accuracy, `tf32` does not;
     `form` None lets the planner choose; `stateful` adds the initial and the final state.
     """
 
@@ -42,7 +43,7 @@ class Request:
     dtype: str = "bf16"
     form: str | None = None
     stateful: bool = False
-    precision: str = "ieee"
+    precision: str = "tf32x3"
     heads: tuple[int, int] = (1, 1)
     workload: Workload = field(default_factory=lambda: Workload())
 

@@ -142,7 +142,7 @@ def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected,
     if algebra.decay == "gated":
         gates = gates_kernel(request.variant, algebra, Printer({}))
         before = (_pass(request, gates, {"BC": 1024}, 4, 1),)
-    for rows, keys, warps, stages in _attend_candidates():
+    for rows, keys, warps, stages in _attend_candidates(request):
         tiles = {"BT": rows, "BS": keys, "BK": tile_k, "BV": tile_v}
         step = _pass(request, kernel, tiles, warps, stages)
         reason = _refuse(request, step)
@@ -153,8 +153,15 @@ def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected,
     return found, tuple(rejected)
 
 
-def _attend_candidates() -> Iterator[tuple[int, int, int, int]]:
+def _is_wide(request: Request) -> bool:
+    """Whether dots are split in three: both halves of each operand then stand in registers."""
+    return request.dtype == "fp32" and request.precision == "tf32x3"
+
+
+def _attend_candidates(request: Request) -> Iterator[tuple[int, int, int, int]]:
     for rows, keys, warps, stages in product((128, 64, 32, 16), (128, 64, 32), (8, 4), (3, 2, 1)):
+        if _is_wide(request) and (rows > 16 * warps or keys > 32):
+            continue
         if (rows >= 16 * warps and rows >= keys // 2) or (rows < 64 and warps == 4 and keys <= 64):
             yield rows, keys, warps, stages
 
@@ -168,6 +175,9 @@ def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected
     chunk = request.variant.chunk
     chunks = (chunk,) if isinstance(chunk, int) else (64, 128, 32, 16)
     splits = [width for width in (256, 128, 64, 32, 16) if width <= tile_v]
+    if _is_wide(request):
+        chunks = chunks if isinstance(chunk, int) else (32, 16)
+        splits = [width for width in splits if width <= 64]
     found: _Found = []
     rejected: list[Rejected] = []
     scanned = _pass(request, scan, {"BC": 0, "BE": 512}, 4, 1)

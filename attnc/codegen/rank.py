@@ -14,8 +14,8 @@ from attnc.codegen.plan import DTYPES, PassPlan, Request
 _L2_OVER_HBM = 2.0
 # a step of a loop waits on a product, a reduction and the next product: about 700 cycles
 _STEP_US = 0.4
-# without a second stage, a load's latency is in the open at each step
-_EXPOSED_US = 0.6
+# without a second stage, the loads of a step are in the open
+_EXPOSED = 1.25
 
 
 def rank_us(step: PassPlan, request: Request) -> float:
@@ -56,12 +56,13 @@ def _total(step: PassPlan, device: Device, programs: float, steps: float, moved:
     resident = max(1, min(fits_sram, fits_registers, 2048 // threads))
     waves = ceil(programs / (device.sms * resident))
     lanes = min(programs, device.sms * resident)
-    latency = _STEP_US * step.num_warps / 4 + (_EXPOSED_US if step.num_stages < 2 else 0.0)
+    latency = _STEP_US * step.num_warps / 4
     waiting = steps / lanes * latency
     idle = waves * device.sms * resident / max(programs, 1.0)
     level2 = moved / (device.tbps * 1e12 * _L2_OVER_HBM) * 1e6
     compute = step.cost.time_us / _mma_share(step)
-    return max(compute * max(1.0, idle**0.5), level2, waiting)
+    busy = max(compute * max(1.0, idle**0.5), level2, waiting)
+    return busy * (_EXPOSED if step.num_stages < 2 else 1.0)
 
 
 def _mma_share(step: PassPlan) -> float:

@@ -34,7 +34,7 @@ def _spec(plan: Plan, step: PassPlan) -> KernelSpec:
 
 
 def _strides(plan: Plan, tensor: TensorArgument) -> list[Argument]:
-    if tensor.dtype != "io":
+    if tensor.dtype != "io" or not tensor.axes:
         return [Argument(name, "i32") for name in tensor.strides]
     *outer, inner = tensor.strides
     dim = plan.dims[1] if tensor.name == "v" else plan.dims[0]

@@ -123,7 +123,7 @@ class _Checker:
             except PlanError as error:
                 if form == self.op.forms()[0]:
                     raise
-                skipped.append(f"{form} form, {name} {shape}: {error}")
+                skipped.append(f"{form} form, {name} {shape}: {error.message}")
                 continue
             found[form] = out[0] if softmax else out
             yield Row.of(f"{form} form", name, shape, check(found[form], ref.out, pt.out))

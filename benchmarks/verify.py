@@ -1,0 +1,81 @@
+"""The whole verification on a GPU, one process a variant, and its record.
+
+python -m benchmarks.verify OUT.json [NAME ...] [--dtype bf16 ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from attnc.dsl import load
+from attnc.ops.shipped import shipped
+from benchmarks.record import write
+
+
+def one(argument: str, dtypes: list[str]) -> list[dict[str, object]]:
+    """Verify one variant in this process: a shipped name, or FILE:NAME."""
+    from attnc.ops.verify import verify
+
+    file, _, name = argument.rpartition(":")
+    variant = load(file)[name] if file else shipped()[argument]
+    start = time.time()
+    report = verify(variant, device="cuda", dtypes=dtypes)
+    facts = json.loads(report.to_json())
+    rows = facts["rows"]
+    for row in rows:
+        row["variant"] = argument
+    rows.append({"variant": argument, "seconds": round(time.time() - start, 1),
+                 "seed": facts.get("seed"), "skipped": facts.get("skipped"),
+                 "passed": report.passed})  # fmt: skip
+    return rows
+
+
+def _child(argument: str, dtypes: list[str], limit: int) -> list[dict[str, object]]:
+    command = [sys.executable, "-m", "benchmarks.verify", "-", argument, "--dtype", *dtypes]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired as error:
+        tail = (error.stderr or b"").decode(errors="replace")[-800:]
+        return [{"variant": argument, "passed": False, "error": f"over {limit} s: {tail}"}]
+    if done.returncode:
+        return [{"variant": argument, "passed": False, "error": done.stderr[-1500:]}]
+    rows: list[dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--dtype", nargs="*", default=["fp16", "bf16", "fp32"])
+    parser.add_argument("--jobs", type=int, default=6)
+    parser.add_argument("--limit", type=int, default=400)
+    options = parser.parse_args()
+    names = options.names or list(shipped())
+    if options.out == "-":
+        print(json.dumps(one(names[0], options.dtype)))
+        return 0
+    rows: list[dict[str, object]] = []
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for name, found in zip(
+            names,
+            pool.map(lambda n: _child(n, options.dtype, options.limit), names),
+            strict=True,
+        ):
+            rows.extend(found)
+            bad = [row for row in found if not row.get("passed", True)]
+            print(f"{name}: {len(found)} rows, {len(bad)} failed, {found[-1]}", flush=True)
+            for row in bad[:6]:
+                print("  ", row, flush=True)
+    write(Path(options.out), rows)
+    return 1 if any(not row.get("passed", True) for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
