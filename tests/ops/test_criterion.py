@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from attnc.ops.criterion import Verdict, bound_of, check, check_lse, check_state
+from attnc.ops.criterion import (
+    Verdict,
+    bound_of,
+    check,
+    check_agreement,
+    check_lse,
+    check_state,
+)
 
 HALVES = [torch.float16, torch.bfloat16]
 DTYPES = [*HALVES, torch.float32]
@@ -151,6 +158,15 @@ def test_an_lse_of_minus_infinity_must_be_met_exactly():
     assert not check_lse(torch.tensor([-math.inf, 1.5, -math.inf]), ref).passed
     assert not check_lse(torch.tensor([-math.inf, 1.5001, -2.0]), ref).passed
     assert not check_lse(torch.zeros(3), ref).passed
+
+
+def test_two_forms_agree_within_the_bound_and_two_of_zeros_show_nothing(attended):
+    (q, k, v), ref, pt = attended
+    rounded = ref.to(q.dtype)
+    assert check_agreement(pt, rounded, ref, pt).sound
+    assert not check_agreement(causal_attention(q, k, v, masked=False), rounded, ref, pt).passed
+    zeros = torch.zeros_like(pt)
+    assert not check_agreement(zeros, zeros, ref, pt).sound
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
