@@ -150,3 +150,18 @@ def forward(x):
     raises_kernel[(1,)](x)
 """
 )
+
+# one warp holds more floats than it has registers
+SPILLS = (
+    HEADER
+    + """
+@triton.jit
+def spills_kernel(x, o, BT: tl.constexpr):
+    p_t = tl.arange(0, BT)[:, None] * BT + tl.arange(0, BT)[None, :]
+    b_x = tl.exp(tl.load(x + p_t))
+    tl.store(o + p_t, b_x / tl.sum(tl.sum(b_x, 1), 0))
+"""
+)
+
+# LLVM aborts the process; here the module does so itself
+ABORTS = PLAIN + "\nabort()\n"
