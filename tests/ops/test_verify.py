@@ -1,0 +1,101 @@
+"""`verify` passes what is right, names what is wrong, and says which seed showed it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from attnc.dsl.variant import Variant
+from attnc.ops.draw import Shape
+from attnc.ops.op import Op
+from attnc.ops.op import compile as compile_op
+from attnc.ops.shipped import shipped
+from attnc.ops.verify import verify
+
+SHAPES = [Shape(1, 70, 70, 2, 1, 32, 32), Shape(1, 9, 33, 2, 1, 32, 32, strided=True)]
+NAMES = ["flash", "lightning", "linear"]
+
+
+def sabotage(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], None]) -> None:
+    """Let every op's output pass through `spoil`."""
+    call = Op.__call__
+
+    def spoiled(self: Op, *args: Any, **options: Any) -> Any:
+        result = call(self, *args, **options)
+        spoil(result[0] if isinstance(result, tuple) else result)
+        return result
+
+    monkeypatch.setattr(Op, "__call__", spoiled)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_variant_passes_and_the_report_counts_every_form(name):
+    steps = []
+    variant = shipped()[name]
+    report = verify(
+        variant, shapes=SHAPES, dtypes=["fp32", "bf16"], progress=lambda *s: steps.append(s)
+    )
+    assert report.passed, str(report)
+    assert {row.dtype for row in report.rows} == {"fp32", "bf16"}
+    forms = {row.what for row in report.rows if row.what.endswith("form")}
+    assert forms == {f"{form} form" for form in compile_op(variant).forms()}
+    assert steps[-1] == (4, 4, "done")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_fail_every_row_that_holds_an_output(name, monkeypatch):
+    sabotage(monkeypatch, lambda out: out.zero_())
+    report = verify(shipped()[name], shapes=SHAPES[:1], dtypes=["fp32", "bf16"])
+    assert not report.passed
+    assert all(not row.passed for row in report.rows if row.what.endswith("form"))
+
+
+def test_one_nan_fails_and_is_named(monkeypatch):
+    sabotage(monkeypatch, lambda out: out[0, 5, 1, 7].fill_(float("nan")))
+    report = verify(shipped()["flash"], shapes=SHAPES[:1], dtypes=["fp32"])
+    assert report.worst is not None
+    assert report.worst.worst_index == (0, 5, 1, 7)
+    assert "FAIL" in rendered(report)
+    assert json.loads(report.to_json())["rows"][0]["error"] == "inf"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("family", ["softmax", "state"])
+@pytest.mark.parametrize("dropped", ["full", "causal & window(20)", "j <= i + 1"])
+def test_a_kernel_of_another_mask_fails(family, dropped, dtype, monkeypatch):
+    declared, compiled = (masked(family, mask) for mask in ("causal", dropped))
+    monkeypatch.setattr("attnc.ops.verify.compile", lambda variant: compile_op(compiled))
+    # the state belongs to the causal mask alone, so only the outputs are compared
+    report = verify(declared, shapes=[Shape(1, 50, 51, 2, 1, 32, 32)], dtypes=[dtype])
+    assert report.rows
+    assert not report.passed
+
+
+def masked(family: str, mask: str) -> Variant:
+    if family == "softmax":
+        return Variant("masked", feature_map="softmax", scale="rsqrt(d)", mask=mask)
+    return Variant(
+        "masked", feature_map="elu(x) + 1", scale=1.0, mask=mask, normalize="sum"
+    )  # fmt: skip
+
+
+def test_a_seed_draws_the_same_again_and_no_seed_draws_afresh():
+    variant = shipped()["flash"]
+    first, again, other = (
+        verify(variant, shapes=SHAPES[:1], dtypes=["fp32"], seed=seed) for seed in (7, 7, None)
+    )
+    assert first == again
+    assert other.seed != first.seed
+
+
+def rendered(report: object) -> str:
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(report)
+    return capture.get()
