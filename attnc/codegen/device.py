@@ -30,6 +30,15 @@ class Device:
     register_file: int = 65536
 
     @property
+    def min_columns(self) -> int:
+        """The fewest columns of a row-major right operand that the compiler gets right.
+
+        On sm_90, Triton 3.6 makes wrong code for some warp-group products whose right operand has
+        16 or 32 columns (benchmarks/NOTES.md, `Narrow right operands`): such tiles are padded.
+        """
+        return 64 if self.target == "cuda:90" else 16
+
+    @property
     def capability(self) -> int:
         """The CUDA capability as one number, 90 for sm_90; 0 for other backends."""
         backend, arch = self.target.split(":")

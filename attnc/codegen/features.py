@@ -52,7 +52,9 @@ class Features:
         return max((degree for degree, _, _ in self.degrees), default=0)
 
 
-def features_of(algebra: Algebra, head_dim: int, *, widest: int = 128) -> Features:
+def features_of(
+    algebra: Algebra, head_dim: int, *, narrowest: int = MIN_TILE, widest: int = 128
+) -> Features:
     """Count the features and cut them into tiles of powers of two, the widest first."""
     if algebra.direct:
         degrees: tuple[tuple[int, Fraction, int], ...] = ((1, algebra.coefficients[1], head_dim),)
@@ -65,7 +67,7 @@ def features_of(algebra: Algebra, head_dim: int, *, widest: int = 128) -> Featur
         if algebra.coefficients[degree] != 0
     )
     count = sum(columns for _, _, columns in degrees)
-    return Features(False, count, degrees, _cut(count, degrees, widest))
+    return Features(False, count, degrees, _cut(count, degrees, narrowest, widest))
 
 
 def power_of_two(size: int) -> int:
@@ -74,16 +76,16 @@ def power_of_two(size: int) -> int:
 
 
 def _cut(
-    count: int, degrees: tuple[tuple[int, Fraction, int], ...], widest: int
+    count: int, degrees: tuple[tuple[int, Fraction, int], ...], narrowest: int, widest: int
 ) -> tuple[FeatureTile, ...]:
     tiles: list[FeatureTile] = []
     start = 0
     while start < count:
         left = count - start
-        width = min(widest, max(MIN_TILE, power_of_two(left)))
+        width = min(widest, max(narrowest, power_of_two(left)))
         # 153 columns are 128 + 32, not 256: take the largest tile that is full, then the rest
-        if width > left and width // 2 >= MIN_TILE and left - width // 2 > 0:
-            rest = max(MIN_TILE, power_of_two(left - width // 2))
+        if width > left and width // 2 >= narrowest and left - width // 2 > 0:
+            rest = max(narrowest, power_of_two(left - width // 2))
             if width // 2 + rest < width:
                 width //= 2
         real = min(width, left)

@@ -110,31 +110,59 @@ def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
 
 
 def _features(request: Request, algebra: Algebra) -> Features:
-    return features_of(algebra, request.dims[0])
+    head_dim = request.dims[0]
+    # one step of 16 columns is right at any width; longer products want the device's least
+    narrowest = MIN_TILE if head_dim <= MIN_TILE else request.device.min_columns
+    return features_of(algebra, head_dim, narrowest=narrowest)
+
+
+def _attend_kernel(request: Request, algebra: Algebra, printer: Printer) -> Kernel:
+    return attend_kernel(
+        request.variant, algebra, request.dims, printer, min_columns=request.device.min_columns
+    )
+
+
+def _chunk_kernels(
+    request: Request, algebra: Algebra, features: Features, printer: Printer
+) -> tuple[Kernel, ...]:
+    return chunk_kernels(
+        request.variant,
+        algebra,
+        features,
+        request.dims,
+        printer,
+        stateful=request.stateful,
+        min_columns=request.device.min_columns,
+    )
 
 
 def _helpers(request: Request, algebra: Algebra) -> tuple[str, ...]:
     printer = Printer({})
     if algebra.family == "softmax":
-        attend_kernel(request.variant, algebra, request.dims, printer)
+        _attend_kernel(request, algebra, printer)
     else:
         if algebra.legal("chunked").legal:
             features = _features(request, algebra)
-            chunk_kernels(request.variant, algebra, features, request.dims, printer, stateful=False)
-        attend_kernel(request.variant, algebra, request.dims, printer)
+            _chunk_kernels(request, algebra, features, printer)
+        _attend_kernel(request, algebra, printer)
+        if algebra.decay == "gated":
+            gates_kernel(request.variant, algebra, printer)
     return tuple(sorted(printer.helpers))
 
 
 def _tile_dims(request: Request) -> tuple[int, int]:
     head_dim, value_dim = request.dims
-    return max(MIN_TILE, power_of_two(head_dim)), max(MIN_TILE, power_of_two(value_dim))
+    return (
+        max(MIN_TILE, power_of_two(head_dim)),
+        max(request.device.min_columns, power_of_two(value_dim)),
+    )
 
 
 _Found = list[tuple[tuple[PassPlan, ...], tuple[int, ...]]]
 
 
 def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
-    kernel = attend_kernel(request.variant, algebra, request.dims, Printer({}))
+    kernel = _attend_kernel(request, algebra, Printer({}))
     tile_k, tile_v = _tile_dims(request)
     found: _Found = []
     rejected: list[Rejected] = []
@@ -169,12 +197,11 @@ def _attend_candidates(request: Request) -> Iterator[tuple[int, int, int, int]]:
 def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
     features = _features(request, algebra)
     tile_k, tile_v = _tile_dims(request)
-    state, scan, output = chunk_kernels(
-        request.variant, algebra, features, request.dims, Printer({}), stateful=request.stateful
-    )
+    state, scan, output = _chunk_kernels(request, algebra, features, Printer({}))
     chunk = request.variant.chunk
-    chunks = (chunk,) if isinstance(chunk, int) else (64, 128, 32, 16)
-    splits = [width for width in (256, 128, 64, 32, 16) if width <= tile_v]
+    chunks: tuple[int, ...] = (chunk,) if isinstance(chunk, int) else (64, 128, 32, 16)
+    least = request.device.min_columns
+    splits = [width for width in (256, 128, 64, 32, 16) if least <= width <= tile_v]
     if _is_wide(request):
         chunks = chunks if isinstance(chunk, int) else (32, 16)
         splits = [width for width in splits if width <= 64]
@@ -244,13 +271,11 @@ def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
 def _smallest_pass(request: Request, algebra: Algebra) -> PassPlan:
     tile_k, tile_v = _tile_dims(request)
     if algebra.family == "softmax" or not algebra.legal("chunked").legal:
-        kernel = attend_kernel(request.variant, algebra, request.dims, Printer({}))
+        kernel = _attend_kernel(request, algebra, Printer({}))
         return _pass(request, kernel, {"BT": 16, "BS": 32, "BK": tile_k, "BV": tile_v}, 4, 1)
     features = _features(request, algebra)
-    kernels = chunk_kernels(
-        request.variant, algebra, features, request.dims, Printer({}), stateful=request.stateful
-    )
-    tiles = {"BC": 16, "BK": tile_k, "BV": MIN_TILE}
+    kernels = _chunk_kernels(request, algebra, features, Printer({}))
+    tiles = {"BC": 16, "BK": tile_k, "BV": request.device.min_columns}
     return _pass(request, kernels[-1], tiles, 4, 1)
 
 

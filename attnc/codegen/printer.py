@@ -168,18 +168,28 @@ class Printer:
         *cases, (default, _) = expr.args
         text = self.text(default)
         for value, condition in reversed(cases):
-            text = f"tl.where({self.condition(condition)}, {self.text(value)}, {text})"
+            text = self._choose(condition, self.text(value), text)
         return text
 
-    def condition(self, expr: sympy.Basic) -> str:
-        """A truth value as text."""
-        match expr:
+    def _choose(self, condition: sympy.Basic, yes: str, no: str) -> str:
+        """`yes` where the condition holds; & | ~ become nested choices.
+
+        A scalar truth value and a vector of them do not join in Triton's interpreter.
+        """
+        match condition:
             case sympy.And() | sympy.Or():
-                operator = " & " if isinstance(expr, sympy.And) else " | "
-                args = sorted(expr.args, key=lambda arg: arg.sort_key())
-                return operator.join(f"({self.condition(arg)})" for arg in args)
+                for arg in sorted(condition.args, key=lambda arg: arg.sort_key(), reverse=True):
+                    if isinstance(condition, sympy.And):
+                        yes = self._choose(arg, yes, no)
+                    else:
+                        no = self._choose(arg, yes, no)
+                return yes if isinstance(condition, sympy.And) else no
             case sympy.Not():
-                return f"~({self.condition(expr.args[0])})"
+                return self._choose(condition.args[0], no, yes)
+        return f"tl.where({self.condition(condition)}, {yes}, {no})"
+
+    def condition(self, expr: sympy.Basic) -> str:
+        """A comparison as text."""
         if expr in {sympy.true, sympy.false}:
             raise AssertionError(f"a constant condition {expr} should have been folded")
         left, right = expr.args

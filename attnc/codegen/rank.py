@@ -5,17 +5,22 @@ Only the order of candidates comes from here; the plan's stated time is the roof
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
 
 from attnc.codegen.device import Device
+from attnc.codegen.graph import KernelGraph, elements
 from attnc.codegen.plan import DTYPES, PassPlan, Request
 
 # L2 feeds about twice what HBM does on every device of the table
 _L2_OVER_HBM = 2.0
 # a step of a loop waits on a product, a reduction and the next product: about 700 cycles
 _STEP_US = 0.4
-# without a second stage, the loads of a step are in the open
-_EXPOSED = 1.25
+# the share of a step's loads that stages leave in the open, seen on an H100: benchmarks.sweep
+_EXPOSED = {1: 1.4, 2: 1.12, 3: 1.0}
+# more rows a warp than a 16-row product, or more carried words a thread, and registers spill over
+_CROWDED = 1.25
+_CARRIED_WORDS = 96
 
 
 def rank_us(step: PassPlan, request: Request) -> float:
@@ -60,9 +65,19 @@ def _total(step: PassPlan, device: Device, programs: float, steps: float, moved:
     waiting = steps / lanes * latency
     idle = waves * device.sms * resident / max(programs, 1.0)
     level2 = moved / (device.tbps * 1e12 * _L2_OVER_HBM) * 1e6
-    compute = step.cost.time_us / _mma_share(step)
-    busy = max(compute * max(1.0, idle**0.5), level2, waiting)
-    return busy * (_EXPOSED if step.num_stages < 2 else 1.0)
+    compute: float = step.cost.time_us / _mma_share(step)
+    busy: float = max(compute * max(1.0, idle**0.5), level2, waiting)
+    return busy * _EXPOSED[step.num_stages] * _crowding(step, device)
+
+
+def _crowding(step: PassPlan, device: Device) -> float:
+    tile = step.tile
+    rows = tile.get("BT", tile.get("BC", 16))
+    factor = _CROWDED if rows > 16 * step.num_warps else 1.0
+    threads = step.num_warps * device.warp_size
+    if carried_words(step.kernel.graph, tile) > _CARRIED_WORDS * threads:
+        factor *= _CROWDED
+    return factor
 
 
 def _mma_share(step: PassPlan) -> float:
@@ -70,5 +85,15 @@ def _mma_share(step: PassPlan) -> float:
     tile = step.tile
     rows = tile.get("BT", tile.get("BC", 64))
     columns = tile.get("BS", tile.get("BV", 64))
-    full = min(1.0, rows / 128) ** 0.3 * min(1.0, columns / 128) ** 0.2
+    full: float = min(1.0, rows / 64) ** 0.6 * min(1.0, columns / 64) ** 0.4
     return 0.65 * full
+
+
+def carried_words(graph: KernelGraph, tile: Mapping[str, int]) -> int:
+    """Accumulator words that the loop of a kernel carries."""
+    carried = {
+        node.buffer: elements(node.shape, dict(tile))
+        for node in graph.nodes()
+        if node.carried and node.shape
+    }
+    return sum(carried.values())

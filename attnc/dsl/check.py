@@ -141,7 +141,7 @@ def _check_name(fields: Fields, name: object, what: str) -> None:
 
 
 _RESERVED = (
-    INDEX_NAMES
+    (INDEX_NAMES - {"x"})
     | frozenset(FUNCTIONS)
     | {"causal", "full", "q", "v", "o", "lse", "states", "gates", "decays", "index", "weight",
        "initial_state", "final_state", "return_lse", "return_state", "form", "precision", "tl",

@@ -226,6 +226,15 @@ class Op:
                 notes=(self._algebra.legal("chunked").reason,),
                 hints=("return_lse=True gives what combines with another call's keys",),
             )
+        if form in {"chunked", "recurrent"} and sizes.tq != sizes.tk:
+            raise InputError(
+                f"the {form} form needs TQ = TK, not {sizes.tq} and {sizes.tk}",
+                hints=("the parallel form takes any lengths; it is chosen when form is left out",),
+            )
+        if form == "recurrent":
+            raise InputError(
+                "the recurrent form has no kernel yet", hints=("leave form out, or use chunked",)
+            )
         if not stateful:
             return
         verdict = self._algebra.legal("chunked")

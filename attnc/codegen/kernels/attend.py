@@ -13,7 +13,7 @@ from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Node, Operand
 from attnc.codegen.index import Axis, Loaded, load_refs
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.decay import constant_decay
-from attnc.codegen.kernels.operand import load_tile, map_features
+from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.weight import horner
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import condition, key_range
@@ -31,7 +31,12 @@ _AXES = {
 
 
 def attend_kernel(
-    variant: Variant, algebra: Algebra, dims: tuple[int, int], printer: Printer
+    variant: Variant,
+    algebra: Algebra,
+    dims: tuple[int, int],
+    printer: Printer,
+    *,
+    min_columns: int = 16,
 ) -> Kernel:
     """The online or the parallel kernel of a variant at head dims (K, V)."""
     head_dim, value_dim = dims
@@ -42,9 +47,9 @@ def attend_kernel(
     loaded = _load_expression(variant, algebra)
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
 
-    k_mask = "" if _is_tile(head_dim) else "m_k[None, :]"
-    v_mask = "" if _is_tile(value_dim) else "m_v[None, :]"
-    rows = _join("m_t[:, None]", k_mask)
+    k_mask = ragged_columns("m_k", head_dim)
+    v_mask = ragged_columns("m_v", value_dim, min_columns)
+    rows = join_guards("m_t[:, None]", k_mask)
     builder.add(
         load_tile(
             "b_q",
@@ -116,14 +121,6 @@ def attend_kernel(
         setup_lines=ranges.lines,
         loops=ranges.loops,
     )
-
-
-def _is_tile(dim: int) -> bool:
-    return dim & (dim - 1) == 0
-
-
-def _join(*guards: str) -> str:
-    return " & ".join(guard for guard in guards if guard)
 
 
 def _load_expression(variant: Variant, algebra: Algebra) -> Loaded:
@@ -480,7 +477,7 @@ def _weight_step(
                 STEP,
                 ("BT",),
                 reads=("b_n", "b_w"),
-                lines=("b_n = b_n + tl.sum(b_w, 1)",),
+                lines=("b_n = b_n + tl.sum(b_w.to(IO).to(ACC), 1)",),
                 carried=True,
             )
         )

@@ -44,6 +44,7 @@ class ChunkFacts:
     dims: tuple[int, int]
     printer: Printer
     stateful: bool
+    min_columns: int
 
     @property
     def summed(self) -> bool:
@@ -58,7 +59,7 @@ class ChunkFacts:
     @property
     def v_mask(self) -> str:
         """The guard of V's padded columns."""
-        return ragged_columns("m_v", self.dims[1])
+        return ragged_columns("m_v", self.dims[1], self.min_columns)
 
     @property
     def slot_layout(self) -> str:

@@ -21,7 +21,8 @@ def chunk_kernels(
     printer: Printer,
     *,
     stateful: bool,
+    min_columns: int = 16,
 ) -> tuple[Kernel, ...]:
     """`state`, `scan` and `output` at head dims (K, V)."""
-    facts = ChunkFacts(variant, algebra, features, dims, printer, stateful)
+    facts = ChunkFacts(variant, algebra, features, dims, printer, stateful, min_columns)
     return (state_kernel(facts), scan_kernel(facts), output_kernel(facts))

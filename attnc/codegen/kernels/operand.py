@@ -65,8 +65,10 @@ def map_features(
     """
     if phi is None:
         return ()
-    bound = Printer({"x": "b_x"}, printer.helpers)
-    lines = [f"b_x = {buffer}.to(ACC)", *bound.statements(buffer, phi)]
+    # a name for each tensor: Triton keeps a name's shape through a loop
+    channel = f"{buffer}x"
+    bound = Printer({"x": channel}, printer.helpers)
+    lines = [f"{channel} = {buffer}.to(ACC)", *bound.statements(buffer, phi)]
     if guard:
         lines.append(f"{buffer} = tl.where({guard}, {buffer}, 0.0)")
     node = Node(
@@ -83,9 +85,9 @@ def map_features(
     return (node,)
 
 
-def ragged_columns(mask: str, dim: int) -> str:
+def ragged_columns(mask: str, dim: int, narrowest: int = 16) -> str:
     """The guard of a head dim's padded columns; none where the dim is a tile already."""
-    return "" if dim >= 16 and dim & (dim - 1) == 0 else f"{mask}[None, :]"
+    return "" if dim >= narrowest and dim & (dim - 1) == 0 else f"{mask}[None, :]"
 
 
 def join_guards(*guards: str) -> str:

@@ -64,7 +64,7 @@ def _inside_chunk(builder: GraphBuilder, facts: ChunkFacts) -> None:
     seen = "b_w = tl.where(r_c[:, None] >= r_c[None, :], b_w, 0.0)"
     builder.map("b_w", STEP, square, seen, reads=("b_w",), name="visible")
     if facts.summed:
-        builder.reduce("b_n", STEP, ("BC",), "b_n = tl.sum(b_w, 1)", reads=("b_w",))
+        builder.reduce("b_n", STEP, ("BC",), "b_n = tl.sum(b_w.to(IO).to(ACC), 1)", reads=("b_w",))
     left = Operand("b_w", "b_w.to(b_v.dtype)", square)
     right = Operand("b_v", "b_v", ("BC", "BV"))
     builder.dot("b_o", STEP, ("BC", "BV"), left, right, note="[BC, BC] @ [BC, BV]")
