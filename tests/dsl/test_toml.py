@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 
 from attnc.dsl import Declared, Dim, Heads, dumps, load, loads
+from attnc.dsl.toml_file import MAX_BYTES
 from attnc.errors import TomlError
 from tests.strategies import declarations
 
@@ -65,8 +66,8 @@ def test_a_file_is_read_from_its_path(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(TomlError, match=r"my\.toml is no UTF-8 text"):
         load(path)
-    path.write_text("#" * (1 << 20) + "\n")
-    with pytest.raises(TomlError, match="is over 1,048,576 bytes"):
+    path.write_text("#" * MAX_BYTES + "\n")
+    with pytest.raises(TomlError, match=f"is over {MAX_BYTES:,} bytes"):
         load(path)
     with pytest.raises(TomlError, match=r"cannot read .*gone\.toml: No such file"):
         load(tmp_path / "gone.toml")
