@@ -1,0 +1,119 @@
+"""`attnc build`: a package of sources, binaries and a manifest, compiled with no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from attnc.autotune.package import PackagedModule, write_package
+from attnc.cli.facts import Facts
+from attnc.cli.find import find_all
+from attnc.cli.fit import Fitted, fit_plans
+from attnc.cli.plan_view import gap_text, spilled_bytes
+from attnc.cli.progress import Waiting
+from attnc.cli.screen import console, table
+from attnc.cli.status import OK
+from attnc.cli.targets import device_of_target
+from attnc.codegen.plan import Plan
+from attnc.codegen.planner import plans
+from attnc.dsl.variant import Variant
+from attnc.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What every variant is built for: all targets, dims and dtypes with each other."""
+
+    targets: tuple[str, ...]
+    dims: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    heads: str | None = None
+    stateful: bool = False
+
+    def facts(self) -> list[Facts]:
+        """The facts of each module to build."""
+        # a target is named as the planner names it, or refused, before anything is planned
+        targets = [device_of_target(name).target for name in self.targets]
+        choices = product(targets, self.dims or (None,), self.dtypes or ("bf16",))
+        facts = [
+            Facts(target, dtype, dim, self.heads, stateful=self.stateful)
+            for target, dim, dtype in choices
+        ]
+        return list(dict.fromkeys(facts))
+
+
+def build(names: Sequence[str], order: Order, folder: Path, *, jobs: int) -> int:
+    """Plan, emit and compile everything, write the package, and print what the compiler said."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, and a package is a folder")
+    variants = find_all(names)
+    ranked = [_ranked(variant, facts) for variant in variants for facts in order.facts()]
+    ranked = list({module_name(plans[0]): plans for plans in ranked}.values())
+    with Waiting("compiling") as waiting:
+        built = fit_plans(ranked, jobs=jobs, progress=waiting.update)
+    try:
+        manifest = write_package(folder, [_module(item) for item in built])
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+    _print(built, manifest)
+    return OK
+
+
+def module_name(plan: Plan) -> str:
+    """The file of a module: what it was planned for, but not how."""
+    dims = f"{plan.dims[0]}x{plan.dims[1]}"
+    target = plan.device.target.replace(":", "")
+    stateful = "_stateful" if plan.stateful else ""
+    return f"{plan.variant.name}_{plan.dtype}_{dims}{stateful}_{target}"
+
+
+def _ranked(variant: Variant, facts: Facts) -> tuple[Plan, ...]:
+    return plans(facts.request(variant))
+
+
+def _module(item: Fitted) -> PackagedModule:
+    plan = item.plan
+    facts: tuple[tuple[str, str | int | float | bool], ...] = (
+        ("target", plan.device.target),
+        ("device", plan.device.name),
+        ("form", plan.form),
+        ("dtype", plan.dtype),
+        ("qk", plan.dims[0]),
+        ("v", plan.dims[1]),
+        ("stateful", plan.stateful),
+        ("plan_digest", plan.digest),
+        ("predicted_sram_bytes", plan.sram_bytes),
+        ("sram_budget_bytes", plan.device.sram_bytes),
+    )
+    return PackagedModule(module_name(plan), item.source, plan.variant.digest, item.kernels, facts)
+
+
+def _print(built: Sequence[Fitted], manifest: Path) -> None:
+    figures = ("shared B", "planned", "regs", "spilled B")
+    rows = table("kernel", "target", "dtype", "K,V", figures=figures)
+    for item in built:
+        plan = item.plan
+        for step, compiled in zip(plan.passes, item.compiled, strict=True):
+            spilled = spilled_bytes(compiled)
+            rows.add_row(
+                compiled.kernel,
+                str(compiled.target),
+                plan.dtype,
+                f"{plan.dims[0]},{plan.dims[1]}",
+                f"{compiled.shared_bytes:,}",
+                gap_text(step.cost.sram_bytes, compiled.shared_bytes),
+                str(compiled.registers),
+                f"{spilled:,}",
+                style="yellow" if spilled else "",
+            )
+    screen = console()
+    screen.print(rows)
+    for item in built:
+        for refused in item.refused:
+            target = item.plan.device.target
+            text = f"{item.plan.variant.name}, {target}: not {refused.candidate}: {refused.reason}"
+            screen.print(text, soft_wrap=True)
+    kernels = sum(len(item.kernels) for item in built)
+    screen.print(f"modules {len(built)}, kernels {kernels}, in {manifest}", soft_wrap=True)

@@ -1,0 +1,40 @@
+"""`attnc check`: what a declaration is, without any algebra, so that it answers at once."""
+
+from __future__ import annotations
+
+from attnc.cli.find import find
+from attnc.cli.screen import console, print_warning
+from attnc.cli.status import OK
+from attnc.dsl.mask import is_causal
+from attnc.dsl.variant import Variant
+
+
+def check(which: str) -> int:
+    """Say of each variant what it is and which forms compute it; warnings go to stderr."""
+    from rich.text import Text
+
+    found = find(which)
+    screen = console()
+    for variant in found.variants:
+        text = Text.assemble(("ok ", "green"), (variant.name, "bold"), f": {variant.family} family")
+        screen.print(text, soft_wrap=True)
+        screen.print(f"   {variant.summary}", soft_wrap=True)
+        screen.print(f"   forms: {', '.join(forms_of(variant))}{_why(variant)}", soft_wrap=True)
+        for warning in variant.warnings():
+            print_warning(warning)
+    return OK
+
+
+def forms_of(variant: Variant) -> tuple[str, ...]:
+    """The legal forms of a variant; `attnc explain` prints the algebra's reason for each."""
+    if variant.family == "softmax":
+        return ("online",)
+    if is_causal(variant.mask_form):
+        return ("parallel", "chunked", "recurrent")
+    return ("parallel",)
+
+
+def _why(variant: Variant) -> str:
+    if variant.family == "state" and not is_causal(variant.mask_form):
+        return " (chunked and recurrent need a mask that is exactly causal)"
+    return ""

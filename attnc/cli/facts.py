@@ -1,0 +1,135 @@
+"""The options that say what to plan for, as a `Request`: dims, heads, dtype, device, shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attnc.cli.find import closest
+from attnc.cli.targets import device_of_target
+from attnc.codegen.device import DEVICES, Device
+from attnc.codegen.plan import Request, Workload
+from attnc.dsl.variant import Variant
+from attnc.errors import UsageError
+
+# fp64 is for the interpreter's gradients alone
+DTYPES = ("bf16", "fp16", "fp32")
+# the forms that have kernels
+FORMS = ("online", "parallel", "chunked")
+_DEFAULT_DIMS = (64, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a command line says beside the variant; None leaves it to the declaration."""
+
+    device: str = "h100"
+    dtype: str = "bf16"
+    dim: str | None = None
+    heads: str | None = None
+    sram: int | None = None
+    form: str | None = None
+    shape: str | None = None
+    stateful: bool = False
+
+    def request(self, variant: Variant) -> Request:
+        """The request for a plan of a variant.
+
+        Raises:
+            UsageError: an option that cannot be read, or a name that is not known.
+        """
+        heads = heads_of(variant, self.heads)
+        return Request(
+            variant=variant,
+            device=self._device(),
+            dims=dims_of(variant, self.dim),
+            dtype=known_dtype(self.dtype),
+            form=self._form(),
+            stateful=self.stateful,
+            heads=heads or (1, 1),
+            workload=_workload(self.shape, heads),
+        )
+
+    def _device(self) -> Device:
+        name = self.device.lower()
+        device = device_of_target(name) if ":" in name else DEVICES.get(name)
+        if device is None:
+            raise UsageError(
+                f"unknown device {self.device!r}",
+                notes=(f"the known ones are {', '.join(DEVICES)}, and targets such as cuda:86",),
+                hints=closest(name, DEVICES)
+                or ("plan for a near one, with its budget: --device h100 --sram BYTES",),
+            )
+        return device if self.sram is None else device.with_sram(self.sram)
+
+    def _form(self) -> str | None:
+        if self.form is not None and self.form not in FORMS:
+            raise _unknown("form", self.form, FORMS)
+        if not self.stateful:
+            return self.form
+        if self.form not in {None, "chunked"}:
+            raise UsageError(f"the {self.form} form keeps no state", hints=("leave --form out",))
+        # the only form with a state; where it is not legal, the planner says why
+        return "chunked"
+
+
+def known_dtype(name: str) -> str:
+    """The dtype of that name.
+
+    Raises:
+        UsageError: no kernels are made for it.
+    """
+    if name not in DTYPES:
+        raise _unknown("dtype", name, DTYPES)
+    return name
+
+
+def dims_of(variant: Variant, text: str | None) -> tuple[int, int]:
+    """Head dims (K, V): the option's, the declaration's, or 64."""
+    if text is not None:
+        qk, *rest = _numbers("--dim", text, "qk,v", most=2)
+        return qk, (rest or [qk])[0]
+    return _DEFAULT_DIMS if variant.dim is None else (variant.dim.qk, variant.dim.v)
+
+
+def heads_of(variant: Variant, text: str | None) -> tuple[int, int] | None:
+    """Head counts (q, kv): the option's or the declaration's.
+
+    Raises:
+        UsageError: the key/value heads do not divide the query heads.
+    """
+    if text is None:
+        return None if variant.heads is None else (variant.heads.q, variant.heads.kv)
+    q, *rest = _numbers("--heads", text, "q,kv", most=2)
+    kv = (rest or [q])[0]
+    if q % kv:
+        raise UsageError(
+            f"--heads {text}: {q} query heads are no multiple of {kv} key/value heads",
+            notes=("query head h reads key/value head h // (q / kv)",),
+        )
+    return q, kv
+
+
+def _workload(text: str | None, heads: tuple[int, int] | None) -> Workload:
+    work = Workload()
+    if heads is not None:
+        work = replace(work, hq=heads[0], hkv=heads[1])
+    if text is None:
+        return work
+    batch, *tokens = _numbers("--shape", text, "B,T or B,TQ,TK", least=2, most=3)
+    return replace(work, batch=batch, tq=tokens[0], tk=tokens[-1])
+
+
+def _numbers(option: str, text: str, wanted: str, *, least: int = 1, most: int) -> list[int]:
+    parts = text.split(",")
+    numbers = [int(part) for part in parts if part.strip().isascii() and part.strip().isdigit()]
+    if len(numbers) != len(parts) or not least <= len(parts) <= most or 0 in numbers:
+        raise UsageError(f"{option} {text!r} is not {wanted}", hints=("whole numbers from 1",))
+    return numbers
+
+
+def _unknown(kind: str, name: str, known: tuple[str, ...]) -> UsageError:
+    return UsageError(
+        f"unknown {kind} {name!r}",
+        notes=(f"the known ones are {', '.join(known)}",),
+        hints=closest(name, known),
+    )

@@ -1,0 +1,62 @@
+"""`attnc list`: the shipped variants. It imports the declarations alone: no algebra, no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.resources import files
+
+from attnc.cli.screen import console, table
+from attnc.cli.status import OK
+from attnc.dsl.expr import to_text
+from attnc.dsl.variant import Variant
+from attnc.ops.shipped import shipped
+
+
+def list_variants(*, as_json: bool) -> int:
+    """Print a table, or a JSON array with one object a line."""
+    variants = shipped()
+    if as_json:
+        lines = ",\n".join(json.dumps(as_object(variant)) for variant in variants.values())
+        sys.stdout.write(f"[\n{lines}\n]\n")
+        return OK
+    rows = table("name", "family", "feature map", "mask", "score or decay", "normalize")
+    rows.columns[0].style = "bold"
+    for variant in variants.values():
+        score = to_text(variant.score)
+        rows.add_row(
+            variant.name,
+            variant.family,
+            str(variant.feature_map),
+            to_text(variant.mask),
+            _decay(variant) or ("-" if score == "s" else score),
+            variant.normalize,
+        )
+    screen = console()
+    screen.print(rows)
+    screen.print("attnc explain NAME says what becomes of one; attnc check FILE reads your own.")
+    return OK
+
+
+def as_object(variant: Variant) -> dict[str, object]:
+    """One shipped variant as JSON."""
+    return {
+        "name": variant.name,
+        "family": variant.family,
+        "feature_map": str(variant.feature_map),
+        "scale": str(variant.scale),
+        "score": to_text(variant.score),
+        "mask": to_text(variant.mask),
+        "decay": _decay(variant),
+        "normalize": variant.normalize,
+        "params": [tensor.name for tensor in variant.params],
+        "inputs": [tensor.name for tensor in variant.inputs],
+        "dim": None if variant.dim is None else {"qk": variant.dim.qk, "v": variant.dim.v},
+        "summary": variant.summary,
+        "digest": variant.digest,
+        "file": str(files("attnc") / "ops" / "variants" / f"{variant.name}.toml"),
+    }
+
+
+def _decay(variant: Variant) -> str | None:
+    return None if variant.log_decay is None else f"exp({to_text(variant.log_decay)})"

@@ -1,0 +1,51 @@
+"""`attnc demo`: every stage of a published layer."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnc.cli.demo import excerpt
+from attnc.cli.demo_layers import LAYERS, SLICE_TOKENS
+from attnc.codegen.device import DEVICES
+from attnc.codegen.plan import Request
+from attnc.codegen.planner import plans
+from attnc.codegen.render import render
+from attnc.ops.shipped import shipped
+
+
+def test_one_layer_goes_through_every_stage_and_is_proved(attnc):
+    done = attnc("demo", "--only", "lightning")
+    assert (done.status, done.err) == (0, "")
+    stages = ("declared", "algebra", "planned", "emitted", "compiled", "proved", "summary")
+    places = [done.out.index(f"\n{stage} ") for stage in stages]
+    assert places == sorted(places)
+    assert "TransNormerLLM-0.4B" in done.out
+    assert 'log_decay = "-slope[h]"' in done.out
+    assert "of 232,448 B" in done.out
+    for target in ("cuda:80", "cuda:90"):
+        assert f"lightning_output  {target} " in done.out
+    assert f"on the slice B=1 T={SLICE_TOKENS} H=2 D=128" in done.out
+    assert "FAIL" not in done.out
+    assert "\npassed in " in done.out
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.model)
+def test_a_slice_keeps_the_layer_s_dims_and_its_grouping(layer):
+    q, kv = layer.heads
+    assert layer.sliced[0] * kv == layer.sliced[1] * q
+    assert layer.sliced[0] > 1
+    assert layer.source
+    assert layer.tokens > SLICE_TOKENS
+    assert layer.variant in shipped()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_an_excerpt_is_a_loop_of_a_kernel_around_a_product(name):
+    source = render(plans(Request(shipped()[name], DEVICES["h100"], (64, 64)))[0])
+    lines = excerpt(source)
+    assert lines[0].startswith("    for ")
+    assert lines[-1] == "        ..."
+    assert any("tl.dot(" in line for line in lines)
+    kept = [line for line in lines if line.strip() and line != "        ..."]
+    assert all(line in source.splitlines() for line in kept)
+    assert all(line.startswith("    ") for line in kept)
