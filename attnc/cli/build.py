@@ -91,7 +91,7 @@ def _module(item: Fitted) -> PackagedModule:
 
 
 def _print(built: Sequence[Fitted], manifest: Path) -> None:
-    figures = ("shared B", "planned", "regs", "spilled B")
+    figures = ("shared B", "gap", "regs", "spilled B")
     rows = table("kernel", "target", "dtype", "K,V", figures=figures)
     for item in built:
         plan = item.plan

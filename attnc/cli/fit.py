@@ -34,6 +34,11 @@ class Fitted:
         return tuple(compiled for _, compiled in self.kernels)
 
 
+def candidate(plan: Plan) -> str:
+    """A plan's tiles on one line, as lists of candidates name it."""
+    return "; ".join(map(str, plan.passes))
+
+
 def fit_plans(
     ranked: Sequence[Sequence[Plan]],
     *,
@@ -103,7 +108,7 @@ class _Search:
         self.fitted = Fitted(plan, self._source, kernels, tuple(self._refused))
 
     def _refuse(self, plan: Plan, reason: str) -> None:
-        self._refused.append(Rejected("; ".join(map(str, plan.passes)), reason))
+        self._refused.append(Rejected(candidate(plan), reason))
         if len(self._refused) == len(self._plans):
             raise PlanError(
                 f"the compiler refuses all {len(self._plans)} plans of {plan.variant.name!r} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from attnc.autotune.verdict import Compiled
-from attnc.cli.fit import Fitted
+from attnc.cli.fit import Fitted, candidate
 from attnc.codegen.plan import PassPlan, Plan
 
 
@@ -37,7 +37,7 @@ def plan_object(plan: Plan, fitted: Fitted | None) -> dict[str, object]:
             _pass_object(step, verdict) for step, verdict in zip(plan.passes, compiled, strict=True)
         ],
         "refused_by_compiler": [asdict(item) for item in refused],
-        "rejected": [asdict(item) for item in plan.rejected],
+        "rejected": [asdict(item) for item in plan.rejected if item.candidate != candidate(plan)],
     }
 
 

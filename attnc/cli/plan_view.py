@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from attnc.autotune.verdict import Compiled
-from attnc.cli.fit import Fitted
+from attnc.cli.fit import Fitted, candidate
 from attnc.codegen.plan import BufferUse, PassPlan, Plan, Workload
 from attnc.codegen.work import visible_fraction
 
@@ -159,8 +159,8 @@ def _glyphs(screen: Console) -> tuple[str, str]:
 
 def _print_rejected(screen: Console, plan: Plan, ranked: Sequence[Plan]) -> None:
     """The candidates that fit and are slower, then those that do not fit."""
-    legal = {_candidate(item) for item in ranked}
-    others = [item for item in plan.rejected if item.candidate != _candidate(plan)]
+    legal = {candidate(item) for item in ranked}
+    others = [item for item in plan.rejected if item.candidate != candidate(plan)]
     behind = [item for item in others if item.candidate in legal]
     unfit = [item for item in others if item.candidate not in legal]
     for title, items in (("fit and rank behind", behind), ("do not fit", unfit)):
@@ -173,7 +173,3 @@ def _print_rejected(screen: Console, plan: Plan, ranked: Sequence[Plan]) -> None
         if len(items) > _SHOWN:
             text = Text(f"    and {len(items) - _SHOWN} more: --json lists them all", "dim")
             screen.print(text)
-
-
-def _candidate(plan: Plan) -> str:
-    return "; ".join(map(str, plan.passes))

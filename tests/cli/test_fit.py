@@ -7,7 +7,7 @@ import pytest
 from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled, CompileFailure
 from attnc.cli import fit
-from attnc.cli.fit import fit_plans
+from attnc.cli.fit import candidate, fit_plans
 from attnc.cli.plan_json import plan_object
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Request
@@ -84,7 +84,11 @@ def test_a_plan_that_the_compiler_finds_too_large_gives_way_to_the_next(verdicts
     assert [item.reason for item in fitted.refused] == [
         "flash_online takes 232,449 B of SRAM by the compiler, the budget is 232,448 B"
     ] * 2
-    assert plan_object(fitted.plan, fitted)["refused_by_compiler"][0]["reason"].startswith("flash")
+    found = plan_object(fitted.plan, fitted)
+    assert [item["candidate"] for item in found["refused_by_compiler"]] == [
+        candidate(plan) for plan in ranked("flash")[:2]
+    ]
+    assert candidate(fitted.plan) not in {item["candidate"] for item in found["rejected"]}
 
 
 def test_one_ranking_that_goes_on_leaves_the_others_as_they_are(verdicts):
