@@ -1,0 +1,42 @@
+"""Which plans the tests of the emitted text look at: every shipped variant, form and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attnc.codegen.plan import Plan
+from attnc.dsl.toml_file import loads
+from attnc.dsl.variant import Variant
+from attnc.ops.op import compile as compile_op
+from attnc.ops.shipped import shipped
+
+DIMS = {"based": ((16, 64), (16, 48))}
+GATED = loads(
+    """
+[gated]
+feature_map = "identity"
+scale = "rsqrt(d)"
+log_decay = "-softplus(g[b,t,h])"
+mask = "causal"
+normalize = "none"
+inputs.g = { shape = ["b", "t", "h"], grad = true }
+"""
+)["gated"]
+
+
+def all_variants() -> dict[str, Variant]:
+    """The shipped variants, and one whose decay is a gate a token."""
+    return {**shipped(), "gated": GATED}
+
+
+def all_plans() -> Iterator[tuple[str, Plan]]:
+    """A name and a plan for each: variants, dims, bf16 and fp32, forms, with a state or not."""
+    for name, variant in all_variants().items():
+        op = compile_op(variant)
+        for dims in DIMS.get(name, ((64, 64), (80, 48))):
+            for dtype in ("bf16", "fp32"):
+                for form in op.forms():
+                    for stateful in (False, True) if form == "chunked" else (False,):
+                        label = f"{name}_{form}_{dims[0]}_{dims[1]}_{dtype}"
+                        plan = op.plan(dim=dims, dtype=dtype, form=form, stateful=stateful)
+                        yield label + ("_state" if stateful else ""), plan
