@@ -1,0 +1,30 @@
+"""The golden kernels: one canonical text a variant, importable, and read by people."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from attnc.ops.op import compile as compile_op
+from tests.codegen.emitted import all_variants
+from tests.conftest import GOLDEN
+
+NAMES = ("flash", "flash_window", "flash_alibi", "based", "lightning", "linear", "gated")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_golden_text_is_what_is_emitted(name, golden):
+    dims = (16, 64) if name == "based" else (64, 64)
+    op = compile_op(all_variants()[name], device="h100")
+    golden(f"{name}_fwd.py", op.source(dim=dims, dtype="bf16"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_golden_file_is_a_module_with_a_forward(name):
+    path = GOLDEN / f"{name}_fwd.py"
+    spec = importlib.util.spec_from_file_location(f"golden_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert callable(module.forward)
+    assert module.__doc__.startswith(f"{name}: ")

@@ -1,0 +1,366 @@
+"""linear: chunked forward, emitted by attnc.
+
+variant     feature_map elu(x) + 1, scale 1, mask causal, normalize sum
+dims        K=64 V=64, bf16 in, fp32 accumulators
+plan        state: BC=128 BK=64 BV=64, 8 warps, 3 stages
+plan        scan: BC=128 BE=512, 4 warps, 1 stages
+plan        output: BC=128 BK=64 BV=64, 8 warps, 3 stages
+sram        188416 of 232448 bytes (h100)
+digest      4eaad78d791cbf98
+regenerate  attnc emit linear --dim 64,64 --dtype bf16 --device h100
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
+def linear_state(
+    k,  # [B, T, HKV, K]
+    v,  # [B, T, HKV, V]
+    states,  # [B, HS, NS, SLOT]: FP * V, then FP sums
+    stride_k_b,
+    stride_k_t,
+    stride_k_h,
+    stride_k_k,
+    stride_v_b,
+    stride_v_t,
+    stride_v_h,
+    stride_v_v,
+    T,
+    HQ,
+    HKV,
+    HS,
+    NS,
+    CPS,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BC: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    FP: tl.constexpr,
+):
+    # one program: BV columns of one segment of one state
+    NV = tl.cdiv(V, BV)
+    i_v = tl.program_id(0) % NV
+    i_n = tl.program_id(1)
+    i_bh = (tl.program_id(0) // NV).to(tl.int64)
+    i_b = i_bh // HS
+    i_hs = i_bh % HS
+    i_hkv = i_hs // (HS // HKV)
+    first = i_n * CPS
+    last = tl.minimum(first + CPS, tl.cdiv(T, BC))
+
+    r_c = tl.arange(0, BC)
+    o_k = tl.arange(0, BK)
+    o_v = i_v * BV + tl.arange(0, BV)
+
+    p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
+    p_v = v + i_b * stride_v_b + i_hkv * stride_v_h
+    p_states = states + (i_bh * NS + i_n) * (FP * V + FP)
+
+    # the state of this segment, from zero
+    b_h0 = tl.zeros([64, BV], tl.float32)
+    b_z0 = tl.zeros([64], tl.float32)
+
+    # the chunks of this segment, in order
+    for i_c in range(first, last):
+        o_t = i_c * BC + r_c
+        m_t = o_t < T
+
+        # [BC, BK]
+        p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t
+        b_k = tl.load(
+            p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
+            mask=m_t[:, None],
+            other=0.0,
+        )
+
+        # phi, in the accumulator's precision
+        b_kx = b_k.to(tl.float32)
+        b_k = 1.0 + tl.where(b_kx > 0.0, b_kx, tl.exp(b_kx) - 1.0)
+        b_k = tl.where(m_t[:, None], b_k, 0.0)
+        b_k = b_k.to(v.dtype.element_ty)
+
+        # [BC, BV]
+        p_vt = p_v + tl.cast(i_c * BC, tl.int64) * stride_v_t
+        b_v = tl.load(
+            p_vt + r_c[:, None] * stride_v_t + o_v[None, :] * stride_v_v,
+            mask=m_t[:, None],
+            other=0.0,
+        )
+        b_z0 = b_z0 + tl.sum(b_k.to(tl.float32), 0)
+
+        # [64, BC] @ [BC, BV]
+        b_h0 = tl.dot(tl.trans(b_k), b_v, b_h0)
+
+    # rows 0 to 63 of the state
+    r_f0 = tl.arange(0, 64)
+    tl.store(p_states + r_f0[:, None] * V + o_v[None, :], b_h0)
+    tl.store(p_states + FP * V + r_f0, b_z0)
+
+
+@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
+def linear_scan(
+    states,  # [B, HS, NS, SLOT]: FP * V, then FP sums
+    T,
+    HQ,
+    HKV,
+    HS,
+    NS,
+    CPS,
+    V: tl.constexpr,
+    BC: tl.constexpr,
+    BE: tl.constexpr,
+    F: tl.constexpr,
+    FP: tl.constexpr,
+):
+    # one program: BE elements of one state
+    SLOT: tl.constexpr = FP * V + FP
+    i_bh = tl.program_id(1).to(tl.int64)
+    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    m_e = o_e < SLOT
+    p_states = states + i_bh * NS * SLOT
+
+    # the state before the first token
+    b_h = tl.zeros([BE], tl.float32)
+
+    # from segment to segment
+    for i_n in range(NS):
+        # what segment i_n folded from zero gives way to what came before it
+        b_x = tl.load(
+            p_states + i_n * SLOT + o_e,
+            mask=m_e,
+            other=0.0,
+        )
+        tl.store(
+            p_states + i_n * SLOT + o_e,
+            b_h,
+            mask=m_e,
+        )
+        b_h = b_h + b_x
+
+
+@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
+def linear_output(
+    q,  # [B, T, HQ, K]
+    k,  # [B, T, HKV, K]
+    v,  # [B, T, HKV, V]
+    states,  # [B, HS, NS, SLOT]: FP * V, then FP sums
+    o,  # [B, T, HQ, V]
+    stride_q_b,
+    stride_q_t,
+    stride_q_h,
+    stride_q_k,
+    stride_k_b,
+    stride_k_t,
+    stride_k_h,
+    stride_k_k,
+    stride_v_b,
+    stride_v_t,
+    stride_v_h,
+    stride_v_v,
+    T,
+    HQ,
+    HKV,
+    HS,
+    NS,
+    CPS,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BC: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    FP: tl.constexpr,
+):
+    # one program: BV columns of one segment of one query head
+    NV = tl.cdiv(V, BV)
+    i_v = tl.program_id(0) % NV
+    i_n = tl.program_id(1)
+    i_bh = (tl.program_id(0) // NV).to(tl.int64)
+    i_b = i_bh // HQ
+    i_h = i_bh % HQ
+    i_hs = i_h // (HQ // HS)
+    i_hkv = i_h // (HQ // HKV)
+    first = i_n * CPS
+    last = tl.minimum(first + CPS, tl.cdiv(T, BC))
+
+    r_c = tl.arange(0, BC)
+    o_k = tl.arange(0, BK)
+    o_v = i_v * BV + tl.arange(0, BV)
+    m_v = o_v < V
+    # segment 0 starts from zero: it loads no row of a state
+    n_f = tl.where(i_n > 0, FP, 0)
+
+    p_q = q + i_b * stride_q_b + i_h * stride_q_h
+    p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
+    p_v = v + i_b * stride_v_b + i_hkv * stride_v_h
+    p_o = o + (i_b * T * HQ + i_h) * V
+    p_states = states + ((i_b * HS + i_hs) * NS + i_n) * (FP * V + FP)
+
+    # the state before this segment
+    r_f0 = tl.arange(0, 64)
+    b_h0 = tl.load(
+        p_states + r_f0[:, None] * V + o_v[None, :],
+        mask=(r_f0[:, None] < n_f),
+        other=0.0,
+    )
+    b_z0 = tl.load(
+        p_states + FP * V + r_f0,
+        mask=r_f0 < n_f,
+        other=0.0,
+    )
+
+    # the chunks of this segment, in order
+    for i_c in range(first, last):
+        o_t = i_c * BC + r_c
+        m_t = o_t < T
+
+        # [BC, BK]
+        p_qt = p_q + tl.cast(i_c * BC, tl.int64) * stride_q_t
+        b_q = tl.load(
+            p_qt + r_c[:, None] * stride_q_t + o_k[None, :] * stride_q_k,
+            mask=m_t[:, None],
+            other=0.0,
+        )
+
+        # phi, in the accumulator's precision
+        b_qx = b_q.to(tl.float32)
+        b_q = 1.0 + tl.where(b_qx > 0.0, b_qx, tl.exp(b_qx) - 1.0)
+        b_q = tl.where(m_t[:, None], b_q, 0.0)
+        b_q = b_q.to(v.dtype.element_ty)
+
+        # [BC, BK]
+        p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t
+        b_k = tl.load(
+            p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
+            mask=m_t[:, None],
+            other=0.0,
+        )
+
+        # phi, in the accumulator's precision
+        b_kx = b_k.to(tl.float32)
+        b_k = 1.0 + tl.where(b_kx > 0.0, b_kx, tl.exp(b_kx) - 1.0)
+        b_k = tl.where(m_t[:, None], b_k, 0.0)
+        b_k = b_k.to(v.dtype.element_ty)
+
+        # [BC, BV]
+        p_vt = p_v + tl.cast(i_c * BC, tl.int64) * stride_v_t
+        b_v = tl.load(
+            p_vt + r_c[:, None] * stride_v_t + o_v[None, :] * stride_v_v,
+            mask=m_t[:, None],
+            other=0.0,
+        )
+
+        # inside the chunk: [BC, BK] @ [BK, BC]
+        b_s = tl.dot(b_q, tl.trans(b_k))
+        b_w = b_s
+        b_w = tl.where(r_c[:, None] >= r_c[None, :], b_w, 0.0)
+        b_n = tl.sum(b_w.to(v.dtype.element_ty).to(tl.float32), 1)
+
+        # [BC, BC] @ [BC, BV]
+        b_o = tl.dot(b_w.to(b_v.dtype), b_v)
+        b_n = b_n + tl.sum(b_q * b_z0[None, :], 1)
+
+        # from the state: [BC, 64] @ [64, BV]
+        b_o = tl.dot(b_q, b_h0.to(b_v.dtype), b_o)
+        b_o = b_o / tl.where(b_n != 0.0, b_n, 1.0)[:, None]
+
+        # [BC, BV]
+        p_ot = p_o + tl.cast(i_c * BC, tl.int64) * HQ * V
+        tl.store(
+            p_ot + r_c[:, None] * HQ * V + o_v[None, :],
+            b_o.to(o.dtype.element_ty),
+            mask=m_t[:, None] & m_v[None, :],
+        )
+        b_z0 = b_z0 + tl.sum(b_k.to(tl.float32), 0)
+
+        # [64, BC] @ [BC, BV]
+        b_h0 = tl.dot(tl.trans(b_k), b_v, b_h0)
+
+
+def forward(q, k, v):
+    """Attention by the chunked form, for K = 64, V = 64.
+
+    q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V]; returns o [B, T, HQ, V].
+    """
+    B, T, HQ, _ = q.shape
+    HKV = k.shape[2]
+    HS = HKV
+    NV = triton.cdiv(64, 64)
+    o = torch.empty((B, T, HQ, 64), dtype=q.dtype, device=q.device)
+
+    # enough segments to fill 264 programs, each at least 4 chunks long
+    NC = triton.cdiv(T, 128)
+    NS = max(1, min(triton.cdiv(264, B * HQ * NV), NC // 4))
+    CPS = triton.cdiv(NC, NS)
+    NS = triton.cdiv(NC, CPS)
+
+    states = torch.empty((B, HS, NS, 4160), dtype=torch.float32, device=q.device)
+    if NS > 1:
+        linear_state[(NV * B * HS, NS - 1)](
+            k,
+            v,
+            states,
+            *k.stride(),
+            *v.stride(),
+            T,
+            HQ,
+            HKV,
+            HS,
+            NS,
+            CPS,
+            K=64,
+            V=64,
+            BC=128,
+            BK=64,
+            BV=64,
+            FP=64,
+            num_warps=8,
+            num_stages=3,
+        )
+
+        linear_scan[(triton.cdiv(4160, 512), B * HS)](
+            states,
+            T,
+            HQ,
+            HKV,
+            HS,
+            NS,
+            CPS,
+            V=64,
+            BC=128,
+            BE=512,
+            F=64,
+            FP=64,
+            num_warps=4,
+            num_stages=1,
+        )
+
+    linear_output[(NV * B * HQ, NS)](
+        q,
+        k,
+        v,
+        states,
+        o,
+        *q.stride(),
+        *k.stride(),
+        *v.stride(),
+        T,
+        HQ,
+        HKV,
+        HS,
+        NS,
+        CPS,
+        K=64,
+        V=64,
+        BC=128,
+        BK=64,
+        BV=64,
+        FP=64,
+        num_warps=8,
+        num_stages=3,
+    )
+
+    return o
