@@ -1,0 +1,248 @@
+"""What a plan keeps to: the budget, the form, the chunk; and the tiles of a mask, counted."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnc.codegen.device import DEVICES, device_named
+from attnc.codegen.plan import Request
+from attnc.codegen.planner import plans
+from attnc.codegen.tile_range import key_range
+from attnc.dsl.mask import MaskForm
+from attnc.dsl.variant import Variant
+from attnc.errors import PlanError
+from attnc.ops.shipped import shipped
+from tests.strategies import masks
+
+
+def request(variant: Variant | str, **facts) -> Request:
+    variant = shipped()[variant] if isinstance(variant, str) else variant
+    facts = {"device": DEVICES["h100"], "dims": (64, 64), **facts}
+    return Request(variant=variant, **facts)
+
+
+def state_variant(**facts) -> Variant:
+    return Variant(
+        "drawn",
+        **{"feature_map": "identity", "scale": 1.0, "normalize": "none", "mask": "causal", **facts},
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(shipped())),
+    budget=st.integers(2_000, 300_000),
+    dims=st.sampled_from([(16, 64), (64, 64), (80, 48), (128, 128)]),
+    dtype=st.sampled_from(["bf16", "fp32"]),
+    device=st.sampled_from(sorted(DEVICES)),
+)
+def test_no_plan_exceeds_the_budget(name, budget, dims, dtype, device):
+    if name == "based":
+        dims = (16, dims[1])  # 8,385 monomials of 128 channels take seconds to plan
+    device = DEVICES[device].with_sram(budget)
+    try:
+        found = plans(request(name, device=device, dims=dims, dtype=dtype))
+    except PlanError as error:
+        assert f"fits {budget:,} B of SRAM" in error.message
+        return
+    for plan in found:
+        assert plan.sram_bytes <= budget
+        for step in plan.passes:
+            assert step.cost.registers <= device.registers
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(["flash", "linear", "retnet"]), budget=st.integers(20_000, 200_000))
+def test_a_larger_budget_rejects_no_more(name, budget):
+    def fitting(sram: int) -> set[str]:
+        try:
+            found = plans(request(name, device=DEVICES["a100"].with_sram(sram)))
+        except PlanError:
+            return set()
+        return {"; ".join(map(str, plan.passes)) for plan in found if plan.form != "parallel"}
+
+    assert fitting(budget) <= fitting(budget + 20_000)
+
+
+def test_every_rejected_candidate_says_by_how_much():
+    best = plans(request("flash", dims=(128, 128), device=DEVICES["l4"]))[0]
+    assert best.rejected
+    for item in best.rejected:
+        assert item.candidate
+        assert re.search(
+            r"needs [\d,]+ B of SRAM, the budget is 101,376 B"
+            r"|needs about \d+ registers a thread, at most \d+ are there"
+            r"|ranked behind: \d+ us with its tiles' cost, the first \d+ us",
+            item.reason,
+        ), item.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [
+        ("flash", r"\w+ \[\d+, \d+\] bf16, [\d,]+ B"),
+        ("retnet", r"\w+ \[\d+, \d+\] (bf16|fp32), [\d,]+ B"),
+    ],
+)
+def test_a_budget_that_nothing_fits_is_an_error_that_names_the_largest_buffer(name, largest):
+    with pytest.raises(PlanError) as caught:
+        plans(request(name, device=DEVICES["h100"].with_sram(1000), form=None))
+    assert re.fullmatch(
+        rf"error\[A200\]: no tile of '{name}' at K=64, V=64, bf16 fits 1,000 B of SRAM: "
+        r"the smallest needs [\d,]+ B\n"
+        rf"  note: the largest buffer of that candidate is {largest}\n"
+        r"  note: \d+ candidates were rejected\n"
+        r"  hint: raise the budget, use a smaller head dim, or a 16-bit dtype",
+        caught.value.render(),
+    ), caught.value.render()
+
+
+def test_a_state_too_large_for_any_tile_is_planned_in_parallel_and_the_plan_says_so():
+    """Order 2 at 80 channels is 3,321 features."""
+    best = plans(request("based", dims=(80, 64)))[0]
+    assert best.form == "parallel"
+    assert re.match(
+        r"the state is too large for any tile: needs (about )?[\d,]+ ", best.form_reason
+    ), best.form_reason
+    assert plans(request("based", dims=(16, 64)))[0].form == "chunked"
+
+
+def test_a_state_asked_for_that_no_tile_holds_is_an_error_and_not_another_form():
+    for facts in ({"stateful": True}, {"form": "chunked"}):
+        with pytest.raises(PlanError, match="no tile of 'based' at K=80, V=64, bf16 fits"):
+            plans(request("based", dims=(80, 64), **facts))
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "reason", "legal"),
+    [
+        (
+            "flash", "chunked",
+            "exp(score) is no finite polynomial in s, so no state of fixed size holds it", "online",
+        ),
+        ("flash", "parallel", "the online form is the softmax family's own", "online"),
+        ("linear", "online", "the weight is not exp(score)", "parallel, chunked, recurrent"),
+    ],
+)  # fmt: skip
+def test_a_form_that_is_not_legal_is_refused_with_the_reason(name, form, reason, legal):
+    with pytest.raises(PlanError) as caught:
+        plans(request(name, form=form))
+    assert caught.value.render() == (
+        f"error[A200]: {name!r} has no {form} form\n"
+        f"  note: {reason}\n"
+        f"  hint: its legal forms are: {legal}"
+    )
+
+
+def test_a_device_that_nobody_knows_lists_the_known_ones():
+    with pytest.raises(PlanError) as caught:
+        device_named("h1000")
+    assert caught.value.render() == (
+        "error[A200]: unknown device 'h1000'\n"
+        "  note: known devices: h100, h200, a100, l4, rtx4090, b200, mi300x\n"
+        "  hint: name one of them, and give its budget with --sram BYTES if it differs"
+    )
+
+
+@pytest.mark.parametrize("chunk", [16, 32, 64, 128])
+def test_a_chunk_that_is_given_is_the_chunk_of_every_plan(chunk):
+    for plan in plans(request(state_variant(chunk=chunk))):
+        assert {step.tile["BC"] for step in plan.passes} == {chunk}
+
+
+def test_a_mask_that_is_not_causal_takes_the_parallel_form():
+    plan = plans(request(state_variant(mask="window(3)")))[0]
+    assert plan.form == "parallel"
+    assert plan.form_reason.startswith("the mask is not exactly causal")
+
+
+def test_the_digest_names_the_decisions_and_not_the_device():
+    plan, same = (plans(request("flash", device=DEVICES[name]))[0] for name in ("h100", "h200"))
+    other = plans(request("flash", dtype="fp32"))[0]
+    assert str(plan.passes[0]) == str(same.passes[0])
+    assert plan.digest == same.digest
+    assert plan.digest != other.digest
+
+
+class _Integers:
+    """What the bounds call of triton.language, on integers."""
+
+    minimum = staticmethod(min)
+    maximum = staticmethod(max)
+
+    @staticmethod
+    def cdiv(a, b):
+        # Triton divides towards zero: a negative numerator would show here
+        assert a >= 0
+        return -(-a // b)
+
+    @staticmethod
+    def where(condition, yes, no):
+        return yes if condition else no
+
+
+def visits(mask: MaskForm, tq: int, tk: int, tile: tuple[int, int], i_t: int):
+    """The key tiles that program `i_t` visits, in order, each with whether it masks."""
+    rows, keys = tile
+    emitted = key_range(mask)
+    first = i_t * rows + tk - tq
+    scope = {
+        "tl": _Integers, "TK": tk, "BS": keys,
+        "first": first, "last": min(first + rows, tk) - 1,
+    }  # fmt: skip
+    exec("\n".join(emitted.lines), scope)
+    for loop in emitted.loops:
+        for start in range(eval(loop.start, scope), eval(loop.stop, scope), keys):  # noqa: S307
+            yield start, loop.masked
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    mask=masks(),
+    tq=st.integers(1, 60),
+    tk=st.integers(1, 60),
+    tile=st.tuples(st.sampled_from([4, 8, 16]), st.sampled_from([4, 8, 16])),
+)
+def test_the_loops_visit_every_visible_key_once_and_full_tiles_hide_none(mask, tq, tk, tile):
+    form = Variant("drawn", feature_map="softmax", scale=1.0, mask=mask).mask_form
+    rows, keys = tile
+    for i_t in range(-(-tq // rows)):
+        positions = [t + tk - tq for t in range(i_t * rows, min((i_t + 1) * rows, tq))]
+        visited = list(visits(form, tq, tk, tile, i_t))
+        starts = [start for start, _ in visited]
+        assert starts == sorted(set(starts)), "a tile is visited twice, or out of order"
+        assert all(start % keys == 0 and 0 <= start < tk for start in starts)
+        seen = {j for i in positions for j in range(tk) if form.visible(i, j)}
+        missed = seen - {j for start in starts for j in range(start, start + keys)}
+        assert not missed, f"program {i_t} never visits {sorted(missed)}"
+        for start, masked in visited:
+            if not masked:
+                assert start + keys <= tk
+                hidden = [
+                    (i, j)
+                    for i in positions
+                    for j in range(start, start + keys)
+                    if not form.visible(i, j)
+                ]
+                assert not hidden, f"program {i_t} takes {hidden} without a mask"
+
+
+@pytest.mark.parametrize(
+    ("mask", "most", "full"),
+    [("full", 16, 16), ("causal", 16, 15), ("causal & window(15)", 2, 0), ("prefix(64)", 4, 4)],
+)
+def test_the_loops_visit_few_tiles_more_than_they_must(mask, most, full):
+    """A bound that is right and loose would show in no test of values."""
+    form = Variant("drawn", feature_map="softmax", scale=1.0, mask=mask).mask_form
+    counts = [list(visits(form, 256, 256, (16, 16), i_t)) for i_t in range(16)]
+    assert max(len(visited) for visited in counts) == most
+    assert max(sum(not masked for _, masked in visited) for visited in counts) == full
+
+
+def test_an_empty_mask_visits_nothing():
+    form = Variant("drawn", feature_map="softmax", scale=1.0, mask="~full").mask_form
+    assert list(visits(form, 32, 32, (16, 16), 0)) == []
