@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+WIDTH = 96  # of a line shown in an error
+
 
 @dataclass(frozen=True, slots=True)
 class Where:
@@ -25,13 +27,34 @@ class Where:
         place = f"{self.file}:{self.line}:{self.column}" if self.file else self.label
         number = str(self.line) if self.file else ""
         pad = " " * len(number)
-        caret = " " * (self.column - 1) + "^" * max(1, self.length)
+        text, column = self._shown()
+        caret = " " * (column - 1) + "^" * max(1, min(self.length, len(text) - column + 1))
         return [
             f" {pad}--> {place}",
             f" {pad} |",
-            f" {number} | {self.text}",
+            f" {number} | {text}",
             f" {pad} | {caret}",
         ]
+
+    def _shown(self) -> tuple[str, int]:
+        """What is near the caret of a long line, one character a column, and its column there."""
+        text = "".join(letter if letter.isprintable() else " " for letter in self.text)
+        if len(text) <= WIDTH:
+            return text, self.column
+        start = max(0, min(self.column - 1 - WIDTH // 4, len(text) - WIDTH))
+        before, after = "..." if start else "", "..." if start + WIDTH < len(text) else ""
+        cut = f"{before}{text[start : start + WIDTH]}{after}"
+        return cut, self.column - start + len(before)
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where a hostile one would fill the screen."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python refuses to write out integers of thousands of digits
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
 
 
 class AttncError(Exception):

@@ -26,10 +26,19 @@ def canonical(expr: Expr) -> Expr:
             return Compare(op, first, second)
         case Logic(op="~", operands=(operand,)):
             return Logic("~", (canonical(operand),))
-        case Logic(op=op, operands=operands):
-            left, right = sorted((canonical(operand) for operand in operands), key=to_text)
-            return Logic(op, (left, right))
+        case Logic(op=op):
+            parts = sorted(_conditions(expr, op), key=to_text)
+            result = parts[0]
+            for part in parts[1:]:
+                result = Logic(op, (result, part))
+            return result
     return expr
+
+
+def _conditions(expr: Expr, op: str) -> list[Expr]:
+    if isinstance(expr, Logic) and expr.op == op:
+        return [part for operand in expr.operands for part in _conditions(operand, op)]
+    return [canonical(expr)]
 
 
 def _terms(expr: Expr, op: str) -> list[Expr]:

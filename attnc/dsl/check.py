@@ -13,14 +13,13 @@ from attnc.dsl.decay import check_decay
 from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Ref, to_text, walk
 from attnc.dsl.feature import FeatureMap, feature_map, nonnegative
 from attnc.dsl.mask import MaskProblem, mask_form
-from attnc.dsl.parse import FUNCTIONS, Scope, Source, parse
+from attnc.dsl.parse import FUNCTIONS, INDEX_NAMES, Scope, Source, limited_text, parse
 from attnc.dsl.variant import Declared, Dim, Heads, Meaning, Scale, Variant, used_names
-from attnc.errors import DeclarationError, FieldError, SyntaxRefused
+from attnc.errors import DeclarationError, FieldError, SyntaxRefused, shown
 
 LETTERS = ("b", "h", "hkv", "i", "j", "t", "k", "c")
-INDEX_NAMES = frozenset({"s", "x", "i", "j", "h", "b", "t", "hkv", "k", "c", "H", "d"})
 SCORE_NAMES = frozenset({"s", "i", "j", "h", "b", "hkv", "H", "d"})
-DECAY_NAMES = frozenset({"h", "H", "b", "hkv", "d", "t"})
+DECAY_NAMES = frozenset({"h", "H"})
 MASK_NAMES = frozenset({"i", "j", "causal", "full"})
 MASK_FUNCTIONS = frozenset({"window", "prefix"})
 ELEMENTWISE = frozenset(FUNCTIONS) - MASK_FUNCTIONS - {"taylor"}
@@ -145,7 +144,8 @@ _RESERVED = (
     | frozenset(FUNCTIONS)
     | {"causal", "full", "q", "v", "o", "lse", "states", "gates", "decays", "index", "weight",
        "initial_state", "final_state", "return_lse", "return_state", "form", "precision", "tl",
-       "torch", "triton", "first", "last", "lo", "hi", "forward", "acc", "io"}
+       "torch", "triton", "first", "last", "lo", "hi", "forward", "acc", "io",
+       "range", "float", "min", "max", "len", "dict", "tuple"}
 )  # fmt: skip
 
 
@@ -158,9 +158,14 @@ def _declared(fields: Fields) -> tuple[Declared, ...]:
             found[tensor.name] = tensor
     for value in (fields.score, fields.log_decay):
         if isinstance(value, Expr):
+            limited_text(_lifted(value), f"an expression of {fields.name!r}")
             for node in walk(_lifted(value)):
                 if isinstance(node, Ref | Name) and node.declared is not None:
-                    found.setdefault(node.declared.name, node.declared)
+                    kept = found.setdefault(node.declared.name, node.declared)
+                    if kept != node.declared:
+                        raise FieldError(
+                            f"{kept.name!r} is declared twice in {fields.name!r}, and differently"
+                        )
     for tensor in found.values():
         _check_declared(fields, tensor)
     return tuple(sorted(found.values(), key=lambda tensor: (tensor.kind != "param", tensor.name)))
@@ -237,7 +242,8 @@ def _feature(fields: Fields) -> FeatureMap:
             "feature_map",
             f"feature_map of {fields.name!r} is {value!r}, not text or an expression",
         )
-    text = value if isinstance(value, str) else to_text(_lifted(value))
+    label = f"feature_map of {fields.name!r}"
+    text = value if isinstance(value, str) else limited_text(_lifted(value), label)
     return feature_map(text, fields.source("feature_map", text))
 
 
@@ -255,7 +261,8 @@ def _expression(
     declared: Mapping[str, Declared],
 ) -> Expr:
     """Text and Python expressions take one road: the parser's whitelist."""
-    text = to_text(_lifted(value)) if isinstance(value, Expr) else value
+    label = f"{name} of {fields.name!r}"
+    text = limited_text(_lifted(value), label) if isinstance(value, Expr) else value
     if isinstance(text, int | float) and not isinstance(text, bool):
         text = repr(text)
     if not isinstance(text, str):
@@ -292,7 +299,8 @@ def _mask_expression(fields: Fields) -> Expr:
     value = fields.mask
     if not isinstance(value, str | Expr):
         raise fields.refuse("mask", f"mask of {fields.name!r} is {value!r}, not a mask")
-    text = to_text(_lifted(value)) if isinstance(value, Expr) else value
+    label = f"mask of {fields.name!r}"
+    text = limited_text(_lifted(value), label) if isinstance(value, Expr) else value
     source = fields.source("mask", text)
     names = MASK_NAMES | (INDEX_NAMES - {"s", "x"})
     declared = {tensor.name: tensor for tensor in _declared(fields)}
@@ -302,7 +310,7 @@ def _mask_expression(fields: Fields) -> Expr:
 def _scale(fields: Fields) -> Scale:
     value = fields.scale
     if isinstance(value, Expr):
-        value = to_text(_lifted(value))
+        value = limited_text(_lifted(value), f"scale of {fields.name!r}")
     if isinstance(value, str):
         if value.replace(" ", "") == "rsqrt(d)":
             return Scale(None)
@@ -312,7 +320,7 @@ def _scale(fields: Fields) -> Scale:
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
         raise fields.refuse(
             "scale",
-            f"scale of {fields.name!r} is {value!r}",
+            f"scale of {fields.name!r} is {shown(value)}",
             notes=('a scale is a finite number, or "rsqrt(d)" for 1/sqrt(K)',),
         )
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
@@ -320,7 +328,8 @@ def _scale(fields: Fields) -> Scale:
     number = Fraction(repr(value)) if isinstance(value, float) else Fraction(value)
     if number == 0 or abs(number) > 10**6:
         raise fields.refuse(
-            "scale", f"scale of {fields.name!r} is {value!r}: 0 or over 1e6 in size is no scale"
+            "scale",
+            f"scale of {fields.name!r} is {shown(value)}: 0 or over 1e6 in size is no scale",
         )
     return Scale(number)
 
@@ -354,7 +363,7 @@ def _chunk(fields: Fields) -> int | str:
     if not power or not isinstance(value, int) or not 16 <= value <= 256:
         raise fields.refuse(
             "chunk",
-            f"chunk of {fields.name!r} is {value!r}",
+            f"chunk of {fields.name!r} is {shown(value)}",
             notes=('a chunk is "auto", or a power of two from 16 to 256',),
         )
     return value
@@ -379,16 +388,17 @@ def _pair(fields: Fields, name: str, value: object, keys: tuple[str, str]) -> tu
     if len(parts) != 2 or len(whole) != 2 or min(whole) < 1:
         raise fields.refuse(
             name,
-            f"{name} of {fields.name!r} is {value!r}",
+            f"{name} of {fields.name!r} is {shown(value)}",
             hints=(f"write {name} = {{ {keys[0]} = 64, {keys[1]} = 64 }}",),
         )
     return whole[0], whole[1]
 
 
 def _dim(fields: Fields) -> Dim | None:
-    if fields.dim is None or isinstance(fields.dim, Dim):
-        return fields.dim
-    qk, v = _pair(fields, "dim", fields.dim, ("qk", "v"))
+    if fields.dim is None:
+        return None
+    dim = (fields.dim.qk, fields.dim.v) if isinstance(fields.dim, Dim) else fields.dim
+    qk, v = _pair(fields, "dim", dim, ("qk", "v"))
     for size in (qk, v):
         if not MIN_DIM <= size <= MAX_DIM:
             raise fields.refuse(
@@ -398,9 +408,10 @@ def _dim(fields: Fields) -> Dim | None:
 
 
 def _heads(fields: Fields) -> Heads | None:
-    if fields.heads is None or isinstance(fields.heads, Heads):
-        return fields.heads
-    q, kv = _pair(fields, "heads", fields.heads, ("q", "kv"))
+    if fields.heads is None:
+        return None
+    heads = (fields.heads.q, fields.heads.kv) if isinstance(fields.heads, Heads) else fields.heads
+    q, kv = _pair(fields, "heads", heads, ("q", "kv"))
     if q % kv:
         raise fields.refuse(
             "heads", f"{q} query heads of {fields.name!r} are not a multiple of {kv} kv heads"

@@ -36,8 +36,8 @@ def check_decay(
             notes=("a decay runs from a key to a later query; for j > i it would grow",),
             hints=('add "causal & ..." to the mask',),
         )
-    low, _ = interval(log_decay)
-    if low > 0:
+    low, high = interval(log_decay)
+    if low >= 0 and high > 0:
         raise DecayRefused(
             f"log_decay of {name!r} is positive: at least {low:g}",
             where=where,

@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import factorial
 
 from attnc.dsl.expr import Binary, Call, Expr, Name, Number, number_text, to_text, walk
-from attnc.dsl.parse import Scope, Source, parse
+from attnc.dsl.parse import MAX_POWER_OF_TEN, Scope, Source, parse
 from attnc.dsl.polynomial import MAX_DEGREE, DegreeTooHigh, NotPolynomial, coefficients
 from attnc.errors import LimitExceeded, NoFamily
 
@@ -139,6 +139,10 @@ def _polynomial(value: Expr, source: Source) -> FeatureMap:
             f"the weight {source.text!r} does not depend on q and k",
             where=source.at(None),
             notes=(_GRAMMAR,),
+        )
+    if max(abs(part) for part in parts) > 10**MAX_POWER_OF_TEN:
+        raise LimitExceeded(
+            f"a coefficient of the weight is over 1e{MAX_POWER_OF_TEN}", where=source.at(None)
         )
     return FeatureMap("polynomial", parts)
 

@@ -24,6 +24,8 @@ from attnc.errors import LimitExceeded, MaskNotAffine
 
 MAX_CLAUSES = 16
 MAX_PLANES = 8
+MAX_COEFFICIENT = 1024
+MAX_CONSTANT = 2**30
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -123,6 +125,15 @@ def _clauses(mask: Expr, *, positive: bool) -> list[Clause]:
             return [()] if positive else []
         case Name(id="causal"):
             return _planes([HalfPlane(1, -1, 0)], positive)
+        case Call(function="window" | "prefix" as function, args=args) if any(
+            not _is_bound(arg) for arg in args
+        ):
+            raise MaskProblem(
+                MaskNotAffine,
+                f"{function} takes whole numbers of at least 0: {to_text(mask)!r}",
+                mask.span,
+                hint="no bound on the left is j <= i + right" if function == "window" else "",
+            )
         case Call(function="window", args=args):
             planes = [_plane("<=", Binary("-", Name("i"), args[0]), Name("j"))]
             if len(args) == 2:
@@ -186,7 +197,23 @@ def _plane(op: str, left: Expr, right: Expr) -> HalfPlane:
     step = gcd(whole_i, whole_j)
     if step > 1:
         whole_i, whole_j, constant = whole_i // step, whole_j // step, constant // step
+    if max(abs(whole_i), abs(whole_j)) > MAX_COEFFICIENT or abs(constant) > MAX_CONSTANT:
+        raise MaskProblem(
+            LimitExceeded,
+            f"a mask has coefficients up to {MAX_COEFFICIENT:,} and constants up to "
+            f"{MAX_CONSTANT:,}",
+            None,
+            "kernels compare positions as 32-bit integers",
+        )
     return HalfPlane(whole_i, whole_j, constant)
+
+
+def _is_bound(arg: Expr) -> bool:
+    try:
+        i, j, c = _affine(arg)
+    except MaskProblem:
+        return False
+    return not i and not j and c.denominator == 1 and c >= 0
 
 
 _Affine = tuple[Fraction, Fraction, Fraction]

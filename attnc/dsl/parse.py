@@ -22,8 +22,10 @@ from attnc.dsl.expr import (
     Number,
     Ref,
     Span,
+    children,
+    to_text,
 )
-from attnc.errors import AttncError, LimitExceeded, SyntaxRefused, UnknownName, Where
+from attnc.errors import AttncError, LimitExceeded, MaskNotAffine, SyntaxRefused, UnknownName, Where
 
 if TYPE_CHECKING:
     from attnc.dsl.variant import Declared
@@ -33,6 +35,8 @@ MAX_NODES = 200
 MAX_EXPONENT = 16
 MAX_DIGITS = 20
 MAX_POWER_OF_TEN = 30
+MAX_BITS = 256  # of a constant's numerator and denominator
+INDEX_NAMES = frozenset({"s", "x", "i", "j", "h", "b", "t", "hkv", "k", "c", "H", "d"})
 
 FUNCTIONS: Mapping[str, tuple[int, int]] = {
     "exp": (1, 1),
@@ -62,6 +66,14 @@ _ARITHMETIC: Mapping[type[ast.operator], str] = {
     ast.Pow: "**",
 }
 _LOGIC: Mapping[type[ast.operator], str] = {ast.BitAnd: "&", ast.BitOr: "|"}
+_REFUSED: Mapping[type[ast.operator], str] = {
+    ast.Mod: "%",
+    ast.FloorDiv: "//",
+    ast.BitXor: "^",
+    ast.MatMult: "@",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+}
 _COMPARISONS: Mapping[type[ast.cmpop], str] = {
     ast.Lt: "<",
     ast.LtE: "<=",
@@ -124,11 +136,20 @@ def parse(source: Source, scope: Scope) -> Expr:
             f"{text[column]!r} is not an ASCII character",
             where=source.at(Span(column, column + 1)),
         )
+    if "#" in text:
+        # Python would drop the rest as a comment, in silence
+        column = text.index("#")
+        raise SyntaxRefused(
+            "'#' stands in no expression", where=source.at(Span(column, column + 1))
+        )
     _check_numbers(source)
     return _Parser(source, scope).parse()
 
 
 _NUMBER = re.compile(r"(?<![\w.])(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE]([+-]?\d+))?")
+
+
+_DECIMAL = re.compile(r"[\d_]*\.?[\d_]*(?:[eE][+-]?\d+)?\Z")
 
 
 def _check_numbers(source: Source) -> None:
@@ -215,9 +236,9 @@ class _Parser:
             case ast.Name(id=name):
                 return self._name(node, name, span)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return Negate(self.convert(operand), span)
+                return Negate(self._value(operand), span)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-                return self.convert(operand)
+                return self._value(operand)
             case ast.UnaryOp(op=ast.Invert(), operand=operand):
                 return Logic("~", (self._condition(operand),), span)
             case ast.BinOp(op=op, left=left, right=right) if type(op) in _ARITHMETIC:
@@ -240,6 +261,16 @@ class _Parser:
                 raise self.refuse(
                     node, "`if` is not in the grammar", "write where(condition, a, b)"
                 )
+        if isinstance(node, ast.BinOp):
+            sign = _REFUSED[type(node.op)]
+            hint = ("a power is written **",) if sign == "^" else ()
+            if sign in {"%", "//"} and "causal" in self.scope.names:
+                raise MaskNotAffine(
+                    f"`{ast.unparse(node)}` is not affine in i and j",
+                    where=self.source.at(span),
+                    notes=("a mask compares sums of i, j and numbers",),
+                )
+            raise self.refuse(node, f"`{sign}` is not in the grammar", *hint)
         kind = re.sub(r"(?<!^)(?=[A-Z])", " ", type(node).__name__).lower()
         raise self.refuse(
             node,
@@ -254,10 +285,9 @@ class _Parser:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refuse(node, f"{value!r} is not a number")
         text = self.source.text[span.start : span.end]
-        try:
-            return Number(Fraction(text.replace("_", "")), span)
-        except ValueError:
-            return Number(Fraction(repr(value)), span)
+        if not _DECIMAL.match(text):
+            raise self.refuse(node, f"{text} is not a decimal number")
+        return Number(Fraction(text.replace("_", "")), span)
 
     def _name(self, node: ast.expr, name: str, span: Span) -> Expr:
         if name in self.scope.names:
@@ -276,12 +306,16 @@ class _Parser:
         raise self._unknown(node, name)
 
     def _unknown(self, node: ast.expr, name: str) -> UnknownName:
+        if name in FUNCTIONS:
+            raise self.refuse(node, f"{name!r} is a function", f"write {name}(...)")
         known = [*sorted(self.scope.names), *self.scope.declared, *sorted(self.scope.functions)]
         close = get_close_matches(name, known, 1)
         hints = (f"did you mean {close[0]!r}?",) if close else ()
         names = ", ".join([*sorted(self.scope.names), *self.scope.declared])
         notes = (f"names here: {names}",) if names else ()
-        if not close and name.isidentifier() and not name.startswith("__"):
+        if name in INDEX_NAMES:
+            hints = ()  # s, x, t and the like cannot be declared
+        elif not close and name.isidentifier() and not name.startswith("__"):
             hints = (f'declare it: params.{name} = {{ shape = ["h"] }}',)
         return UnknownName(
             f"unknown name {name!r} in {self.source.label}",
@@ -291,7 +325,9 @@ class _Parser:
         )
 
     def _arithmetic(self, op: str, left: ast.expr, right: ast.expr, span: Span) -> Expr:
-        first, second = self.convert(left), self.convert(right)
+        first, second = self._value(left), self._value(right)
+        if op == "/" and constant_value(second) == 0:
+            raise SyntaxRefused("a division by 0", where=self.source.at(span))
         if op == "**":
             exponent = constant_value(second)
             if exponent is not None and abs(exponent) > MAX_EXPONENT:
@@ -299,12 +335,32 @@ class _Parser:
                     f"the exponent {exponent} is over {MAX_EXPONENT} in size",
                     where=self.source.at(self.span(right)),
                 )
-        return Binary(op, first, second, span)
+        result = Binary(op, first, second, span)
+        value = constant_value(result)
+        # every part is checked on the way up, so that no step multiplies two huge numbers
+        if value is not None and bits(value) > MAX_BITS:
+            raise LimitExceeded(
+                f"a constant of {self.source.label} is over 1e{MAX_POWER_OF_TEN} in size, or "
+                "under its inverse",
+                where=self.source.at(span),
+            )
+        return result
+
+    def _value(self, node: ast.expr) -> Expr:
+        """A number, where a condition would be a slip."""
+        converted = self.convert(node)
+        if is_condition(converted):
+            raise self.refuse(
+                node,
+                f"`{ast.unparse(node)}` is a condition, not a number",
+                "write where(condition, a, b)",
+            )
+        return converted
 
     def _condition(self, node: ast.expr) -> Expr:
         """An operand of & | ~; a bare number there is a comparison that lost its parentheses."""
         converted = self.convert(node)
-        if isinstance(converted, Number | Negate | Binary):
+        if not is_condition(converted):
             raise self.refuse(
                 node,
                 f"`{ast.unparse(node)}` is not a condition",
@@ -323,7 +379,7 @@ class _Parser:
                     "put parentheses around the comparisons: (i - j < 64) & causal",
                     notes=("Python's & and | bind tighter than a comparison",),
                 )
-        values = [self.convert(side) for side in sides]
+        values = [self._value(side) for side in sides]
         parts: list[Expr] = []
         for op, left, right in zip(node.ops, values, values[1:], strict=False):
             if type(op) not in _COMPARISONS:
@@ -350,9 +406,9 @@ class _Parser:
             raise self.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
         if name == "where":
             condition, *values = node.args
-            args = (self._condition(condition), *(self.convert(value) for value in values))
+            args = (self._condition(condition), *(self._value(value) for value in values))
             return Call(name, args, span)
-        return Call(name, tuple(self.convert(arg) for arg in node.args), span)
+        return Call(name, tuple(self._value(arg) for arg in node.args), span)
 
     def _subscript(self, node: ast.Subscript, span: Span) -> Expr:
         if not isinstance(node.value, ast.Name):
@@ -415,8 +471,44 @@ def constant_value(expr: Expr) -> Fraction | None:
             base, power = constant_value(left), constant_value(right)
             if base is None or power is None:
                 return None
-            # checked on the way in: the power is at most 16, so the base decides
-            if power.denominator == 1 and base != 0 and abs(base.numerator) < 10**6:
+            # checked on the way in: the power is at most 16, and the base of at most 256 bits
+            if power.denominator == 1 and base != 0:
                 return base**power.numerator
-            return Fraction(MAX_EXPONENT + 1)
     return None
+
+
+def bits(value: Fraction) -> int:
+    """The size of an exact number."""
+    return max(abs(value.numerator).bit_length(), value.denominator.bit_length())
+
+
+def is_condition(expr: Expr) -> bool:
+    """Whether an expression is true or false, rather than a number."""
+    match expr:
+        case Compare() | Logic() | Name(id="causal" | "full"):
+            return True
+        case Call(function="window" | "prefix"):
+            return True
+    return False
+
+
+def limited_text(expr: Expr, label: str) -> str:
+    """The text of an expression built in Python, once it is known to be of a sane size.
+
+    Raises:
+        LimitExceeded: over 200 nodes, a shared part counted as often as it is read, or a number
+            too long to write.
+    """
+    stack, count = [expr], 0
+    while stack:
+        node = stack.pop()
+        count += 1
+        if count > MAX_NODES:
+            raise LimitExceeded(f"{label} has over {MAX_NODES} nodes")
+        if isinstance(node, Number) and bits(node.value) > MAX_BITS:
+            raise LimitExceeded(
+                f"a number of {label} has more than {MAX_DIGITS} digits or a power of ten over "
+                f"{MAX_POWER_OF_TEN}"
+            )
+        stack.extend(children(node))
+    return to_text(expr)

@@ -26,7 +26,8 @@ LATER = {
     "value": "value expressions are not supported yet: scale v before the call",
     "weight": "a weight is written as feature_map, a polynomial in s",
 }
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
+MAX_LINE = 4000
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?\Z")
 _KEY = re.compile(r"\s*([A-Za-z0-9_.\-\"' ]+?)\s*=\s*(.*)\Z")
 
@@ -58,6 +59,9 @@ def loads(text: str, *, file: str = "<text>") -> dict[str, Variant]:
         raise _no_toml(text, file, error) from None
     except RecursionError:
         raise TomlError(f"{file} is nested too deeply") from None
+    except ValueError:
+        # an integer of thousands of digits, which Python does not read
+        raise TomlError(f"{file} holds a number that is too long") from None
     lines = _Lines(text, file)
     if not document:
         raise TomlError(
@@ -131,6 +135,8 @@ class _Lines:
         self.keys: dict[tuple[str, str], int] = {}
         table = ""
         for number, line in enumerate(self.lines):
+            if len(line) > MAX_LINE:
+                continue  # the patterns below are slow on a hostile line
             header = _HEADER.match(line)
             if header:
                 table = _plain(header.group(1))
@@ -147,7 +153,7 @@ class _Lines:
         for (owner, name), number in self.keys.items():
             if owner == table and name.startswith(f"{key}."):
                 return number
-            if f"{owner}.{name}" == f"{table}.{key}":
+            if f"{owner}.{name}".removeprefix(".") == f"{table}.{key}":
                 return number
         return self.headers.get(f"{table}.{key}" if table else key)
 
@@ -187,10 +193,13 @@ class _Lines:
         line = self.lines[number]
         after = line.find("=") + 1
         offset = line.find(text, after) if isinstance(value, str) else -1
+        if offset < 0 and isinstance(value, str):
+            # a text with escapes or of several lines stands nowhere as it is
+            return Source(text, f"{label} ({self.file}:{number + 1})")
         if offset < 0:
             # the written value: what stands after the equals sign
             offset = after + len(line[after:]) - len(line[after:].lstrip())
-            text = text if isinstance(value, str) else line[offset:].rstrip()
+            text = line[offset:].rstrip()
         return Source(text, label, self.file, number + 1, line, offset)
 
 

@@ -205,8 +205,9 @@ class Variant:
             for tensor in (*self.params, *self.inputs)
             if tensor.name in used
         )
+        phi = self.feature_map.phi
         facts = {
-            "feature_map": str(self.feature_map),
+            "feature_map": str(self.feature_map) if phi is None else canonical_text(phi),
             "scale": str(self.scale),
             "score": canonical_text(self.score),
             "mask": str(self.mask_form),
