@@ -54,7 +54,9 @@ def load_refs(
         tensor = by_name[ref.name]
         tensors.setdefault(ref.name, tensor_argument(tensor))
         several = sum(other.name == ref.name for other in wanted) > 1
-        buffer = f"b_{ref.name}_{''.join(ref.index)}" if several else f"b_{ref.name}"
+        # u_ is for what the user declared: no other name of a kernel starts with it
+        suffix = f"_{''.join(ref.index)}" if several else ""
+        buffer = f"b_u_{ref.name}{suffix}"
         node, text = _load(ref, tensor, buffer, axes, two_lanes)
         nodes.append(node)
         bindings[ref_symbol(ref).name if ref.index else ref.name] = text
@@ -64,13 +66,13 @@ def load_refs(
 def tensor_argument(tensor: Declared) -> TensorArgument:
     """The kernel argument of a declared param or input."""
     layout = f"[{', '.join(tensor.shape)}]" if tensor.shape else "scalar"
-    return TensorArgument(tensor.name, tensor.shape, "tensor", layout)
+    return TensorArgument(f"u_{tensor.name}", tensor.shape, "tensor", layout, given=tensor.name)
 
 
 def _load(
     ref: Ref, tensor: Declared, buffer: str, axes: Mapping[str, Axis], two_lanes: bool
 ) -> tuple[Node, str]:
-    parts = [ref.name]
+    parts = [f"u_{ref.name}"]
     guards: list[str] = []
     edge_guards: list[str] = []
     region = SETUP
@@ -86,7 +88,7 @@ def _load(
         index = axis.text
         if axis.lane == "row" and {"i", "j"} <= set(tensor.shape):
             index = f"{index}.to(tl.int64)"  # rows times keys pass 2**31 from T = 46,341 on
-        parts.append(f"{_spread(axis, index, lanes)} * stride_{ref.name}_{declared_axis}")
+        parts.append(f"{_spread(axis, index, lanes)} * stride_u_{ref.name}_{declared_axis}")
         if axis.guard:
             guards.append(_spread(axis, axis.guard, lanes))
         if axis.edge_guard:
@@ -112,7 +114,7 @@ def _load(
         address=address,
         guard=guard,
         edge_guard=edge_guard,
-        tensor=ref.name,
+        tensor=f"u_{ref.name}",
     )
     if not two_lanes or both or not lanes:
         return node, buffer

@@ -13,7 +13,8 @@ class TensorArgument:
     """A tensor a kernel reads or writes.
 
     `axes` are the letters of its strides in order (none for a workspace, whose layout is fixed);
-    `dtype` is `io`, `acc`, or a fixed type; `layout` is the comment beside it in the signature.
+    `dtype` is `io`, `acc`, or a fixed type; `layout` is the comment beside it in the signature;
+    `given` is the name that the launcher's caller gives it, where that differs.
     """
 
     name: str
@@ -21,6 +22,7 @@ class TensorArgument:
     dtype: str
     layout: str
     written: bool = False
+    given: str = ""
 
     @property
     def strides(self) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def state_slot(plan: Plan) -> int:
 
 def used_tensors(plan: Plan) -> tuple[str, ...]:
     """The declared tensors that the kernels of a plan read, in declared order."""
-    names = {tensor.name for step in plan.passes for tensor in step.kernel.tensors}
+    names = {tensor.given for step in plan.passes for tensor in step.kernel.tensors}
     declared = (*plan.variant.params, *plan.variant.inputs)
     return tuple(tensor.name for tensor in declared if tensor.name in names)
 
@@ -79,8 +79,8 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
 def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     kernel = step.kernel
     tile = step.tile
-    arguments = [tensor.name for tensor in kernel.tensors]
-    arguments += [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
+    arguments = [tensor.given or tensor.name for tensor in kernel.tensors]
+    arguments += [f"*{t.given or t.name}.stride()" for t in kernel.tensors if t.axes]
     arguments += _scalars(kernel.name, kernel.scalars)
     arguments += [f"{name}={constant(plan, step, name)}" for name in kernel.constants]
     grids = {

@@ -93,6 +93,11 @@ def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
     name = request.variant.name
     if request.form is not None:
         verdict = algebra.legal(request.form)
+        if request.form == "recurrent" and verdict.legal:
+            raise PlanError(
+                f"the recurrent form of {name!r} has no kernel yet",
+                hints=("the chunked form computes the same",),
+            )
         if not verdict.legal:
             legal = ", ".join(v.form for v in algebra.forms if v.legal)
             raise PlanError(
@@ -101,9 +106,11 @@ def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
                 hints=(f"its legal forms are: {legal}",),
             )
         return request.form, "asked for"
+    chunked = algebra.legal("chunked")
+    if request.stateful and not chunked.legal:
+        raise PlanError(f"{name!r} keeps no state", notes=(chunked.reason,))
     if algebra.family == "softmax":
         return "online", algebra.legal("online").reason
-    chunked = algebra.legal("chunked")
     if chunked.legal:
         return "chunked", chunked.reason
     return "parallel", chunked.reason
@@ -196,6 +203,9 @@ def _attend_candidates(request: Request) -> Iterator[tuple[int, int, int, int]]:
 
 def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
     features = _features(request, algebra)
+    too_large = _state_too_large(request, features)
+    if too_large:
+        return [], (Rejected("any chunk", too_large),)
     tile_k, tile_v = _tile_dims(request)
     state, scan, output = _chunk_kernels(request, algebra, features, Printer({}))
     chunk = request.variant.chunk
@@ -221,6 +231,19 @@ def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected
         middle = replace(scanned, tiles=(("BC", rows), ("BE", 512)))
         found.append(((first, middle, last), (-rows, -width, warps, stages)))
     return found, tuple(rejected)
+
+
+def _state_too_large(request: Request, features: Features) -> str:
+    """Why no program can carry the state, told before a kernel of thousands of tiles is built."""
+    columns = request.device.min_columns
+    nbytes = features.padded_count * columns * 4
+    limit = request.device.register_file * 4
+    if nbytes <= limit * 3 // 4:
+        return ""
+    return (
+        f"{features.count:,} features by {columns} columns of v in fp32 take {nbytes:,} B, "
+        f"the registers of a program hold {limit:,}"
+    )
 
 
 def _pass(
@@ -252,6 +275,13 @@ def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
     name = request.variant.name
     head_dim, value_dim = request.dims
     algebra = analyse(request.variant)
+    if rejected and rejected[-1].candidate == "any chunk":
+        why = rejected[-1].reason
+        return PlanError(
+            f"no tile of {name!r} at K={head_dim}, V={value_dim}, {request.dtype} holds its state",
+            notes=(why,),
+            hints=("the parallel form keeps no state; or use a smaller K or a lower order",),
+        )
     smallest = _smallest_pass(request, algebra)
     largest = max(smallest.cost.buffers, key=lambda use: use.nbytes * use.copies)
     budget = request.device.sram_bytes

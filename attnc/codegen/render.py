@@ -11,6 +11,7 @@ from math import factorial
 
 import jinja2
 
+from attnc.codegen.device import DEVICES
 from attnc.codegen.graph import FINISH, SETUP, STEP, Node
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.launch import LaunchText, launch_text
@@ -129,11 +130,26 @@ def _header(plan: Plan) -> tuple[str, ...]:
         *(f"plan        {step}" for step in plan.passes),
         f"sram        {plan.sram_bytes} of {budget} bytes ({plan.device.name})",
         f"digest      {plan.digest}",
-        f"regenerate  attnc emit {variant.name} --dim {plan.dims[0]},{plan.dims[1]} "
-        f"--dtype {plan.dtype} --device {plan.device.name}",
+        f"regenerate  {_command(plan)}",
     )
     del tiles
     return tuple(piece for line in lines for piece in _wrap(line))
+
+
+def _command(plan: Plan) -> str:
+    """The command line that emits this text again."""
+    work = plan.workload
+    parts = [
+        f"attnc emit {plan.variant.name} --dim {plan.dims[0]},{plan.dims[1]}",
+        f"--dtype {plan.dtype} --device {plan.device.name} --form {plan.form}",
+        f"--shape {work.batch},{work.tq} --heads {work.hq},{work.hkv}",
+    ]
+    if plan.stateful:
+        parts.append("--stateful")
+    known = DEVICES.get(plan.device.name)
+    if known is not None and known.sram_bytes != plan.device.sram_bytes:
+        parts.append(f"--sram {plan.device.sram_bytes}")
+    return " ".join(parts)
 
 
 def _wrap(line: str) -> tuple[str, ...]:

@@ -244,27 +244,34 @@ class Block:
             exponent = torch.where(visible, exponent, float("-inf"))
             weight = run.round(weight * run.decay(exponent))
         weight = torch.where(visible, weight, 0)
-        total = run.round(weight @ run.extended(self.value))
+        out = run.round(weight @ self.value)
+        summed = run.variant.normalize == "sum"
+        # the normaliser of a long row passes fp16's largest number: it stays wide in pt too
+        wide = run.dtype if run.rounding is None else torch.float32
+        normaliser = weight.to(wide).sum(-1, keepdim=True)
         if run.initial_state is not None:
-            total = run.round(total + self.from_state())
-        if run.variant.normalize != "sum":
-            return total
-        out, normaliser = total[..., :-1], total[..., -1:]
+            features, state = self.from_state()
+            columns = self.value.shape[-1]
+            out = run.round(out + run.round(features @ state[..., :columns].to(run.dtype)))
+            if summed:
+                normaliser = normaliser + features.to(wide) @ state[..., columns:].to(wide)
+        if not summed:
+            return out
         return run.round(out / torch.where(normaliser == 0, 1, normaliser))
 
-    def from_state(self) -> Tensor:
-        """phi_q(q_i) . S decayed over the tokens 0 .. i."""
+    def from_state(self) -> tuple[Tensor, Tensor]:
+        """phi_q(q_i) decayed over the tokens 0 .. i, and the S it meets."""
         run = self.run
         assert run.initial_state is not None
         heads = self.index["h"].flatten()
         of_state = heads // (run.q.shape[2] // run.initial_state.shape[1])
-        state = run.initial_state[self.batch][:, of_state].to(run.dtype)
+        state = run.initial_state[self.batch][:, of_state]
         weights = query_weights(run.variant, self.query.shape[-1], run.scale)
         features = monomials(run.variant, self.query, run.round)
         features = run.round(features * weights.to(features))
         if self.sums is not None:
             features = run.round(features * run.decay(self.sums[:, :, self.rows])[..., None])
-        return run.round(features @ state)
+        return features, state
 
 
 def polynomial(variant: Variant, s: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,0 +1,101 @@
+"""Softmax by the online fold of (maximum, sum, accumulator), in log2 so that one exp2 serves.
+
+Source: FlashAttention-2 (arXiv 2307.08691), algorithm 1.
+"""
+
+from __future__ import annotations
+
+import sympy
+
+from attnc.codegen.algebra import Algebra
+from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
+from attnc.codegen.index import Loaded
+from attnc.codegen.kernels.decay import LOG2E, index_bindings
+from attnc.codegen.kernels.visible import visible_lines
+from attnc.codegen.printer import Printer, number
+
+
+def start_online(builder: GraphBuilder) -> None:
+    """Before the first key: no maximum, an empty sum."""
+    minus_infinity = 'b_m = tl.full([BT], float("-inf"), ACC)'
+    builder.fold("b_m", SETUP, ("BT",), minus_infinity, note="running maximum, in log2")
+    builder.fold("b_l", SETUP, ("BT",), "b_l = tl.zeros([BT], ACC)", note="running sum")
+
+
+def online_step(
+    builder: GraphBuilder, algebra: Algebra, scale: float, loaded: Loaded, printer: Printer
+) -> str:
+    """Fold one key tile; the name of the tile of weights that meets v."""
+    tile = ("BT", "BS")
+    # with a plain score and a positive scale, scaling folds into the exponent's one multiply-add
+    folded = algebra.plain_score and scale > 0
+    factor = f" * {number(scale * LOG2E)}" if folded else ""
+    if not folded:
+        _score(builder, algebra, scale, loaded, printer)
+    hidden = 'b_s = tl.where(m_st, b_s, float("-inf"))'
+    builder.map(
+        "b_s", STEP, tile, *visible_lines(algebra), hidden,
+        name="visible", reads=("b_s",), masked_only=True,
+        note="what the mask hides weighs exp(-inf) = 0",
+    )  # fmt: skip
+    largest = f"b_mn = tl.maximum(b_m, tl.max(b_s, 1){factor})"
+    note = "online softmax: the new maximum rescales what was summed so far"
+    builder.reduce("b_mn", STEP, ("BT",), largest, reads=("b_s", "b_m"), note=note)
+    # a row that has seen nothing subtracts 0, not -inf
+    safe = 'b_ms = tl.where(b_mn == float("-inf"), 0.0, b_mn)'
+    builder.map("b_ms", STEP, ("BT",), safe, reads=("b_mn",))
+    builder.map("b_a", STEP, ("BT",), "b_a = tl.exp2(b_m - b_ms)", reads=("b_m", "b_ms"))
+    weights = f"b_p = tl.exp2(b_s{factor} - b_ms[:, None])"
+    builder.map("b_p", STEP, tile, weights, reads=("b_s", "b_ms"))
+    total = "b_l = b_l * b_a + tl.sum(b_p, 1)"
+    builder.fold("b_l", STEP, ("BT",), total, reads=("b_l", "b_a", "b_p"))
+    builder.fold("b_m", STEP, ("BT",), "b_m = b_mn", reads=("b_mn",))
+    rescaled = "b_o = b_o * b_a[:, None]"
+    builder.fold("b_o", STEP, ("BT", "BV"), rescaled, name="rescale b_o", reads=("b_o", "b_a"))
+    return "b_p"
+
+
+def _score(
+    builder: GraphBuilder, algebra: Algebra, scale: float, loaded: Loaded, printer: Printer
+) -> None:
+    assert algebra.score is not None
+    setup, bindings = index_bindings(algebra.score)
+    lines: list[str] = []
+    names = {symbol.name for symbol in algebra.score.free_symbols}
+    if "i" in names:
+        setup.append("f_i = b_i.to(ACC)")
+        bindings["i"] = "f_i[:, None]"
+    if "j" in names:
+        lines.append("f_j = o_s.to(ACC)")
+        bindings["j"] = "f_j[None, :]"
+    if setup:
+        builder.map("f_index", SETUP, (), *setup, note="indices as numbers, exact to 2**24")
+    lines.append(f"b_s = b_s * {number(scale)}")
+    if not algebra.plain_score:
+        lines.extend(_expression(algebra.score, {**bindings, **loaded.bindings}, printer))
+    lines.append(f"b_s = b_s * {number(LOG2E)}")
+    reads = ("b_s", "f_index", *(node.buffer for node in loaded.nodes))
+    note = "the declared score, in log2"
+    builder.map("b_s", STEP, ("BT", "BS"), *lines, name="score", reads=reads, note=note)
+
+
+def _expression(score: sympy.Expr, bindings: dict[str, str], printer: Printer) -> tuple[str, ...]:
+    bound = Printer({**bindings, "s": "b_s"}, printer.helpers)
+    if "s" in {symbol.name for symbol in score.free_symbols}:
+        return bound.statements("b_s", score)
+    # a score of positions alone still has the shape of a tile
+    return (*bound.statements("b_e", score), "b_s = b_s * 0.0 + b_e")
+
+
+def finish_online(builder: GraphBuilder) -> None:
+    """Normalise, and the log-sum-exp in natural log."""
+    whole = "b_o = b_o / tl.where(b_l > 0.0, b_l, 1.0)[:, None]"
+    note = "a row that saw nothing gives 0, and a log-sum-exp of -inf"
+    tile = ("BT", "BV")
+    builder.map("b_o", FINISH, tile, whole, name="normalise", reads=("b_o", "b_l"), note=note)
+    line = f"b_lse = b_m * {number(1 / LOG2E)} + tl.log(b_l)"
+    builder.map("b_lse", FINISH, ("BT",), line, reads=("b_m", "b_l"))
+    builder.store(
+        FINISH, ("BT",), "b_lse", name="store lse", reads=("b_lse",),
+        tensor="lse", address="p_lse + r_t", guard="m_t",
+    )  # fmt: skip
