@@ -1,0 +1,127 @@
+"""Printed text against the expression it was printed from, number by number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnc.codegen.printer import LINE_WIDTH, Printer, number
+from attnc.codegen.symbolic import log1p, sigmoid, softplus, to_sympy
+from attnc.dsl.variant import Variant
+from tests.strategies import SCORES
+
+X, Y = sympy.symbols("x y", real=True)
+BINDINGS = {"x": "b_x", "y": "b_y"}
+
+
+class _Arrays:
+    """What printed text calls of triton.language, on numpy arrays."""
+
+    exp, exp2, log, log2, sqrt, abs = np.exp, np.exp2, np.log, np.log2, np.sqrt, np.abs
+    where, maximum, minimum = np.where, np.maximum, np.minimum
+
+
+HELPERS = {
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "softplus": lambda x: np.logaddexp(0, x),
+    "log1p": np.log1p,
+}
+OWN = [{"sigmoid": HELPERS["sigmoid"], "softplus": HELPERS["softplus"], "log1p": np.log1p}, "numpy"]
+
+
+def run(lines, name, **values):
+    scope = {"tl": _Arrays, **HELPERS, **values}
+    with np.errstate(all="ignore"):
+        exec("\n".join(lines), scope)
+    return scope[name]
+
+
+EXPRESSIONS = [
+    X - (Y - 1), X - Y * (X - 1), -(X + Y) * 2, -X * Y, 2 / (X * Y), X / Y / 3, (X + Y) / (X - 4),
+    X**3 - X**2, 1 / X**2, sympy.sqrt(X), X ** sympy.Rational(3, 2), X ** (-sympy.Rational(1, 2)),
+    2**X, -(2 ** (-5 - X)), X**Y, sympy.exp(-X) - sympy.log(X), sympy.Abs(X - Y),
+    sympy.Max(X, Y, 1), sympy.Min(X - Y, 0), sympy.tanh(X / 5) * 5, sigmoid(X) - softplus(-Y),
+    log1p(-sympy.exp(-X)), sympy.Piecewise((X, X > Y), (Y**2, True)),
+    sympy.Piecewise((X, (X > Y) & (X < 2)), (Y, True)),
+    sympy.Piecewise((1, sympy.Not((X > Y) & (X > 1))), (2, True)), sympy.pi * X, -(-X - 1) * -Y,
+    sympy.Rational(1, 3) * X - sympy.Rational(7, 11), (X - Y) ** 2 * -3, sympy.sign(X - Y),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("expr", EXPRESSIONS, ids=str)
+def test_the_text_computes_what_the_expression_is(expr):
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0.1, 3, (2, 64))
+    lines = Printer(BINDINGS).statements("b_o", expr)
+    expected = sympy.lambdify((X, Y), expr, OWN)(x, y)
+    np.testing.assert_allclose(run(lines, "b_o", b_x=x, b_y=y), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.xfail(strict=False, raises=TypeError, reason="log(3)/log(2) is handed to Float whole")
+def test_a_power_of_a_number_other_than_two_is_printed():
+    lines = Printer(BINDINGS).statements("b_o", 3**X)
+    np.testing.assert_allclose(run(lines, "b_o", b_x=np.arange(3.0)), [1, 3, 9], rtol=1e-12)
+
+
+@pytest.mark.xfail(strict=False, raises=AssertionError, reason="conditions are never split")
+def test_a_choice_of_several_conditions_is_split():
+    expr = sympy.Piecewise((X, (X > Y) & (X < 2)), (Y, (X < 1) | (Y > 2)), (0, True))
+    lines = Printer(BINDINGS).statements("b_o", expr)
+    got = run(lines, "b_o", b_x=np.array([1.5, 0.5, 2.5]), b_y=np.array([1.0, 0.7, 2.2]))
+    np.testing.assert_allclose(got, [1.5, 0.7, 2.2])
+
+
+# the printer cannot split a choice whose conditions alone are over a line
+SPLIT = [score for score in SCORES if " | " not in score]
+
+
+@settings(max_examples=60, deadline=None)
+@given(wrappers=st.lists(st.sampled_from(SPLIT), min_size=1, max_size=7))
+def test_drawn_scores_are_split_under_a_hundred_columns_and_mean_the_same(wrappers):
+    score = "s"
+    for wrapper in wrappers:
+        score = wrapper.format(score)
+    declared = {
+        "slope": ["h"], "bias": ["h"], "shared": ["hkv"], "gain": [], "table": ["b", "h"],
+    }  # fmt: skip
+    inputs = {"u": ["b", "t", "h"], "y": ["b", "t"], "rel": ["h", "i", "j"]}
+    expr = to_sympy(
+        Variant(
+            "drawn", feature_map="softmax", scale=1.0, score=score,
+            params={n: {"shape": axes} for n, axes in declared.items()},
+            inputs={n: {"shape": axes} for n, axes in inputs.items()},
+        ).score
+    )  # fmt: skip
+    symbols = sorted(expr.free_symbols, key=str)
+    names = {symbol.name: f"b_a_rather_long_name_{n}" for n, symbol in enumerate(symbols)}
+    lines = Printer(names).statements("b_s", expr)
+    # eight columns of indent stand before each
+    assert all(len(line) <= LINE_WIDTH for line in lines)
+    values = [np.float64(0.3 + 0.37 * n) for n in range(len(symbols))]
+    given_names = dict(zip(names.values(), values, strict=True))
+    with np.errstate(all="ignore"):
+        expected = sympy.lambdify(symbols, expr, OWN)(*values)
+    got = run(lines, "b_s", **given_names)
+    np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-300, 1e22, -0.0, 1 / 3, float("inf"), float("-inf")])
+def test_a_number_reads_back_as_itself(value):
+    assert eval(number(value)) == value  # noqa: S307
+
+
+def test_the_printer_remembers_the_helpers_that_the_text_calls():
+    printer = Printer(BINDINGS)
+    printer.text(sympy.tanh(X) + softplus(Y))
+    assert printer.helpers == {"tanh", "softplus"}
+
+
+def test_a_split_statement_needs_every_helper_of_its_parts():
+    printer = Printer({"x": "b_" + "x" * 40, "y": "b_" + "y" * 40})
+    lines = printer.statements("b_o", sympy.tanh(X) * sigmoid(Y) + softplus(X - Y) * log1p(X + Y))
+    assert len(lines) > 1
+    assert printer.helpers == {"tanh", "sigmoid", "softplus", "log1p"}
