@@ -105,16 +105,25 @@ def test_a_state_too_large_for_any_tile_is_planned_in_parallel_and_the_plan_says
     """Order 2 at 80 channels is 3,321 features."""
     best = plans(request("based", dims=(80, 64)))[0]
     assert best.form == "parallel"
-    assert re.match(
-        r"the state is too large for any tile: needs (about )?[\d,]+ ", best.form_reason
+    assert re.fullmatch(
+        r"the state is too large for any tile: 3,321 features by 64 columns of v in fp32 "
+        r"take [\d,]+ B, the registers of a program hold 262,144",
+        best.form_reason,
     ), best.form_reason
     assert plans(request("based", dims=(16, 64)))[0].form == "chunked"
 
 
 def test_a_state_asked_for_that_no_tile_holds_is_an_error_and_not_another_form():
     for facts in ({"stateful": True}, {"form": "chunked"}):
-        with pytest.raises(PlanError, match="no tile of 'based' at K=80, V=64, bf16 fits"):
+        with pytest.raises(PlanError) as caught:
             plans(request("based", dims=(80, 64), **facts))
+        assert re.fullmatch(
+            r"error\[A200\]: no tile of 'based' at K=80, V=64, bf16 holds its state\n"
+            r"  note: 3,321 features by 64 columns of v in fp32 take [\d,]+ B, "
+            r"the registers of a program hold 262,144\n"
+            r"  hint: the parallel form keeps no state; or use a smaller K or a lower order",
+            caught.value.render(),
+        ), caught.value.render()
 
 
 @pytest.mark.parametrize(

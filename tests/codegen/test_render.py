@@ -66,7 +66,6 @@ def test_the_linter_and_the_formatter_leave_every_text_alone(texts, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.xfail(strict=False, reason="the docstring of `forward` runs to 105 columns")
 def test_no_line_is_over_a_hundred_columns(texts):
     long = {(len(line), line) for text in texts.values() for line in text.splitlines()}
     assert sorted((size, line) for size, line in long if size > 100) == []

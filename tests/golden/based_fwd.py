@@ -7,7 +7,8 @@ plan        scan: BC=128 BE=512, 4 warps, 1 stages
 plan        output: BC=128 BK=16 BV=64, 8 warps, 3 stages
 sram        214016 of 232448 bytes (h100)
 digest      7e1992b9c7daf6db
-regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100
+regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100 --form chunked --shape
+            4,4096 --heads 16,16
 """
 
 import torch
@@ -419,7 +420,8 @@ def feature_tables(device):
 def forward(q, k, v):
     """Attention by the chunked form, for K = 16, V = 64.
 
-    q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V]; returns o [B, T, HQ, V].
+    q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V].
+    Returns o [B, T, HQ, V].
     """
     B, T, HQ, _ = q.shape
     HKV = k.shape[2]

@@ -6,7 +6,8 @@ dims        K=64 V=64, bf16 in, fp32 accumulators
 plan        online: BT=128 BS=128 BK=64 BV=64, 8 warps, 3 stages
 sram        147456 of 232448 bytes (h100)
 digest      0add02fe088af126
-regenerate  attnc emit flash_alibi --dim 64,64 --dtype bf16 --device h100
+regenerate  attnc emit flash_alibi --dim 64,64 --dtype bf16 --device h100 --form online --shape
+            4,4096 --heads 16,16
 """
 
 import torch
@@ -19,7 +20,7 @@ def flash_alibi_online(
     q,  # [B, TQ, HQ, K]
     k,  # [B, TK, HKV, K]
     v,  # [B, TK, HKV, V]
-    slope,  # [h]
+    u_slope,  # [h]
     o,  # [B, TQ, HQ, V]
     lse,  # [B, HQ, TQ]: natural log
     stride_q_b,
@@ -34,7 +35,7 @@ def flash_alibi_online(
     stride_v_t,
     stride_v_h,
     stride_v_v,
-    stride_slope_h,
+    stride_u_slope_h,
     TQ,
     TK,
     HQ,
@@ -78,7 +79,7 @@ def flash_alibi_online(
     hi = tl.minimum(TK, tl.maximum(last + 1, 0))
     full_hi = tl.minimum(TK, tl.maximum(first + 1, 0))
     full_hi = full_hi // BS * BS
-    b_slope = tl.load(slope + i_h * stride_slope_h).to(tl.float32)
+    b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
 
     # [BT, BK]
     b_q = tl.load(
@@ -113,7 +114,7 @@ def flash_alibi_online(
         # the declared score, in log2
         f_j = o_s.to(tl.float32)
         b_s = b_s * 0.125
-        b_s = b_s - b_slope * (f_i[:, None] - f_j[None, :])
+        b_s = b_s - b_u_slope * (f_i[:, None] - f_j[None, :])
         b_s = b_s * 1.4426950408889634
 
         # online softmax: the new maximum rescales what was summed so far
@@ -151,7 +152,7 @@ def flash_alibi_online(
         # the declared score, in log2
         f_j = o_s.to(tl.float32)
         b_s = b_s * 0.125
-        b_s = b_s - b_slope * (f_i[:, None] - f_j[None, :])
+        b_s = b_s - b_u_slope * (f_i[:, None] - f_j[None, :])
         b_s = b_s * 1.4426950408889634
 
         # what the mask hides weighs exp(-inf) = 0
@@ -198,7 +199,8 @@ def flash_alibi_online(
 def forward(q, k, v, slope):
     """Attention by the online form, for K = 64, V = 64.
 
-    q [B, TQ, HQ, K], k [B, TK, HKV, K], v [B, TK, HKV, V]; returns o [B, TQ, HQ, V] and lse [B, HQ, TQ].
+    q [B, TQ, HQ, K], k [B, TK, HKV, K], v [B, TK, HKV, V].
+    Returns o [B, TQ, HQ, V] and lse [B, HQ, TQ].
     """
     B, TQ, HQ, _ = q.shape
     TK, HKV = k.shape[1:3]

@@ -5,7 +5,8 @@ dims        K=64 V=64, bf16 in, fp32 accumulators
 plan        online: BT=128 BS=128 BK=64 BV=64, 8 warps, 3 stages
 sram        147456 of 232448 bytes (h100)
 digest      f6177629b363e063
-regenerate  attnc emit flash_window --dim 64,64 --dtype bf16 --device h100
+regenerate  attnc emit flash_window --dim 64,64 --dtype bf16 --device h100 --form online
+            --shape 4,4096 --heads 16,16
 """
 
 import torch
@@ -221,7 +222,8 @@ def flash_window_online(
 def forward(q, k, v):
     """Attention by the online form, for K = 64, V = 64.
 
-    q [B, TQ, HQ, K], k [B, TK, HKV, K], v [B, TK, HKV, V]; returns o [B, TQ, HQ, V] and lse [B, HQ, TQ].
+    q [B, TQ, HQ, K], k [B, TK, HKV, K], v [B, TK, HKV, V].
+    Returns o [B, TQ, HQ, V] and lse [B, HQ, TQ].
     """
     B, TQ, HQ, _ = q.shape
     TK, HKV = k.shape[1:3]

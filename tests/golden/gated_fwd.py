@@ -8,7 +8,8 @@ plan        scan: BC=128 BE=512, 4 warps, 1 stages
 plan        output: BC=128 BK=64 BV=64, 8 warps, 3 stages
 sram        221184 of 232448 bytes (h100)
 digest      34fb115634b93a88
-regenerate  attnc emit gated --dim 64,64 --dtype bf16 --device h100
+regenerate  attnc emit gated --dim 64,64 --dtype bf16 --device h100 --form chunked --shape
+            4,4096 --heads 16,16
 """
 
 import torch
@@ -32,7 +33,7 @@ def softplus(x):
 def gated_state(
     k,  # [B, T, HKV, K]
     v,  # [B, T, HKV, V]
-    g,  # [b, t, h]
+    u_g,  # [b, t, h]
     states,  # [B, HS, NS, FP, V]
     decays,  # [B, HS, NS]: log2 decay of a segment
     stride_k_b,
@@ -43,9 +44,9 @@ def gated_state(
     stride_v_t,
     stride_v_h,
     stride_v_v,
-    stride_g_b,
-    stride_g_t,
-    stride_g_h,
+    stride_u_g_b,
+    stride_u_g_t,
+    stride_u_g_h,
     T,
     HQ,
     HKV,
@@ -105,14 +106,14 @@ def gated_state(
             mask=m_t[:, None],
             other=0.0,
         )
-        b_g = tl.load(
-            g + i_b * stride_g_b + o_t * stride_g_t + i_h * stride_g_h,
+        b_u_g = tl.load(
+            u_g + i_b * stride_u_g_b + o_t * stride_u_g_t + i_h * stride_u_g_h,
             mask=m_t,
             other=0.0,
         ).to(tl.float32)
 
         # log2 decay of each token
-        b_a = -softplus(b_g)
+        b_a = -softplus(b_u_g)
         b_a = tl.where(m_t, b_a * 1.4426950408889634, 0.0)
 
         # log2 decay from the chunk's start through each token
@@ -184,7 +185,7 @@ def gated_output(
     q,  # [B, T, HQ, K]
     k,  # [B, T, HKV, K]
     v,  # [B, T, HKV, V]
-    g,  # [b, t, h]
+    u_g,  # [b, t, h]
     states,  # [B, HS, NS, FP, V]
     o,  # [B, T, HQ, V]
     stride_q_b,
@@ -199,9 +200,9 @@ def gated_output(
     stride_v_t,
     stride_v_h,
     stride_v_v,
-    stride_g_b,
-    stride_g_t,
-    stride_g_h,
+    stride_u_g_b,
+    stride_u_g_t,
+    stride_u_g_h,
     T,
     HQ,
     HKV,
@@ -276,14 +277,14 @@ def gated_output(
             mask=m_t[:, None],
             other=0.0,
         )
-        b_g = tl.load(
-            g + i_b * stride_g_b + o_t * stride_g_t + i_h * stride_g_h,
+        b_u_g = tl.load(
+            u_g + i_b * stride_u_g_b + o_t * stride_u_g_t + i_h * stride_u_g_h,
             mask=m_t,
             other=0.0,
         ).to(tl.float32)
 
         # log2 decay of each token
-        b_a = -softplus(b_g)
+        b_a = -softplus(b_u_g)
         b_a = tl.where(m_t, b_a * 1.4426950408889634, 0.0)
 
         # log2 decay from the chunk's start through each token
@@ -331,7 +332,8 @@ def gated_output(
 def forward(q, k, v, g):
     """Attention by the chunked form, for K = 64, V = 64.
 
-    q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V]; returns o [B, T, HQ, V].
+    q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V].
+    Returns o [B, T, HQ, V].
     """
     B, T, HQ, _ = q.shape
     HKV = k.shape[2]

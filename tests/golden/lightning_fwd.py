@@ -7,7 +7,8 @@ plan        scan: BC=128 BE=512, 4 warps, 1 stages
 plan        output: BC=128 BK=64 BV=64, 8 warps, 3 stages
 sram        221184 of 232448 bytes (h100)
 digest      d706d9e724817390
-regenerate  attnc emit lightning --dim 64,64 --dtype bf16 --device h100
+regenerate  attnc emit lightning --dim 64,64 --dtype bf16 --device h100 --form chunked --shape
+            4,4096 --heads 16,16
 """
 
 import torch
@@ -19,7 +20,7 @@ import triton.language as tl
 def lightning_state(
     k,  # [B, T, HKV, K]
     v,  # [B, T, HKV, V]
-    slope,  # [h]
+    u_slope,  # [h]
     states,  # [B, HS, NS, FP, V]
     stride_k_b,
     stride_k_t,
@@ -29,7 +30,7 @@ def lightning_state(
     stride_v_t,
     stride_v_h,
     stride_v_v,
-    stride_slope_h,
+    stride_u_slope_h,
     T,
     HQ,
     HKV,
@@ -62,10 +63,10 @@ def lightning_state(
     p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
     p_v = v + i_b * stride_v_b + i_hkv * stride_v_h
     p_states = states + (i_bh * NS + i_n) * (FP * V)
-    b_slope = tl.load(slope + i_h * stride_slope_h).to(tl.float32)
+    b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
 
     # log2 decay a token
-    b_c = -b_slope
+    b_c = -b_u_slope
     b_c = b_c * 1.4426950408889634
 
     # the state of this segment, from zero
@@ -115,8 +116,8 @@ def lightning_state(
 @triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
 def lightning_scan(
     states,  # [B, HS, NS, FP, V]
-    slope,  # [h]
-    stride_slope_h,
+    u_slope,  # [h]
+    stride_u_slope_h,
     T,
     HQ,
     HKV,
@@ -136,10 +137,10 @@ def lightning_scan(
     o_e = tl.program_id(0) * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
-    b_slope = tl.load(slope + i_h * stride_slope_h).to(tl.float32)
+    b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
 
     # log2 decay a token
-    b_c = -b_slope
+    b_c = -b_u_slope
     b_c = b_c * 1.4426950408889634
 
     # the state before the first token
@@ -167,7 +168,7 @@ def lightning_output(
     q,  # [B, T, HQ, K]
     k,  # [B, T, HKV, K]
     v,  # [B, T, HKV, V]
-    slope,  # [h]
+    u_slope,  # [h]
     states,  # [B, HS, NS, FP, V]
     o,  # [B, T, HQ, V]
     stride_q_b,
@@ -182,7 +183,7 @@ def lightning_output(
     stride_v_t,
     stride_v_h,
     stride_v_v,
-    stride_slope_h,
+    stride_u_slope_h,
     T,
     HQ,
     HKV,
@@ -220,10 +221,10 @@ def lightning_output(
     p_v = v + i_b * stride_v_b + i_hkv * stride_v_h
     p_o = o + (i_b * T * HQ + i_h) * V
     p_states = states + ((i_b * HS + i_hs) * NS + i_n) * (FP * V)
-    b_slope = tl.load(slope + i_h * stride_slope_h).to(tl.float32)
+    b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
 
     # log2 decay a token
-    b_c = -b_slope
+    b_c = -b_u_slope
     b_c = b_c * 1.4426950408889634
 
     # the state before this segment
@@ -306,7 +307,8 @@ def lightning_output(
 def forward(q, k, v, slope):
     """Attention by the chunked form, for K = 64, V = 64.
 
-    q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V]; returns o [B, T, HQ, V].
+    q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V].
+    Returns o [B, T, HQ, V].
     """
     B, T, HQ, _ = q.shape
     HKV = k.shape[2]

@@ -6,8 +6,9 @@ plan        state: BC=128 BK=64 BV=64, 8 warps, 3 stages
 plan        scan: BC=128 BE=512, 4 warps, 1 stages
 plan        output: BC=128 BK=64 BV=64, 8 warps, 3 stages
 sram        188416 of 232448 bytes (h100)
-digest      4eaad78d791cbf98
-regenerate  attnc emit linear --dim 64,64 --dtype bf16 --device h100
+digest      5c13e2e27430a1ab
+regenerate  attnc emit linear --dim 64,64 --dtype bf16 --device h100 --form chunked --shape
+            4,4096 --heads 16,16
 """
 
 import torch
@@ -283,7 +284,8 @@ def linear_output(
 def forward(q, k, v):
     """Attention by the chunked form, for K = 64, V = 64.
 
-    q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V]; returns o [B, T, HQ, V].
+    q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V].
+    Returns o [B, T, HQ, V].
     """
     B, T, HQ, _ = q.shape
     HKV = k.shape[2]

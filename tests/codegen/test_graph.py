@@ -1,0 +1,108 @@
+"""The graph is what is planned and printed: a node less, or of another type, changes both."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import networkx as nx
+import pytest
+
+from attnc.codegen.graph import STEP, GraphBuilder, KernelGraph, Node, elements
+from attnc.codegen.plan import Plan, Request
+from attnc.codegen.planner import _pass
+from attnc.codegen.render import render
+from tests.codegen.emitted import all_plans
+
+PLANS = {label: plan for label, plan in all_plans() if "_bf16" in label}
+TYPED = {("load", "io"), ("map", "io"), ("map", "acc"), ("dot", "io"), ("dot", "acc")}
+
+
+def with_graph(plan: Plan, graph: KernelGraph, place: int) -> Plan:
+    """The plan whose pass at `place` has another graph, measured again."""
+    step = plan.passes[place]
+    kernel = replace(step.kernel, graph=graph)
+    request = Request(plan.variant, plan.device, plan.dims, plan.dtype, plan.form, plan.stateful)
+    again = _pass(request, kernel, dict(step.tiles), step.num_warps, step.num_stages)
+    return replace(plan, passes=(*plan.passes[:place], again, *plan.passes[place + 1 :]))
+
+
+@pytest.mark.parametrize("label", PLANS)
+def test_every_node_is_a_statement_of_the_text(label):
+    """A node that the templates drop, or a statement that no node stands for, would pass here."""
+    plan = PLANS[label]
+    text = render(plan)
+    for place, step in enumerate(plan.passes):
+        for node in step.kernel.graph.nodes():
+            less = with_graph(plan, step.kernel.graph.without(node.name), place)
+            assert render(less) != text, f"{step.kernel.name}: {node.name} is not printed"
+
+
+@pytest.mark.parametrize("label", PLANS)
+def test_every_buffer_of_the_text_comes_from_the_graph(label):
+    plan = PLANS[label]
+    body = re.sub(r"#.*", "", render(plan))
+    assigned = set(re.findall(r"^ +(b_\w+) = ", body, flags=re.M))
+    nodes = [n for step in plan.passes for n in step.kernel.graph.nodes()]
+    lines = " ".join(text for n in nodes for text in n.lines)
+    made = {n.buffer for n in nodes} | set(re.findall(r"(b_\w+) = ", lines)) | {"b_i"}
+    assert assigned
+    assert assigned <= made, sorted(assigned - made)
+
+
+@pytest.mark.parametrize("label", PLANS)
+def test_a_value_of_another_type_changes_the_sram_or_the_text(label):
+    plan = PLANS[label]
+    text = render(plan)
+    for place, step in enumerate(plan.passes):
+        for node in step.kernel.graph.nodes():
+            if not node.shape or (node.op, node.dtype) not in TYPED:
+                continue  # a load of fp32 or of indices is in that type already
+            if node.op == "load" and not node.address:
+                continue  # the 0-1 matrices of monomials are made in the tensors' type alone
+            other = "acc" if node.dtype == "io" else "io"
+            changed = with_graph(plan, step.kernel.graph.retyped(node.name, other), place)
+            same = changed.passes[place].cost.sram_bytes == step.cost.sram_bytes
+            assert not same or render(changed) != text, f"{step.kernel.name}: {node.name}"
+
+
+@pytest.mark.parametrize("name", ["flash_online_64_64_bf16", "linear_chunked_64_64_bf16"])
+def test_a_load_less_takes_less_sram(name):
+    plan = PLANS[name]
+    step = plan.passes[-1]
+    less = with_graph(plan, step.kernel.graph.without("load b_v"), len(plan.passes) - 1)
+    assert less.passes[-1].cost.sram_bytes < step.cost.sram_bytes
+
+
+@pytest.mark.parametrize("label", PLANS)
+def test_every_graph_is_acyclic_and_prints_each_node_once(label):
+    for step in PLANS[label].passes:
+        graph = step.kernel.graph
+        assert nx.is_directed_acyclic_graph(graph.flow)
+        shown = str(graph).splitlines()
+        assert shown[0] == f"{step.kernel.name}: {graph.flow.number_of_nodes()} operations"
+        assert len(shown) == 1 + graph.flow.number_of_nodes()
+
+
+def test_a_graph_prints_region_operation_shape_and_readers():
+    builder = GraphBuilder("small")
+    builder.load("b_k", STEP, ("BS", "BK"), dtype="io", address="p_k", tensor="k")
+    builder.map("b_x", STEP, ("BS", "BK"), "b_x = b_k * 2.0", reads=("b_k",))
+    assert str(builder.build()).splitlines() == [
+        "small: 2 operations",
+        "  step   load   load b_k       [BS, BK] io            -> map b_x",
+        "  step   map    map b_x        [BS, BK] acc           -> -",
+    ]
+
+
+def test_a_graph_refuses_two_statements_of_one_name():
+    builder = GraphBuilder("small")
+    builder.map("b_x", STEP, (), "b_x = 1.0")
+    with pytest.raises(AssertionError, match="two statements are called 'map b_x'"):
+        builder.map("b_x", STEP, (), "b_x = 2.0")
+    with pytest.raises(AssertionError, match="unknown operation 'jump'"):
+        builder.add(Node("jump b_y", "jump", "b_y", STEP))
+
+
+def test_elements_multiply_tile_letters_and_numbers():
+    assert elements(("BT", "64"), {"BT": 32}) == 2048
