@@ -56,6 +56,9 @@ class Printer:
         if len(text) <= room:
             lines.append(f"{target} = {text}")
             return
+        if isinstance(expr, sympy.Piecewise):
+            self._assign_choice(target, expr, lines, names)
+            return
         # the longest parts get a name of their own until the rest fits a line
         parts: dict[sympy.Basic, str] = {}
         for arg in sorted(_parts(expr), key=lambda part: -len(self.text(part))):
@@ -74,6 +77,42 @@ class Printer:
         first, *rest = list(parts.values())
         lines.append(f"{target} = {first}")
         lines.extend(f"{target} = {target} {operator} {name}" for name in rest)
+
+    def _assign_choice(
+        self, target: str, expr: sympy.Piecewise, lines: list[str], names: _Names
+    ) -> None:
+        """A choice too long for a line: one branch after the other, the default first."""
+        *cases, (default, _) = expr.args
+        chosen = names.next()
+        self._assign(chosen, default, lines, room=LINE_WIDTH - len(chosen) - 3, names=names)
+        for value, condition in reversed(cases):
+            yes = names.next()
+            self._assign(yes, value, lines, room=LINE_WIDTH - len(yes) - 3, names=names)
+            truth = self._assign_truth(condition, lines, names)
+            lines.append(f"{chosen} = tl.where({truth} != 0.0, {yes}, {chosen})")
+        lines.append(f"{target} = {chosen}")
+
+    def _assign_truth(self, condition: sympy.Basic, lines: list[str], names: _Names) -> str:
+        """A condition as a number, 1 or 0, under a name: products and maxima join such numbers."""
+        name = names.next()
+        match condition:
+            case sympy.And() | sympy.Or():
+                joined = "tl.minimum" if isinstance(condition, sympy.And) else "tl.maximum"
+                args = sorted(condition.args, key=lambda arg: arg.sort_key())
+                truths = [self._assign_truth(arg, lines, names) for arg in args]
+                lines.append(f"{name} = {truths[0]}")
+                lines.extend(f"{name} = {joined}({name}, {truth})" for truth in truths[1:])
+                return name
+            case sympy.Not():
+                inner = self._assign_truth(condition.args[0], lines, names)
+                lines.append(f"{name} = 1.0 - {inner}")
+                return name
+        sides = [names.next(), names.next()]
+        for side, value in zip(sides, condition.args, strict=True):
+            self._assign(side, value, lines, room=LINE_WIDTH - len(side) - 3, names=names)
+        relation = _RELATIONS[type(condition)]
+        lines.append(f"{name} = tl.where({sides[0]} {relation} {sides[1]}, 1.0, 0.0)")
+        return name
 
     def _print(self, expr: sympy.Basic) -> tuple[str, int]:
         match expr:
@@ -160,7 +199,7 @@ class Printer:
         if exponent == sympy.Rational(1, 2):
             return f"tl.sqrt({self.text(base)})", _ATOM
         if base.is_number:
-            factor = exponent * sympy.Float(sympy.log(base, 2)) if base != 2 else exponent
+            factor = exponent * sympy.Float(float(sympy.log(base, 2))) if base != 2 else exponent
             return f"tl.exp2({self.text(factor)})", _ATOM
         return f"tl.exp2({self._wrap(exponent, _PRODUCT)} * tl.log2({self.text(base)}))", _ATOM
 

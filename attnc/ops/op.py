@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from attnc.autotune.module_cache import load_module, store_module
-from attnc.codegen.algebra import analyse
+from attnc.codegen.algebra import FORMS, analyse
 from attnc.codegen.device import DEVICES, Device, device_named
 from attnc.codegen.explain import explain
 from attnc.codegen.features import features_of
@@ -226,14 +226,12 @@ class Op:
                 notes=(self._algebra.legal("chunked").reason,),
                 hints=("return_lse=True gives what combines with another call's keys",),
             )
+        if form is not None:
+            self._check_form(form)
         if form in {"chunked", "recurrent"} and sizes.tq != sizes.tk:
             raise InputError(
                 f"the {form} form needs TQ = TK, not {sizes.tq} and {sizes.tk}",
                 hints=("the parallel form takes any lengths; it is chosen when form is left out",),
-            )
-        if form == "recurrent":
-            raise InputError(
-                "the recurrent form has no kernel yet", hints=("leave form out, or use chunked",)
             )
         if not stateful:
             return
@@ -246,6 +244,26 @@ class Op:
             raise InputError(
                 f"a state needs TQ = TK, not {sizes.tq} and {sizes.tk}",
                 notes=("each token of k and v enters the state at its query's position",),
+            )
+
+    def _check_form(self, form: str) -> None:
+        name = self.variant.name
+        usable = ", ".join(self.forms())
+        if form not in FORMS:
+            raise InputError(
+                f"{form!r} is no form", notes=(f"forms of {name!r} with kernels: {usable}",)
+            )
+        verdict = self._algebra.legal(form)
+        if not verdict.legal:
+            raise PlanError(
+                f"{name!r} has no {form} form",
+                notes=(verdict.reason,),
+                hints=(f"its forms with kernels are: {usable}",),
+            )
+        if form not in self.forms():
+            raise InputError(
+                f"the {form} form of {name!r} has no kernel yet",
+                hints=(f"its forms with kernels are: {usable}",),
             )
 
     def _build(

@@ -80,10 +80,10 @@ def test_a_refused_declaration_is_one_rendered_error_and_exits_2(attnc, declare)
     )
 
 
-def test_a_tab_in_a_declaration_stays_a_tab_in_the_error(attnc, declare):
+def test_a_tab_in_a_declaration_is_shown_as_one_column_so_that_the_caret_is_under_it(attnc, declare):
     done = attnc("check", declare('[mine]\nfeature_map = "softmax"\n\tscale = "a\tb"\n'))
     assert done.status == 2
-    assert ' 3 | \tscale = "a\tb"\n' in done.err
+    assert ' 3 |  scale = "a b"\n' in done.err
 
 
 def test_a_file_that_is_missing_exits_2(attnc, declare):
