@@ -21,6 +21,8 @@ _EXPOSED = {1: 1.4, 2: 1.12, 3: 1.0}
 # more rows a warp than a 16-row product, or more carried words a thread, and registers spill over
 _CROWDED = 1.25
 _CARRIED_WORDS = 96
+# what a chunk longer than 64 loses to barriers and to scores in registers, seen there too
+_LONG_CHUNK = 1.25
 
 
 def rank_us(step: PassPlan, request: Request) -> float:
@@ -74,6 +76,8 @@ def _crowding(step: PassPlan, device: Device) -> float:
     tile = step.tile
     rows = tile.get("BT", tile.get("BC", 16))
     factor = _CROWDED if rows > 16 * step.num_warps else 1.0
+    if tile.get("BC", 0) > 64:
+        factor *= _LONG_CHUNK
     threads = step.num_warps * device.warp_size
     if carried_words(step.kernel.graph, tile) > _CARRIED_WORDS * threads:
         factor *= _CROWDED

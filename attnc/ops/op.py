@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from attnc.autotune.first_call import compile_passes
 from attnc.autotune.module_cache import load_module, store_module
 from attnc.codegen.algebra import FORMS, analyse
 from attnc.codegen.device import DEVICES, Device, device_named
@@ -306,6 +307,7 @@ class Op:
             )
             module = load_module(path)
             try:
+                compile_passes(module, arguments, q.device)
                 with torch.cuda.device(q.device):
                     result = module.forward(*arguments)
             except OutOfResources as error:

@@ -2,11 +2,11 @@
 
 variant     feature_map taylor(2), scale rsqrt(d), mask causal, normalize sum
 dims        K=16 V=64, bf16 in, fp32 accumulators
-plan        state: BC=128 BK=16 BV=64, 8 warps, 3 stages
-plan        scan: BC=128 BE=512, 4 warps, 1 stages
-plan        output: BC=128 BK=16 BV=64, 8 warps, 3 stages
-sram        214016 of 232448 bytes (h100)
-digest      7e1992b9c7daf6db
+plan        state: BC=64 BK=16 BV=64, 4 warps, 3 stages
+plan        scan: BC=64 BE=512, 4 warps, 1 stages
+plan        output: BC=64 BK=16 BV=64, 4 warps, 3 stages
+sram        111616 of 232448 bytes (h100)
+digest      96ee66f0d2fa9f49
 regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16
 """
@@ -431,7 +431,7 @@ def forward(q, k, v):
     index, weight = feature_tables(q.device)
 
     # enough segments to fill 264 programs, each at least 4 chunks long
-    NC = triton.cdiv(T, 128)
+    NC = triton.cdiv(T, 64)
     NS = max(1, min(triton.cdiv(264, B * HQ * NV), NC // 4))
     CPS = triton.cdiv(NC, NS)
     NS = triton.cdiv(NC, CPS)
@@ -453,11 +453,11 @@ def forward(q, k, v):
             CPS,
             K=16,
             V=64,
-            BC=128,
+            BC=64,
             BK=16,
             BV=64,
             FP=160,
-            num_warps=8,
+            num_warps=4,
             num_stages=3,
         )
 
@@ -470,7 +470,7 @@ def forward(q, k, v):
             NS,
             CPS,
             V=64,
-            BC=128,
+            BC=64,
             BE=512,
             F=153,
             FP=160,
@@ -497,11 +497,11 @@ def forward(q, k, v):
         CPS,
         K=16,
         V=64,
-        BC=128,
+        BC=64,
         BK=16,
         BV=64,
         FP=160,
-        num_warps=8,
+        num_warps=4,
         num_stages=3,
     )
 

@@ -3,11 +3,11 @@
 variant     feature_map identity, scale rsqrt(d), mask causal, log_decay -softplus(g[b, t, h]),
             normalize none
 dims        K=64 V=64, bf16 in, fp32 accumulators
-plan        state: BC=128 BK=64 BV=64, 8 warps, 3 stages
-plan        scan: BC=128 BE=512, 4 warps, 1 stages
-plan        output: BC=128 BK=64 BV=64, 8 warps, 3 stages
-sram        221184 of 232448 bytes (h100)
-digest      34fb115634b93a88
+plan        state: BC=64 BK=64 BV=64, 4 warps, 3 stages
+plan        scan: BC=64 BE=512, 4 warps, 1 stages
+plan        output: BC=64 BK=64 BV=64, 4 warps, 3 stages
+sram        106496 of 232448 bytes (h100)
+digest      bd45f80d5d5edb34
 regenerate  attnc emit gated --dim 64,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16
 """
@@ -342,7 +342,7 @@ def forward(q, k, v, g):
     o = torch.empty((B, T, HQ, 64), dtype=q.dtype, device=q.device)
 
     # enough segments to fill 264 programs, each at least 4 chunks long
-    NC = triton.cdiv(T, 128)
+    NC = triton.cdiv(T, 64)
     NS = max(1, min(triton.cdiv(264, B * HQ * NV), NC // 4))
     CPS = triton.cdiv(NC, NS)
     NS = triton.cdiv(NC, CPS)
@@ -367,11 +367,11 @@ def forward(q, k, v, g):
             CPS,
             K=64,
             V=64,
-            BC=128,
+            BC=64,
             BK=64,
             BV=64,
             FP=64,
-            num_warps=8,
+            num_warps=4,
             num_stages=3,
         )
 
@@ -385,7 +385,7 @@ def forward(q, k, v, g):
             NS,
             CPS,
             V=64,
-            BC=128,
+            BC=64,
             BE=512,
             F=64,
             FP=64,
@@ -412,11 +412,11 @@ def forward(q, k, v, g):
         CPS,
         K=64,
         V=64,
-        BC=128,
+        BC=64,
         BK=64,
         BV=64,
         FP=64,
-        num_warps=8,
+        num_warps=4,
         num_stages=3,
     )
 

@@ -2,11 +2,11 @@
 
 variant     feature_map identity, scale 1, mask causal, log_decay -slope[h], normalize none
 dims        K=64 V=64, bf16 in, fp32 accumulators
-plan        state: BC=128 BK=64 BV=64, 8 warps, 3 stages
-plan        scan: BC=128 BE=512, 4 warps, 1 stages
-plan        output: BC=128 BK=64 BV=64, 8 warps, 3 stages
-sram        221184 of 232448 bytes (h100)
-digest      d706d9e724817390
+plan        state: BC=64 BK=64 BV=64, 4 warps, 3 stages
+plan        scan: BC=64 BE=512, 4 warps, 1 stages
+plan        output: BC=64 BK=64 BV=64, 4 warps, 3 stages
+sram        106496 of 232448 bytes (h100)
+digest      1ee2b4366c2b421b
 regenerate  attnc emit lightning --dim 64,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16
 """
@@ -317,7 +317,7 @@ def forward(q, k, v, slope):
     o = torch.empty((B, T, HQ, 64), dtype=q.dtype, device=q.device)
 
     # enough segments to fill 264 programs, each at least 4 chunks long
-    NC = triton.cdiv(T, 128)
+    NC = triton.cdiv(T, 64)
     NS = max(1, min(triton.cdiv(264, B * HQ * NV), NC // 4))
     CPS = triton.cdiv(NC, NS)
     NS = triton.cdiv(NC, CPS)
@@ -340,11 +340,11 @@ def forward(q, k, v, slope):
             CPS,
             K=64,
             V=64,
-            BC=128,
+            BC=64,
             BK=64,
             BV=64,
             FP=64,
-            num_warps=8,
+            num_warps=4,
             num_stages=3,
         )
 
@@ -359,7 +359,7 @@ def forward(q, k, v, slope):
             NS,
             CPS,
             V=64,
-            BC=128,
+            BC=64,
             BE=512,
             F=64,
             FP=64,
@@ -386,11 +386,11 @@ def forward(q, k, v, slope):
         CPS,
         K=64,
         V=64,
-        BC=128,
+        BC=64,
         BK=64,
         BV=64,
         FP=64,
-        num_warps=8,
+        num_warps=4,
         num_stages=3,
     )
 

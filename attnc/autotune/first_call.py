@@ -1,0 +1,56 @@
+"""The first call of a module on a GPU: its kernels compile side by side, not one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
+
+
+class _Recorder:
+    """Stands in for a kernel and remembers how it would have been launched."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self.launches.append((grid, args, kwargs))
+
+        return launch
+
+
+def compile_passes(module: ModuleType, arguments: Sequence[Any], device: Any) -> None:
+    """Compile every kernel that `module.forward(*arguments)` launches, in threads.
+
+    The launcher runs once with its kernels replaced, so that it allocates and computes grids and
+    nothing else; Triton releases the interpreter lock while LLVM and ptxas work.
+    """
+    import torch
+    from triton.runtime.jit import JITFunction
+
+    kernels = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, JITFunction) and not name.startswith("_")
+    }
+    if len(kernels) < 2:
+        return
+    recorders = {name: _Recorder(kernel) for name, kernel in kernels.items()}
+    try:
+        vars(module).update(recorders)
+        with torch.cuda.device(device):
+            module.forward(*arguments)
+    finally:
+        vars(module).update(kernels)
+
+    def build(recorder: _Recorder) -> None:
+        with torch.cuda.device(device):
+            for grid, args, kwargs in recorder.launches:
+                recorder.kernel.warmup(*args, grid=grid, **kwargs)
+
+    with ThreadPoolExecutor(len(recorders)) as pool:
+        for _ in pool.map(build, recorders.values()):
+            pass
