@@ -213,7 +213,9 @@ def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected
     least = request.device.min_columns
     splits = [width for width in (256, 128, 64, 32, 16) if least <= width <= tile_v]
     if _is_wide(request):
-        chunks = chunks if isinstance(chunk, int) else (32, 16)
+        # monomials multiply what stands in registers, and what there is to compile
+        short = (32, 16) if features.direct else (16,)
+        chunks = chunks if isinstance(chunk, int) else short
         splits = [width for width in splits if width <= 64]
     found: _Found = []
     rejected: list[Rejected] = []
