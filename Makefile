@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 PYTEST := -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-gpu check fmt golden clean
+.PHONY: help demo test test-oldest test-gpu check fmt golden picture clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ fmt: $(VENV)/.ready ## format, and mend what the linter can
 
 golden: $(VENV)/.ready ## rewrite tests/golden from what is emitted now; read the diff before committing it
 	$(BIN)/python -m pytest tests -k golden --update-golden $(ARGS)
+
+picture: $(VENV)/.ready ## draw docs/plan.svg anew
+	$(BIN)/python docs/picture.py
 
 clean: ## remove the environments and the tools' caches
 	rm -rf $(VENV) $(OLDEST) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
