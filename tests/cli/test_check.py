@@ -80,7 +80,7 @@ def test_a_refused_declaration_is_one_rendered_error_and_exits_2(attnc, declare)
     )
 
 
-def test_a_tab_in_a_declaration_is_shown_as_one_column_so_that_the_caret_is_under_it(attnc, declare):
+def test_a_tab_in_a_declaration_is_shown_as_one_column(attnc, declare):
     done = attnc("check", declare('[mine]\nfeature_map = "softmax"\n\tscale = "a\tb"\n'))
     assert done.status == 2
     assert ' 3 |  scale = "a b"\n' in done.err
