@@ -6,7 +6,7 @@ import math
 
 from attnc.dsl.expr import Binary, Call, Expr, Name, Negate, Number
 from attnc.dsl.mask import MaskForm, within_causal
-from attnc.dsl.parse import Source
+from attnc.dsl.source import Source
 from attnc.errors import DecayRefused
 
 Interval = tuple[float, float]

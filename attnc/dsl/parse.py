@@ -6,7 +6,6 @@ import ast
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -22,42 +21,25 @@ from attnc.dsl.expr import (
     Number,
     Ref,
     Span,
-    children,
-    to_text,
 )
-from attnc.errors import AttncError, LimitExceeded, MaskNotAffine, SyntaxRefused, UnknownName, Where
+from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES, full_index
+from attnc.dsl.limits import (
+    MAX_BITS,
+    MAX_EXPONENT,
+    MAX_NODES,
+    MAX_POWER_OF_TEN,
+    MAX_TEXT,
+    bits,
+    check_numbers,
+    constant_value,
+)
+from attnc.dsl.source import Scope, Source
+from attnc.errors import AttncError, LimitExceeded, MaskNotAffine, SyntaxRefused, UnknownName
 
 if TYPE_CHECKING:
-    from attnc.dsl.variant import Declared
+    pass
 
-MAX_TEXT = 2000
-MAX_NODES = 200
-MAX_EXPONENT = 16
-MAX_DIGITS = 20
-MAX_POWER_OF_TEN = 30
-MAX_BITS = 256  # of a constant's numerator and denominator
-INDEX_NAMES = frozenset({"s", "x", "i", "j", "h", "b", "t", "hkv", "k", "c", "H", "d"})
 
-FUNCTIONS: Mapping[str, tuple[int, int]] = {
-    "exp": (1, 1),
-    "log": (1, 1),
-    "log1p": (1, 1),
-    "sqrt": (1, 1),
-    "tanh": (1, 1),
-    "sigmoid": (1, 1),
-    "abs": (1, 1),
-    "min": (2, 8),
-    "max": (2, 8),
-    "where": (3, 3),
-    "softcap": (2, 2),
-    "relu": (1, 1),
-    "elu": (1, 1),
-    "silu": (1, 1),
-    "softplus": (1, 1),
-    "window": (1, 2),
-    "prefix": (1, 1),
-    "taylor": (1, 1),
-}
 _ARITHMETIC: Mapping[type[ast.operator], str] = {
     ast.Add: "+",
     ast.Sub: "-",
@@ -82,39 +64,6 @@ _COMPARISONS: Mapping[type[ast.cmpop], str] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An expression's text and where it stands, so that an error can point into it.
-
-    `line_text` and `offset` place the text in its line of the file; without a file, `label` names
-    the field.
-    """
-
-    text: str
-    label: str
-    file: str = ""
-    line: int = 0
-    line_text: str = ""
-    offset: int = 0
-
-    def at(self, span: Span | None) -> Where:
-        """The place of a span; the whole text where there is none."""
-        start, end = (0, len(self.text)) if span is None else (span.start, span.end)
-        if self.file and self.line_text:
-            return Where(self.line_text, self.offset + start + 1, end - start, self.file, self.line)
-        shown = self.text.replace("\n", " ")
-        return Where(shown, start + 1, end - start, label=self.label)
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What an expression may use: index names, functions, and the declared tensors."""
-
-    names: frozenset[str]
-    functions: frozenset[str]
-    declared: Mapping[str, Declared]
 
 
 def parse(source: Source, scope: Scope) -> Expr:
@@ -142,31 +91,11 @@ def parse(source: Source, scope: Scope) -> Expr:
         raise SyntaxRefused(
             "'#' stands in no expression", where=source.at(Span(column, column + 1))
         )
-    _check_numbers(source)
+    check_numbers(source)
     return _Parser(source, scope).parse()
 
 
-_NUMBER = re.compile(r"(?<![\w.])(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE]([+-]?\d+))?")
-
-
 _DECIMAL = re.compile(r"[\d_]*\.?[\d_]*(?:[eE][+-]?\d+)?\Z")
-
-
-def _check_numbers(source: Source) -> None:
-    """Refuse huge literals as text, before anything turns them into numbers."""
-    for match in _NUMBER.finditer(source.text):
-        digits, exponent = match.group(1), match.group(2)
-        count = len(re.sub(r"[._]", "", digits).strip("0"))
-        power = abs(int(exponent)) if exponent and len(exponent) < 8 else 0
-        if exponent and len(exponent) >= 8:
-            power = MAX_POWER_OF_TEN + 1
-        size = len(re.sub(r"\..*|_", "", digits).lstrip("0"))
-        if count > MAX_DIGITS or power > MAX_POWER_OF_TEN or size > MAX_POWER_OF_TEN:
-            raise LimitExceeded(
-                f"a number of {source.label} has more than {MAX_DIGITS} digits or a power of ten "
-                f"over {MAX_POWER_OF_TEN}",
-                where=source.at(Span(match.start(), match.end())),
-            )
 
 
 class _Parser:
@@ -436,52 +365,6 @@ class _Parser:
         return Ref(name, index, span, declared)
 
 
-def full_index(declared: Declared, letters: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The index with a letter for every axis, or None where it does not fit the shape."""
-    shape = declared.shape
-    if len(letters) == len(shape) - 1 and shape[0] == "b":
-        letters = ("b", *letters)
-    if len(letters) != len(shape) or not shape:
-        return None
-    for letter, axis in zip(letters, shape, strict=True):
-        if letter != axis and not (axis == "t" and letter in {"i", "j"}):
-            return None
-    return letters
-
-
-def constant_value(expr: Expr) -> Fraction | None:
-    """The value of an expression of small literals, for the exponent's limit."""
-    match expr:
-        case Number(value=value):
-            return value
-        case Negate(operand=operand):
-            inner = constant_value(operand)
-            return None if inner is None else -inner
-        case Binary(op=op, left=left, right=right) if op in {"+", "-", "*", "/"}:
-            first, second = constant_value(left), constant_value(right)
-            if first is None or second is None or (op == "/" and second == 0):
-                return None
-            return {
-                "+": lambda: first + second,
-                "-": lambda: first - second,
-                "*": lambda: first * second,
-                "/": lambda: first / second,
-            }[op]()
-        case Binary(op="**", left=left, right=right):
-            base, power = constant_value(left), constant_value(right)
-            if base is None or power is None:
-                return None
-            # checked on the way in: the power is at most 16, and the base of at most 256 bits
-            if power.denominator == 1 and base != 0:
-                return base**power.numerator
-    return None
-
-
-def bits(value: Fraction) -> int:
-    """The size of an exact number."""
-    return max(abs(value.numerator).bit_length(), value.denominator.bit_length())
-
-
 def is_condition(expr: Expr) -> bool:
     """Whether an expression is true or false, rather than a number."""
     match expr:
@@ -490,25 +373,3 @@ def is_condition(expr: Expr) -> bool:
         case Call(function="window" | "prefix"):
             return True
     return False
-
-
-def limited_text(expr: Expr, label: str) -> str:
-    """The text of an expression built in Python, once it is known to be of a sane size.
-
-    Raises:
-        LimitExceeded: over 200 nodes, a shared part counted as often as it is read, or a number
-            too long to write.
-    """
-    stack, count = [expr], 0
-    while stack:
-        node = stack.pop()
-        count += 1
-        if count > MAX_NODES:
-            raise LimitExceeded(f"{label} has over {MAX_NODES} nodes")
-        if isinstance(node, Number) and bits(node.value) > MAX_BITS:
-            raise LimitExceeded(
-                f"a number of {label} has more than {MAX_DIGITS} digits or a power of ten over "
-                f"{MAX_POWER_OF_TEN}"
-            )
-        stack.extend(children(node))
-    return to_text(expr)

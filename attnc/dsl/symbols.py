@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnc.dsl.expr import Call, Expr, Name, Ref, lift
-from attnc.dsl.parse import full_index
+from attnc.dsl.grammar import full_index
 from attnc.dsl.variant import Declared
 from attnc.errors import FieldError
 

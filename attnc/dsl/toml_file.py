@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from attnc.dsl.check import Fields, checked
+from attnc.dsl.check import checked
 from attnc.dsl.expr import number_text, to_text
-from attnc.dsl.parse import Source
+from attnc.dsl.fields import Fields
+from attnc.dsl.source import Source
 from attnc.dsl.variant import Declared, Variant
 from attnc.errors import FieldError, TomlError, Where
 

@@ -115,7 +115,8 @@ class Variant:
         dim: object = None,
         heads: object = None,
     ) -> None:
-        from attnc.dsl.check import Fields, checked
+        from attnc.dsl.check import checked
+        from attnc.dsl.fields import Fields
 
         fields = Fields(
             name=name, feature_map=feature_map, scale=scale, score=score, mask=mask,

@@ -91,11 +91,11 @@ def test_eight_processes_storing_and_loading_one_module_all_see_it_whole(tmp_pat
     script = """
 import sys
 from attnc.autotune.module_cache import load_module, store_module
-source = "values = [" + "1, " * 200_000 + "]\\n"
+source = "values = [" + "1, " * 30_000 + "]\\n"
 sys.stdin.readline()
-for _ in range(20):
+for _ in range(8):
     path = store_module(source, "large")
-    assert len(load_module(path).values) == 200_000
+    assert len(load_module(path).values) == 30_000
     path.unlink(missing_ok=True)
     store_module(source, "large")
 """

@@ -52,7 +52,9 @@ from attnc.dsl.expr import (
     to_text,
     walk,
 )  # fmt: skip
-from attnc.dsl.parse import FUNCTIONS, Scope, Source, parse
+from attnc.dsl.grammar import FUNCTIONS
+from attnc.dsl.parse import parse
+from attnc.dsl.source import Scope, Source
 from attnc.dsl.variant import Declared
 from attnc.errors import FieldError, SyntaxRefused
 

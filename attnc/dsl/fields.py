@@ -1,0 +1,77 @@
+"""What was written for one variant, before anything is read."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from attnc.dsl.expr import Expr, lift, to_text
+from attnc.dsl.source import Source
+from attnc.errors import FieldError
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What was written for one variant; `sources` places the fields in a file."""
+
+    name: str
+    feature_map: object
+    scale: object
+    score: object = "s"
+    mask: object = "full"
+    log_decay: object = None
+    normalize: object = None
+    chunk: object = "auto"
+    params: object = ()
+    inputs: object = ()
+    dim: object = None
+    heads: object = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    def source(self, name: str, text: str) -> Source:
+        """Where a field's text stands."""
+        found = self.sources.get(name)
+        if found is not None and found.text == text:
+            return found
+        return Source(text, f"{name} of {self.name!r}")
+
+    def refuse(
+        self,
+        name: str,
+        message: str,
+        *,
+        notes: tuple[str, ...] = (),
+        hints: tuple[str, ...] = (),
+    ) -> FieldError:
+        """The error of a whole field."""
+        source = self.sources.get(name)
+        return FieldError(
+            message, where=None if source is None else source.at(None), notes=notes, hints=hints
+        )
+
+
+def text_of(value: object) -> str:
+    """A field as text, for the place in an error."""
+    return to_text(value) if isinstance(value, Expr) else str(value)
+
+
+def check_name(fields: Fields, name: object, what: str) -> None:
+    """Refuse a name that cannot stand in emitted source."""
+    if not isinstance(name, str) or not _NAME.match(name) or keyword.iskeyword(name):
+        raise FieldError(
+            f"{name!r} is no name for a {what}",
+            notes=("a name is a lowercase identifier: it becomes part of the emitted source",),
+            hints=("use a to z, 0 to 9 and _, a letter first",),
+        )
+    limit = 40 if what == "variant" else 24
+    if len(name) > limit:
+        raise FieldError(f"the {what} name {name!r} has {len(name)} characters, at most {limit}")
+
+
+def lifted(value: Expr) -> Expr:
+    """A declared tensor without axes as the expression it is."""
+    return lift(value)
