@@ -60,10 +60,10 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_input_is_refused_within_two_seconds(case):
     text, error = HOSTILE[case]
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(error or DeclarationError):
         loads(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_hostile_input_is_refused_within_two_seconds(case):
     ],
 )
 def test_what_is_just_within_the_limits_answers_within_two_seconds(text):
-    start = time.perf_counter()
+    start = time.process_time()
     variant = loads(text)["v"]
     assert len(variant.digest) == 64
     variant.warnings()
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_power_of_two_in_the_head_has_no_constant_exponent():
