@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from attnc.autotune.first_call import compile_passes
-from attnc.autotune.module_cache import load_module, store_module
 from attnc.codegen.algebra import FORMS, analyse
 from attnc.codegen.device import DEVICES, Device, device_named
 from attnc.codegen.explain import explain
@@ -22,36 +16,13 @@ from attnc.codegen.planner import plans
 from attnc.codegen.render import render
 from attnc.dsl.variant import Variant
 from attnc.errors import AttncError, InputError, PlanError
+from attnc.ops.built import Built, Key, first_launch, store_plan
 from attnc.ops.inputs import DTYPE_NAMES, Sizes, check_qkv, check_state, check_tensors
+from attnc.ops.placement import planner_device
 from attnc.ops.reference import reference
 
 # three tf32 products keep the accuracy of fp32: 1e-6 where one keeps 1e-3
 _PRECISIONS = {"fp32": "tf32x3", "tf32": "tf32"}
-_HUMAN_NAMES = {"h100": "h100", "h200": "h200", "a100": "a100", "l4": "l4", "b200": "b200"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    dims: tuple[int, int]
-    dtype: str
-    form: str | None
-    stateful: bool
-    precision: str
-    device: Device
-
-
-@dataclass(slots=True)
-class _Built:
-    """The plans of one key and the one in use; `path` is its emitted module."""
-
-    plans: Sequence[Plan]
-    rank: int
-    path: Path
-    module: Any = None
-
-    @property
-    def plan(self) -> Plan:
-        return self.plans[self.rank]
 
 
 class Op:
@@ -65,7 +36,7 @@ class Op:
     def __init__(self, variant: Variant, *, device: str | None = None) -> None:
         self.variant = variant
         self._device = None if device is None else device_named(device)
-        self._built: dict[_Key, _Built] = {}
+        self._built: dict[Key, Built] = {}
         self._algebra = analyse(variant)
 
     def __repr__(self) -> str:
@@ -269,21 +240,21 @@ class Op:
 
     def _build(
         self, sizes: Sizes, q: torch.Tensor, form: str | None, stateful: bool, precision: str
-    ) -> _Built:
-        device = self._device or _device_of(q.device)
+    ) -> Built:
+        device = self._device or planner_device(q.device)
         dims = (sizes.head_dim, sizes.value_dim)
-        key = _Key(dims, DTYPE_NAMES[q.dtype], form, stateful, precision, device)
+        key = Key(dims, DTYPE_NAMES[q.dtype], form, stateful, precision, device)
         built = self._built.get(key)
         if built is None:
             request = self._request(
                 dims, key.dtype, form, stateful, precision=precision, device=device
             )
             ranked = plans(request)
-            built = _Built(ranked, 0, _store(ranked[0]))
+            built = Built(ranked, 0, store_plan(ranked[0]))
             self._built[key] = built
         return built
 
-    def _launch(self, built: _Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
+    def _launch(self, built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
         if q.device.type == "cpu":
             # a CUDA call needs no interpreter
             from attnc.autotune.interpreter import run_interpreted
@@ -292,67 +263,7 @@ class Op:
         if built.module is not None:
             with torch.cuda.device(q.device):
                 return built.module.forward(*arguments)
-        return self._first_launch(built, q, arguments)
-
-    def _first_launch(self, built: _Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
-        """Compile on this device; a plan that the compiler refuses gives way to the next."""
-        from triton.runtime.errors import OutOfResources
-
-        for rank in range(built.rank, len(built.plans)):
-            plan = built.plans[rank]
-            path = _store(plan)
-            _say(
-                f"compiling {self.variant.name} ({plan.form}, {plan.dtype}, "
-                f"K={plan.dims[0]} V={plan.dims[1]}) for {torch.cuda.get_device_name(q.device)}"
-            )
-            module = load_module(path)
-            try:
-                compile_passes(module, arguments, q.device)
-                with torch.cuda.device(q.device):
-                    result = module.forward(*arguments)
-            except OutOfResources as error:
-                _say(f"the compiler refuses that plan: {error}")
-                continue
-            built.rank, built.path, built.module = rank, path, module
-            return result
-        raise PlanError(
-            f"the compiler refuses all {len(built.plans)} plans of {self.variant.name!r} on "
-            f"{torch.cuda.get_device_name(q.device)}",
-            hints=("use a smaller head dim, or a 16-bit dtype",),
-        )
-
-
-def _say(text: str) -> None:
-    """One line on standard error: a first call that takes seconds says what it does."""
-    sys.stderr.write(f"attnc: {text}\n")
-
-
-def _store(plan: Plan) -> Path:
-    return store_module(render(plan), f"{plan.variant.name}_{plan.form}")
-
-
-def _device_of(device: torch.device) -> Device:
-    """The planner's device of a torch device; one that is not in the table is read off the card."""
-    if device.type == "cpu":
-        return DEVICES["h100"]
-    properties = torch.cuda.get_device_properties(device)
-    name = properties.name.lower().replace(" ", "")
-    for known in _HUMAN_NAMES:
-        if known in name:
-            return DEVICES[known]
-    if "4090" in name:
-        return DEVICES["rtx4090"]
-    capability = properties.major * 10 + properties.minor
-    nearest = DEVICES["a100"] if capability < 90 else DEVICES["h100"]
-    sram = getattr(properties, "shared_memory_per_block_optin", nearest.sram_bytes)
-    return Device(
-        name=properties.name,
-        target=f"cuda:{capability}",
-        sram_bytes=sram,
-        sms=properties.multi_processor_count,
-        tflops=nearest.tflops,
-        tbps=nearest.tbps,
-    )
+        return first_launch(built, q, arguments)
 
 
 def _refuse_grad(variant: Variant, *tensors: torch.Tensor | None) -> None:

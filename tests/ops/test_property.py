@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from attnc.codegen.plan import Plan
 from attnc.codegen.render import render
 from attnc.errors import PlanError
-from attnc.ops import op as op_module
+from attnc.ops import built as built_module
 from attnc.ops.criterion import Verdict, check, check_lse, check_state
 from attnc.ops.op import compile as compile_op
 from attnc.ops.reference import pt
@@ -92,7 +92,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> list[str]:
             touched.append(plan.variant.name)
         return text.replace(old, new)
 
-    monkeypatch.setattr(op_module, "render", spoiled)
+    monkeypatch.setattr(built_module, "render", spoiled)
     return touched
 
 

@@ -1,0 +1,82 @@
+"""A plan that is ready to run: its emitted module, and the first launch that settles which plan."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnc.autotune.first_call import compile_passes
+from attnc.autotune.module_cache import load_module, store_module
+from attnc.codegen.device import Device
+from attnc.codegen.plan import Plan
+from attnc.codegen.render import render
+from attnc.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What tells one emitted module of a variant from another."""
+
+    dims: tuple[int, int]
+    dtype: str
+    form: str | None
+    stateful: bool
+    precision: str
+    device: Device
+
+
+@dataclass(slots=True)
+class Built:
+    """The plans of one key and the one in use; `path` is its emitted module."""
+
+    plans: Sequence[Plan]
+    rank: int
+    path: Path
+    module: Any = None
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[self.rank]
+
+
+def _say(text: str) -> None:
+    """One line on standard error: a first call that takes seconds says what it does."""
+    sys.stderr.write(f"attnc: {text}\n")
+
+
+def store_plan(plan: Plan) -> Path:
+    """Emit a plan into the cache of modules; the file it stands in."""
+    return store_module(render(plan), f"{plan.variant.name}_{plan.form}")
+
+
+def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
+    """Compile on this device; a plan that the compiler refuses gives way to the next."""
+    from triton.runtime.errors import OutOfResources
+
+    for rank in range(built.rank, len(built.plans)):
+        plan = built.plans[rank]
+        path = store_plan(plan)
+        _say(
+            f"compiling {built.plan.variant.name} ({plan.form}, {plan.dtype}, "
+            f"K={plan.dims[0]} V={plan.dims[1]}) for {torch.cuda.get_device_name(q.device)}"
+        )
+        module = load_module(path)
+        try:
+            compile_passes(module, arguments, q.device)
+            with torch.cuda.device(q.device):
+                result = module.forward(*arguments)
+        except OutOfResources as error:
+            _say(f"the compiler refuses that plan: {error}")
+            continue
+        built.rank, built.path, built.module = rank, path, module
+        return result
+    raise PlanError(
+        f"the compiler refuses all {len(built.plans)} plans of {built.plan.variant.name!r} on "
+        f"{torch.cuda.get_device_name(q.device)}",
+        hints=("use a smaller head dim, or a 16-bit dtype",),
+    )

@@ -1,0 +1,33 @@
+"""Which of the planner's devices a tensor lives on."""
+
+from __future__ import annotations
+
+import torch
+
+from attnc.codegen.device import DEVICES, Device
+
+_NAMES = {"h100": "h100", "h200": "h200", "a100": "a100", "l4": "l4", "b200": "b200"}
+
+
+def planner_device(device: torch.device) -> Device:
+    """The planner's device of a torch device; one that is not in the table is read off the card."""
+    if device.type == "cpu":
+        return DEVICES["h100"]
+    properties = torch.cuda.get_device_properties(device)
+    name = properties.name.lower().replace(" ", "")
+    for known in _NAMES:
+        if known in name:
+            return DEVICES[known]
+    if "4090" in name:
+        return DEVICES["rtx4090"]
+    capability = properties.major * 10 + properties.minor
+    nearest = DEVICES["a100"] if capability < 90 else DEVICES["h100"]
+    sram = getattr(properties, "shared_memory_per_block_optin", nearest.sram_bytes)
+    return Device(
+        name=properties.name,
+        target=f"cuda:{capability}",
+        sram_bytes=sram,
+        sms=properties.multi_processor_count,
+        tflops=nearest.tflops,
+        tbps=nearest.tbps,
+    )
