@@ -253,9 +253,14 @@ def test_an_interrupted_map_ends_its_workers(monkeypatch):
         started.append(worker_process(*arguments))
         return started[-1]
 
+    timers = []
+
     def interrupt(done: int, total: int) -> None:
-        main = threading.main_thread().ident
-        threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+        # once: a second one would strike whatever test runs by then
+        if not timers:
+            main = threading.main_thread().ident
+            timers.append(threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)))
+            timers[0].start()
 
     monkeypatch.setattr(compiler, "WorkerProcess", start)
     begin = time.monotonic()
