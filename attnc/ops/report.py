@@ -109,22 +109,27 @@ class Report:
         return json.dumps(self.to_dict(), allow_nan=False)
 
     def table(self) -> Table:
-        """A rich table, one line a comparison."""
+        """A rich table, one line a comparison; the worst elements where something failed."""
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(
-            title=f"{self.variant} on {self.device}, seed {self.seed}", title_style="bold"
-        )
+        failed = bool(self.failures)
+        title = f"{self.variant} on {self.device}, seed {self.seed}"
+        table = Table(title=title, title_style="bold", box=None, header_style="bold")
         for heading in ("", "what", "dtype", "shape"):
             table.add_column(heading)
         for heading in ("error", "bound"):
             table.add_column(heading, justify="right")
-        table.add_column("worst element")
+        table.add_column("of bound", justify="right")
+        if failed:
+            table.add_column("worst element")
         for row in self.rows:
             mark = Text("pass", "green") if row.passed else Text("FAIL", "bold red")
-            cells = (row.what, row.dtype, row.shape, f"{row.error:.2e}", f"{row.bound:.2e}")
-            table.add_row(mark, *(Text(cell) for cell in (*cells, row.worst)))
+            cells = [row.what, row.dtype, row.shape, f"{row.error:.2e}", f"{row.bound:.2e}"]
+            cells.append(f"{row.ratio:.0%}")
+            if failed:
+                cells.append("" if row.passed else row.worst)
+            table.add_row(mark, *(Text(cell) for cell in cells))
         return table
 
     def __rich__(self) -> Table:
