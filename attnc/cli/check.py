@@ -5,7 +5,7 @@ from __future__ import annotations
 from attnc.cli.find import find
 from attnc.cli.screen import console, print_warning
 from attnc.cli.status import OK
-from attnc.dsl.mask import is_causal
+from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
 
 

@@ -9,7 +9,8 @@ import sympy
 
 from attnc.codegen.symbolic import refs_of, symbol, to_sympy
 from attnc.dsl.expr import Expr, Ref
-from attnc.dsl.mask import MaskForm, is_causal, within_causal
+from attnc.dsl.mask import MaskForm
+from attnc.dsl.proof import is_causal, within_causal
 from attnc.dsl.variant import Variant
 
 FORMS = ("online", "parallel", "chunked", "recurrent")

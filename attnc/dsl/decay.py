@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from attnc.dsl.expr import Binary, Call, Expr, Name, Negate, Number
-from attnc.dsl.mask import MaskForm, within_causal
+from attnc.dsl.mask import MaskForm
+from attnc.dsl.proof import within_causal
 from attnc.dsl.source import Source
 from attnc.errors import DecayRefused
 

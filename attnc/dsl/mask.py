@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
 from math import floor, gcd, lcm
 
 from attnc.dsl.expr import (
@@ -297,37 +296,3 @@ def _simplify(clause: Clause) -> Clause | None:
 def _implies(clause: Clause, other: Clause) -> bool:
     """Whether every half-plane of `other` is implied by a parallel one of `clause`."""
     return all(any((p.i, p.j) == (o.i, o.j) and p.c <= o.c for p in clause) for o in other)
-
-
-def is_causal(form: MaskForm) -> bool:
-    """Whether the mask is exactly j <= i."""
-    return form == CAUSAL
-
-
-def within_causal(form: MaskForm) -> bool:
-    """Whether every visible pair provably has j <= i.
-
-    The proof is a nonnegative combination of at most two half-planes of each clause, and of
-    j >= 0, that gives i - j >= 0: in two dimensions no larger one is ever needed.
-    """
-    return all(_clause_within_causal(clause) for clause in form.clauses)
-
-
-def _clause_within_causal(clause: Clause) -> bool:
-    planes = (*clause, HalfPlane(0, 1, 0))
-    if any(_gives_causal(plane, plane) for plane in planes):
-        return True
-    return any(_gives_causal(a, b) for a, b in combinations(planes, 2))
-
-
-def _gives_causal(a: HalfPlane, b: HalfPlane) -> bool:
-    """Whether x * a + y * b = i - j + c with x, y >= 0 and c <= 0, so that i - j >= -c >= 0."""
-    if a == b:
-        # the plane itself, scaled
-        return a.i > 0 and a.j == -a.i and floor(Fraction(a.c, a.i)) <= 0
-    determinant = a.i * b.j - a.j * b.i
-    if determinant == 0:
-        return False
-    x = Fraction(b.j + b.i, determinant)
-    y = Fraction(-a.i - a.j, determinant)
-    return x >= 0 and y >= 0 and floor(x * a.c + y * b.c) <= 0

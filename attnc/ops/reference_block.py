@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.dsl.expr import Ref
-from attnc.dsl.mask import is_causal
+from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
 from attnc.ops.evaluate import Scope, evaluate, evaluate_mask, round_to

@@ -19,10 +19,9 @@ from attnc.dsl.mask import (
     HalfPlane,
     MaskForm,
     MaskProblem,
-    is_causal,
     mask_form,
-    within_causal,
 )  # fmt: skip
+from attnc.dsl.proof import is_causal, within_causal
 from attnc.errors import LimitExceeded, MaskNotAffine
 
 # rows before 0 exist where there are more queries than keys
