@@ -1,7 +1,6 @@
 """What a pass takes, from its graph alone: SRAM by liveness, registers, HBM bytes, FLOPs, time.
 
-No constant here belongs to a variant: buffers come from the graph's nodes, the rules are those of
-Triton's compiler for a load that feeds a dot and for an operand that is made in registers.
+No constant here belongs to a variant. SRAM has a module of its own, `sram`.
 """
 
 from __future__ import annotations
@@ -9,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attnc.codegen.device import Device
-from attnc.codegen.graph import STEP, KernelGraph, Node, elements
+from attnc.codegen.graph import STEP, KernelGraph, elements
 from attnc.codegen.kernel import Kernel
-from attnc.codegen.plan import DTYPES, BufferUse, Cost, Workload
+from attnc.codegen.plan import DTYPES, Cost, Workload
+from attnc.codegen.sram import NEWEST, Release, sram_of
 
 
 def item_bytes(dtype: str, io: str) -> int:
@@ -32,39 +32,29 @@ def estimate(
     num_stages: int,
     device: Device,
     work: tuple[float, float],
+    precision: str = "tf32x3",
+    release: Release = NEWEST,
 ) -> Cost:
-    """The cost of one pass; `work` is (HBM bytes, FLOPs) of the whole launch at the workload."""
-    buffers = sram_buffers(kernel.graph, tiles, io=io, num_stages=num_stages, device=device)
-    sram = sum(use.nbytes * use.copies for use in buffers)
+    """The cost of one pass; `work` is (HBM bytes, FLOPs) of the whole launch at the workload.
+
+    `release` is the Triton whose allocator is predicted: the newest by default, so that a plan does
+    not depend on what is installed.
+    """
+    sram = sram_of(
+        kernel.graph,
+        tiles,
+        io=io,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        device=device,
+        precision=precision,
+        release=release,
+    )
     hbm_bytes, flops = work
     rate = device.tflops * 1e12 * (1.0 if DTYPES[io] == 2 else 0.12)
     time_us = max(hbm_bytes / (device.tbps * 1e12), flops / rate) * 1e6
     registers = register_estimate(kernel.graph, tiles, io=io, num_warps=num_warps, device=device)
-    return Cost(sram, registers, int(hbm_bytes), int(flops), time_us, buffers)
-
-
-def sram_buffers(
-    graph: KernelGraph, tiles: Mapping[str, int], *, io: str, num_stages: int, device: Device
-) -> tuple[BufferUse, ...]:
-    """Buffers in SRAM: dot operands, those loaded in the loop once a stage."""
-    size = dict(tiles)
-    uses: dict[str, BufferUse] = {}
-    for node in graph.nodes():
-        for operand in (node.left, node.right):
-            if operand is None or operand.buffer in uses:
-                continue
-            shape = tuple(size.get(letter) or int(letter) for letter in operand.shape)
-            nbytes = shape[0] * shape[1] * DTYPES[io]
-            source = _source(graph, operand.buffer)
-            staged = source is not None and source.op == "load" and source.region == STEP
-            uses[operand.buffer] = BufferUse(
-                operand.buffer, shape, io, "sram", nbytes, max(1, num_stages) if staged else 1
-            )
-    return tuple(uses.values())
-
-
-def _source(graph: KernelGraph, buffer: str) -> Node | None:
-    return next((node for node in graph.nodes() if node.buffer == buffer), None)
+    return Cost(sram.nbytes, registers, int(hbm_bytes), int(flops), time_us, sram.buffers)
 
 
 def register_estimate(
