@@ -22,7 +22,7 @@ _EXPOSED = {1: 1.4, 2: 1.12, 3: 1.0}
 _CROWDED = 1.25
 _CARRIED_WORDS = 96
 # what a chunk longer than 64 loses to barriers and to scores in registers, seen there too
-_LONG_CHUNK = 1.25
+_LONG_CHUNK = 1.6
 
 
 def rank_us(step: PassPlan, request: Request) -> float:

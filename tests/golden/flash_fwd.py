@@ -3,7 +3,7 @@
 variant     feature_map softmax, scale rsqrt(d), mask causal, normalize softmax
 dims        K=64 V=64, bf16 in, fp32 accumulators
 plan        online: BT=128 BS=128 BK=64 BV=64, 8 warps, 3 stages
-sram        147456 of 232448 bytes (h100)
+sram        114688 of 232448 bytes (h100)
 digest      706dfeeca70cd6dd
 regenerate  attnc emit flash --dim 64,64 --dtype bf16 --device h100 --form online --shape
             4,4096 --heads 16,16

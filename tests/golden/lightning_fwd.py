@@ -5,7 +5,7 @@ dims        K=64 V=64, bf16 in, fp32 accumulators
 plan        state: BC=64 BK=64 BV=64, 4 warps, 3 stages
 plan        scan: BC=64 BE=512, 4 warps, 1 stages
 plan        output: BC=64 BK=64 BV=64, 4 warps, 3 stages
-sram        106496 of 232448 bytes (h100)
+sram        73728 of 232448 bytes (h100)
 digest      1ee2b4366c2b421b
 regenerate  attnc emit lightning --dim 64,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16

@@ -5,7 +5,7 @@ dims        K=64 V=64, bf16 in, fp32 accumulators
 plan        state: BC=64 BK=64 BV=64, 4 warps, 3 stages
 plan        scan: BC=64 BE=512, 4 warps, 1 stages
 plan        output: BC=64 BK=64 BV=64, 4 warps, 3 stages
-sram        90112 of 232448 bytes (h100)
+sram        73728 of 232448 bytes (h100)
 digest      66ae887e1bd8c326
 regenerate  attnc emit linear --dim 64,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16
