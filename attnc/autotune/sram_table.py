@@ -255,12 +255,11 @@ def render_table(rows: Sequence[Row]) -> Group:
 def _rows_table(rows: Sequence[Row], title: str) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=None)
     for heading in ("device", "type", "dims", "kernel", "tiles"):
-        table.add_column(heading, no_wrap=heading != "tiles")
+        table.add_column(heading, no_wrap=True)
     for heading in ("predicted", "compiled", "gap"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("variant", overflow="fold", ratio=1)
     for row in sorted(rows, key=lambda row: (row.device, row.dtype, -_distance(row))):
         tiles = " ".join(f"{name}={size}" for name, size in row.tiles)
         table.add_row(
@@ -268,11 +267,10 @@ def _rows_table(rows: Sequence[Row], title: str) -> Table:
             row.dtype,
             f"{row.dims[0]}, {row.dims[1]}",
             row.kernel,
-            f"{tiles}, {row.warps} warps, {row.stages} stages",
+            f"{tiles}, {row.warps}w {row.stages}s",
             f"{row.predicted:,}",
             "refused" if row.compiled is None else f"{row.compiled:,}",
             "" if row.gap is None else f"{row.gap:+.1%}",
-            row.variant,
             style="" if row.within else "yellow",
         )
     return table

@@ -210,6 +210,29 @@ def verify_command(
     return verify(which, device, tuple(dtype or ()), seed, as_json=as_json)
 
 
+@app.command("sram-table")
+def sram_table_command(
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", metavar="NAME", help="a100 and h100 by default; repeatable."),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option("--dtype", metavar="TYPE", help="bf16 and fp32 by default; repeatable."),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--count", metavar="N", min=1, help="A device and type.")
+    ] = 10,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Draw others.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Hold predicted SRAM against the compiler's over drawn candidates."""
+    from attnc.cli.sram_table import sram_table
+
+    devices, dtypes = tuple(device or ("a100", "h100")), tuple(dtype or ("bf16", "fp32"))
+    return sram_table(devices, dtypes, count=count, seed=seed, as_json=as_json)
+
+
 @app.command("demo")
 def demo_command(
     only: Annotated[
