@@ -199,21 +199,23 @@ class _Buffers:
             self._hold(use, when, use.left if self._split else None)
 
     def _constant(self, use: Use) -> None:
-        """An operand made before the loop stays in SRAM until the loop ends."""
+        """An operand made before the loop: read in every step, or once and kept in registers."""
         value = use.value
         key = (value, use.turned, use.operand.text)
         if key in self._shared:
             return
-        made_here = value.node.op == "load" and not value.node.address
-        until = self._program.start if made_here and self._split else self._program.end
-        self._shared[key] = self._add(value, use.shape, self._item, value.time, until)
-        if self._split and not made_here:
-            self._add(value, use.shape, self._item, value.time + _AFTER, until)
-        elif self._split and self._release > (3, 6) and use.shape[1] >= _WIDE_CONSTANT:
-            readers = [other for other in value.uses if other.operand.text == use.operand.text]
-            if len(readers) == 1:
-                end = self._program.end
-                self._add(value, use.shape, self._item, value.time + _AFTER, end)
+        start, end = value.time, self._program.end
+        if value.node.op != "load" or value.node.address:
+            for half in range(self._halves):
+                self._shared[key] = self._add(value, use.shape, self._item, start + half, end)
+            return
+        # read where it is used if that is one place, else before the loop, for all places at once
+        readers = [other for other in value.uses if other.operand.text == use.operand.text]
+        once = len(readers) == 1
+        before = end if once and not self._split else self._program.start
+        self._shared[key] = self._add(value, use.shape, self._item, start, before)
+        if self._split and once and self._release > (3, 6) and use.shape[1] >= _WIDE_CONSTANT:
+            self._add(value, use.shape, self._item, start + _AFTER, end)
 
     def _from_accumulator(self, use: Use) -> None:
         """From one product to the next: in registers where the warps hold what they need."""
