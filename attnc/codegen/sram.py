@@ -194,7 +194,7 @@ class _Buffers:
             self._for_warp_groups(use)
         elif value.load is not None:
             self._from_load(use, value.load)
-        else:
+        elif not self._maps_an_operand(use):
             when = self._first_turned(use) + _BEFORE if self._split else value.time
             self._hold(use, when, use.left if self._split else None)
 
@@ -212,8 +212,10 @@ class _Buffers:
         # read where it is used if that is one place, else before the loop, for all places at once
         readers = [other for other in value.uses if other.operand.text == use.operand.text]
         once = len(readers) == 1
-        before = end if once and not self._split else self._program.start
-        self._shared[key] = self._add(value, use.shape, self._item, start, before)
+        # wgmma has no other place to read it from
+        stays = use.product.version == 3 or (once and not self._split)
+        until = end if stays else self._program.start
+        self._shared[key] = self._add(value, use.shape, self._item, start, until)
         if self._split and once and self._release > (3, 6) and use.shape[1] >= _WIDE_CONSTANT:
             self._add(value, use.shape, self._item, start + _AFTER, end)
 
@@ -274,6 +276,16 @@ class _Buffers:
                 end = product.time + _AFTER
             made = self._add(value, use.shape, self._item, start, end)
             self._shared[load, use.left] = made
+
+    def _maps_an_operand(self, use: Use) -> bool:
+        """Whether a product has the value's source in its registers, to be mapped there."""
+        if self._split or any(source.of_indices for source in use.value.inputs):
+            return False
+        sources = [source for source in use.value.inputs if len(source.shape) == 2]
+        return len(sources) == 1 and any(
+            other.left == use.left and other.turned == use.turned and other.product.version == 2
+            for other in sources[0].uses
+        )
 
     def _hold(self, use: Use, when: int, side: bool | None) -> None:
         """Put an operand in SRAM, once for all products that want it the same way."""
