@@ -5,7 +5,7 @@ dims        K=16 V=64, bf16 in, fp32 accumulators
 plan        state: BC=64 BK=16 BV=64, 4 warps, 3 stages
 plan        scan: BC=64 BE=512, 4 warps, 1 stages
 plan        output: BC=64 BK=16 BV=64, 4 warps, 3 stages
-sram        53376 of 232448 bytes (h100)
+sram        59520 of 232448 bytes (h100)
 digest      96ee66f0d2fa9f49
 regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16
