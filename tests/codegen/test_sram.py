@@ -1,4 +1,4 @@
-"""Predicted SRAM: a property of the graph, known figures of the compiler, and nothing of a variant."""
+"""Predicted SRAM: a property of the graph, held against figures read off the compiler."""
 
 from __future__ import annotations
 
