@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from attnc.codegen.device import Device
 from attnc.codegen.graph import STEP, KernelGraph, elements
 from attnc.codegen.kernel import Kernel
-from attnc.codegen.plan import DTYPES, Cost, Workload
+from attnc.codegen.plan import DTYPES, Cost
 from attnc.codegen.sram import NEWEST, Release, sram_of
 
 
@@ -73,17 +73,3 @@ def register_estimate(
         elif node.op in {"dot", "map"} and node.region == STEP:
             largest = max(largest, words)
     return 24 + (sum(carried.values()) + largest) // threads
-
-
-def attend_work(
-    kernel: Kernel, work: Workload, dims: tuple[int, int], io: str, visible: float
-) -> tuple[float, float]:
-    """(HBM bytes, FLOPs): every tensor once, and both products over the visible pairs."""
-    del kernel
-    size = DTYPES[io]
-    head_dim, value_dim = dims
-    q = work.batch * work.tq * work.hq * head_dim * size
-    kv = work.batch * work.tk * work.hkv * (head_dim + value_dim) * size
-    o = work.batch * work.tq * work.hq * value_dim * size
-    pairs = work.batch * work.hq * work.tq * work.tk * visible
-    return float(q + kv + o), 2.0 * pairs * (head_dim + value_dim)

@@ -16,7 +16,6 @@ import networkx as nx
 SETUP, STEP, FINISH = "setup", "step", "finish"
 REGIONS = (SETUP, STEP, FINISH)
 OPS = ("load", "dot", "map", "reduce", "fold", "scan", "store")
-ITEM_BYTES = {"io": 0, "acc": 0, "i32": 4, "i1": 1, "fp32": 4, "fp64": 8}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import sympy
+
 from attnc.codegen.graph import SETUP, STEP, Node
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.symbolic import ref_symbol
@@ -61,6 +63,14 @@ def load_refs(
         nodes.append(node)
         bindings[ref_symbol(ref).name if ref.index else ref.name] = text
     return Loaded(tuple(nodes), bindings, tuple(tensors.values()))
+
+
+def scalar_names(expression: sympy.Expr, declared: tuple[Declared, ...]) -> frozenset[str]:
+    """The 0-d tensors that an expression uses by name."""
+    names = {symbol.name for symbol in expression.free_symbols}
+    return frozenset(
+        tensor.name for tensor in declared if not tensor.shape and tensor.name in names
+    )
 
 
 def tensor_argument(tensor: Declared) -> TensorArgument:

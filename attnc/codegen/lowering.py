@@ -150,9 +150,6 @@ class _Lowering:
         if node.buffer:
             self._latest[node.buffer] = value
 
-    def latest(self, buffer: str) -> Value | None:
-        return self._latest.get(buffer)
-
     def _size(self, shape: tuple[str, ...]) -> tuple[int, ...]:
         return tuple(self._tiles.get(letter) or int(letter) for letter in shape)
 

@@ -17,7 +17,7 @@ from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.attend import attend_kernel
 from attnc.codegen.kernels.chunked import chunk_kernels
 from attnc.codegen.kernels.gates import gates_kernel
-from attnc.codegen.plan import DTYPES, Cost, PassPlan, Plan, Rejected, Request
+from attnc.codegen.plan import Cost, PassPlan, Plan, Rejected, Request
 from attnc.codegen.printer import Printer
 from attnc.codegen.rank import rank_us
 from attnc.codegen.work import pass_work
@@ -259,6 +259,7 @@ def _pass(
         num_stages=stages,
         device=request.device,
         work=pass_work(request, kernel, tiles),
+        precision=request.precision,
     )
     return PassPlan(kernel, tuple(tiles.items()), warps, stages, cost)
 
@@ -309,8 +310,3 @@ def _smallest_pass(request: Request, algebra: Algebra) -> PassPlan:
     kernels = _chunk_kernels(request, algebra, features, Printer({}))
     tiles = {"BC": 16, "BK": tile_k, "BV": request.device.min_columns}
     return _pass(request, kernels[-1], tiles, 4, 1)
-
-
-def supported(dtype: str) -> bool:
-    """Whether a dtype has kernels."""
-    return dtype in DTYPES

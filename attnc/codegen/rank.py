@@ -28,12 +28,12 @@ _LONG_CHUNK = 1.6
 def rank_us(step: PassPlan, request: Request) -> float:
     """Predicted microseconds of one pass, tile effects included."""
     tile = step.tile
-    device = request.device
     if "BT" in tile:
         return _attend_us(step, request)
     if "BV" in tile:
         return _chunk_us(step, request)
-    return step.cost.time_us + 2.0 * bool(device.sms)
+    # a short launch: what it costs is mostly that it is one
+    return step.cost.time_us + 2.0
 
 
 def _attend_us(step: PassPlan, request: Request) -> float:

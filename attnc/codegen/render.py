@@ -122,7 +122,6 @@ def _render_call(**facts: object) -> str:
 
 def _header(plan: Plan) -> tuple[str, ...]:
     variant = plan.variant
-    tiles = "; ".join(str(step) for step in plan.passes)
     budget = plan.device.sram_bytes
     lines = (
         f"variant     {variant.summary}",
@@ -132,7 +131,6 @@ def _header(plan: Plan) -> tuple[str, ...]:
         f"digest      {plan.digest}",
         f"regenerate  {_command(plan)}",
     )
-    del tiles
     return tuple(piece for line in lines for piece in _wrap(line))
 
 

@@ -28,7 +28,6 @@ class KeyRange:
 
     lines: tuple[str, ...]
     loops: tuple[KeyLoop, ...]
-    uses_rows: bool
 
 
 _LEFT = "keys left of the full tiles: the mask decides"
@@ -43,9 +42,9 @@ def key_range(mask: MaskForm) -> KeyRange:
         note = "# every key is visible, the ragged tail apart"
         full = KeyLoop("0", "full_hi", False, _FULL)
         tail = KeyLoop("full_hi", "TK", True, _TAIL)
-        return KeyRange((note, "full_hi = TK // BS * BS"), (full, tail), False)
+        return KeyRange((note, "full_hi = TK // BS * BS"), (full, tail))
     if not mask.clauses:
-        return KeyRange(("# the mask is empty: no key is visible",), (), False)
+        return KeyRange(("# the mask is empty: no key is visible",), ())
     single = len(mask.clauses) == 1
     lines: list[str] = []
     for number, clause in enumerate(mask.clauses):
@@ -61,7 +60,7 @@ def key_range(mask: MaskForm) -> KeyRange:
     else:
         loops.append(KeyLoop("0", "full_hi", False, _FULL))
     loops.append(KeyLoop("full_hi", "hi", True, _RIGHT))
-    return KeyRange(tuple(lines), tuple(loops), True)
+    return KeyRange(tuple(lines), tuple(loops))
 
 
 def condition(mask: MaskForm, row: str, column: str) -> str:

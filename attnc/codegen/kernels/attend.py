@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
-from attnc.codegen.index import Axis, Loaded, load_refs
+from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
-from attnc.codegen.kernels.chunk import scalar_names
 from attnc.codegen.kernels.online import finish_online, online_step, start_online
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
@@ -106,6 +105,7 @@ def _load_expression(variant: Variant, algebra: Algebra) -> Loaded:
     else:
         return Loaded((), {}, ())
     declared = (*variant.params, *variant.inputs)
+    assert expression is not None
     names = scalar_names(expression, declared)
     return load_refs(refs, declared, AXES, two_lanes=True, names=names)
 

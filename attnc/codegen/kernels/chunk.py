@@ -9,12 +9,15 @@ it is Based's state (arXiv 2402.18668), packed symmetrically.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import sympy
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.features import Features
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder, Operand
-from attnc.codegen.index import Axis, Loaded, load_refs
+from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
 from attnc.codegen.kernels.monomials import column_text
@@ -148,15 +151,20 @@ def decay_step(builder: GraphBuilder, facts: ChunkFacts, loaded: Loaded) -> None
     elif algebra.decay == "gated":
         assert algebra.log_decay is not None
         builder.extend(node for node in loaded.nodes if node.region == STEP)
-        bound = Printer(loaded.bindings, facts.printer.helpers)
-        gate = (
-            *bound.statements("b_a", algebra.log_decay),
-            f"b_a = tl.where(m_t, b_a * {number(LOG2E)}, 0.0)",
-        )
+        gate = gate_lines(algebra.log_decay, loaded.bindings, facts.printer)
         reads = tuple(node.buffer for node in loaded.nodes)
         builder.map("b_a", STEP, ("BC",), *gate, reads=reads, note="log2 decay of each token")
         builder.scan("b_g", STEP, ("BC",), "b_g = tl.cumsum(b_a, 0)", reads=("b_a",), note=note)
         builder.reduce("b_gl", STEP, (), "b_gl = tl.sum(b_a, 0)", reads=("b_a",))
+
+
+def gate_lines(
+    log_decay: sympy.Expr, bindings: Mapping[str, str], printer: Printer
+) -> tuple[str, ...]:
+    """`b_a` = the log2 decay of each token, 0 in padding."""
+    bound = Printer(bindings, printer.helpers)
+    masked = f"b_a = tl.where(m_t, b_a * {number(LOG2E)}, 0.0)"
+    return (*bound.statements("b_a", log_decay), masked)
 
 
 def fold_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
@@ -231,13 +239,3 @@ def load_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
                 address=f"p_states + FP * V + r_f{n}",
                 guard="" if facts.stateful else f"r_f{n} < n_f",
             )  # fmt: skip
-
-
-def scalar_names(expression: object, declared: tuple[object, ...]) -> frozenset[str]:
-    """The 0-d tensors that an expression uses by name."""
-    names = {symbol.name for symbol in expression.free_symbols}  # type: ignore[attr-defined]
-    return frozenset(
-        tensor.name  # type: ignore[attr-defined]
-        for tensor in declared
-        if not tensor.shape and tensor.name in names  # type: ignore[attr-defined]
-    )
