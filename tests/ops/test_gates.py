@@ -1,0 +1,57 @@
+"""Decays a token, in every form: signs, sums over tiles, and the helpers that gates call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnc.dsl import loads
+from attnc.ops.criterion import check
+from attnc.ops.draw import Shape, draw_inputs
+from attnc.ops.op import compile as compile_op
+from attnc.ops.reference import pt
+
+GATED = """
+[by_head]
+feature_map = "identity"
+scale = 0.25
+mask = "causal"
+log_decay = "-softplus(g[t,h])"
+normalize = "none"
+inputs.g = { shape = ["b", "t", "h"] }
+
+[by_token_in_a_window]
+feature_map = "elu(x) + 1"
+scale = 1.0
+mask = "causal & window(200)"
+log_decay = "-sigmoid(g[t]) - 0.01*(h + 1)"
+normalize = "sum"
+inputs.g = { shape = ["b", "t"] }
+"""
+VARIANTS = loads(GATED)
+
+
+def held(name: str, form: str, tokens: int) -> None:
+    variant = VARIANTS[name]
+    op = compile_op(variant)
+    generator = torch.Generator().manual_seed(tokens)
+    shape = Shape(2, tokens, tokens, 2, 1, 32, 48)
+    inputs = draw_inputs(variant, shape, torch.float32, generator, torch.device("cpu"))
+    out = op(*inputs.qkv, form=form, **inputs.tensors)
+    ref = op.reference(*inputs.qkv, **inputs.tensors)
+    verdict = check(out, ref, pt(variant, *inputs.qkv, inputs.tensors))
+    assert verdict.sound, str(verdict)
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 333])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("by_head", "parallel"), ("by_head", "chunked"), ("by_token_in_a_window", "parallel")],
+)
+def test_a_gated_decay_is_its_formula(name, form, tokens):
+    held(name, form, tokens)
+
+
+def test_running_sums_go_on_from_block_to_block():
+    """The gates pass sums 1,024 tokens at a time."""
+    held("by_token_in_a_window", "parallel", 1100)
