@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from attnc.cli.screen import console, table
 from attnc.cli.status import OK
-from attnc.dsl.expr import to_text
+from attnc.dsl.text import to_text
 from attnc.dsl.variant import Variant
 from attnc.ops.shipped import shipped
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Negate, Number, to_text
+from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Negate, Number
+from attnc.dsl.text import to_text
 
 
 def canonical(expr: Expr) -> Expr:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from attnc.dsl.decay import check_decay
 from attnc.dsl.declared import declared_tensors
-from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Ref, to_text, walk
+from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Ref, walk
 from attnc.dsl.facts import read_chunk, read_dim, read_heads, read_normalize, read_scale
 from attnc.dsl.feature import FeatureMap, feature_map, nonnegative
 from attnc.dsl.fields import Fields, check_name, lifted, text_of
@@ -15,6 +15,7 @@ from attnc.dsl.limits import limited_text
 from attnc.dsl.mask import MaskProblem, mask_form
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Scope
+from attnc.dsl.text import to_text
 from attnc.dsl.variant import Declared, Meaning, Variant, used_names
 from attnc.errors import DeclarationError, SyntaxRefused
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import factorial
 
-from attnc.dsl.expr import Binary, Call, Expr, Name, Number, number_text, to_text, walk
+from attnc.dsl.expr import Binary, Call, Expr, Name, Number, walk
 from attnc.dsl.limits import MAX_POWER_OF_TEN
 from attnc.dsl.parse import parse
 from attnc.dsl.polynomial import MAX_DEGREE, DegreeTooHigh, NotPolynomial, coefficients
 from attnc.dsl.source import Scope, Source
+from attnc.dsl.text import number_text, to_text
 from attnc.errors import LimitExceeded, NoFamily
 
 _X_FUNCTIONS = frozenset({"exp", "relu", "elu", "silu", "sigmoid", "tanh", "softplus", "abs"})

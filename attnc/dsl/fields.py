@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from attnc.dsl.expr import Expr, lift, to_text
+from attnc.dsl.expr import Expr, lift
 from attnc.dsl.source import Source
+from attnc.dsl.text import to_text
 from attnc.errors import FieldError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from attnc.dsl.expr import Binary, Expr, Negate, Number, Span, children, to_text
+from attnc.dsl.expr import Binary, Expr, Negate, Number, Span, children
 from attnc.dsl.source import Source
+from attnc.dsl.text import to_text
 from attnc.errors import LimitExceeded
 
 MAX_TEXT = 2000

@@ -17,8 +17,8 @@ from attnc.dsl.expr import (
     Number,
     Span,
     lift,
-    to_text,
 )
+from attnc.dsl.text import to_text
 from attnc.errors import LimitExceeded, MaskNotAffine
 
 MAX_CLAUSES = 16

@@ -10,9 +10,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from attnc.dsl.check import checked
-from attnc.dsl.expr import number_text, to_text
 from attnc.dsl.fields import Fields
 from attnc.dsl.source import Source
+from attnc.dsl.text import number_text, to_text
 from attnc.dsl.variant import Declared, Variant
 from attnc.errors import FieldError, TomlError, Where
 

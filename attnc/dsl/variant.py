@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from attnc.dsl.expr import Expr, Name, Ref, number_text, to_text, walk
+from attnc.dsl.expr import Expr, Name, Ref, walk
+from attnc.dsl.text import number_text, to_text
 
 if TYPE_CHECKING:
     from attnc.dsl.feature import FeatureMap

@@ -49,12 +49,12 @@ from attnc.dsl.expr import (
     Number,
     Ref,
     Span,
-    to_text,
     walk,
 )  # fmt: skip
 from attnc.dsl.grammar import FUNCTIONS
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Scope, Source
+from attnc.dsl.text import to_text
 from attnc.dsl.variant import Declared
 from attnc.errors import FieldError, SyntaxRefused
 
