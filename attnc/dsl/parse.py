@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from attnc.dsl.expr import (
     Binary,
@@ -26,19 +24,13 @@ from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES, full_index
 from attnc.dsl.limits import (
     MAX_BITS,
     MAX_EXPONENT,
-    MAX_NODES,
     MAX_POWER_OF_TEN,
-    MAX_TEXT,
     bits,
-    check_numbers,
     constant_value,
 )
 from attnc.dsl.source import Scope, Source
-from attnc.errors import AttncError, LimitExceeded, MaskNotAffine, SyntaxRefused, UnknownName
-
-if TYPE_CHECKING:
-    pass
-
+from attnc.dsl.syntax import Syntax
+from attnc.errors import LimitExceeded, SyntaxRefused, UnknownName
 
 _ARITHMETIC: Mapping[type[ast.operator], str] = {
     ast.Add: "+",
@@ -48,14 +40,6 @@ _ARITHMETIC: Mapping[type[ast.operator], str] = {
     ast.Pow: "**",
 }
 _LOGIC: Mapping[type[ast.operator], str] = {ast.BitAnd: "&", ast.BitOr: "|"}
-_REFUSED: Mapping[type[ast.operator], str] = {
-    ast.Mod: "%",
-    ast.FloorDiv: "//",
-    ast.BitXor: "^",
-    ast.MatMult: "@",
-    ast.LShift: "<<",
-    ast.RShift: ">>",
-}
 _COMPARISONS: Mapping[type[ast.cmpop], str] = {
     ast.Lt: "<",
     ast.LtE: "<=",
@@ -64,6 +48,7 @@ _COMPARISONS: Mapping[type[ast.cmpop], str] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
 }
+_DECIMAL = re.compile(r"[\d_]*\.?[\d_]*(?:[eE][+-]?\d+)?\Z")
 
 
 def parse(source: Source, scope: Scope) -> Expr:
@@ -74,91 +59,18 @@ def parse(source: Source, scope: Scope) -> Expr:
         UnknownName: a name that is neither an index nor declared.
         LimitExceeded: over 2,000 characters, 200 nodes, or an exponent over 16.
     """
-    text = source.text
-    if len(text) > MAX_TEXT:
-        raise LimitExceeded(
-            f"{source.label} has {len(text):,} characters, at most {MAX_TEXT:,} are allowed"
-        )
-    if not text.isascii():
-        column = next(n for n, letter in enumerate(text) if not letter.isascii())
-        raise SyntaxRefused(
-            f"{text[column]!r} is not an ASCII character",
-            where=source.at(Span(column, column + 1)),
-        )
-    if "#" in text:
-        # Python would drop the rest as a comment, in silence
-        column = text.index("#")
-        raise SyntaxRefused(
-            "'#' stands in no expression", where=source.at(Span(column, column + 1))
-        )
-    check_numbers(source)
-    return _Parser(source, scope).parse()
-
-
-_DECIMAL = re.compile(r"[\d_]*\.?[\d_]*(?:[eE][+-]?\d+)?\Z")
+    syntax = Syntax(source)
+    return _Parser(syntax, scope).convert(syntax.body())
 
 
 class _Parser:
-    def __init__(self, source: Source, scope: Scope) -> None:
-        self.source = source
+    def __init__(self, syntax: Syntax, scope: Scope) -> None:
+        self.syntax = syntax
+        self.source = syntax.source
         self.scope = scope
-        self.nodes = 0
-        # ast counts columns in its own text: a leading blank would be an indentation error
-        self.shift = len(source.text) - len(source.text.lstrip())
-
-    def parse(self) -> Expr:
-        text = self.source.text.strip()
-        if not text:
-            raise SyntaxRefused(f"{self.source.label} is empty")
-        if "\n" in text or "\r" in text:
-            raise SyntaxRefused(
-                f"{self.source.label} is longer than one line",
-                hints=("write the expression on one line",),
-            )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # `1if x` and the like: refused below anyway
-                tree = ast.parse(text, mode="eval")
-        except SyntaxError as error:
-            raise self._syntax_error(error) from None
-        except (RecursionError, MemoryError, ValueError):
-            raise LimitExceeded(
-                f"{self.source.label} is nested too deeply",
-                hints=(f"an expression has at most {MAX_NODES} nodes",),
-            ) from None
-        count = sum(isinstance(node, ast.expr) for node in ast.walk(tree))
-        if count > MAX_NODES:
-            raise LimitExceeded(
-                f"{self.source.label} has {count} nodes, at most {MAX_NODES} are allowed",
-                where=self.source.at(None),
-            )
-        return self.convert(tree.body)
-
-    def _syntax_error(self, error: SyntaxError) -> AttncError:
-        column = min(max((error.offset or 1) - 1, 0) + self.shift, len(self.source.text))
-        hints: tuple[str, ...] = ()
-        if re.search(r"(?<![<>=!])=(?!=)", self.source.text):
-            hints = ("compare with ==",)
-        return SyntaxRefused(
-            f"{self.source.label} does not parse: {error.msg}",
-            where=self.source.at(Span(column, column + 1)),
-            hints=hints,
-        )
-
-    def span(self, node: ast.expr) -> Span:
-        start = node.col_offset + self.shift
-        end = (node.end_col_offset or node.col_offset + 1) + self.shift
-        return Span(start, end)
-
-    def refuse(
-        self, node: ast.expr, message: str, *hints: str, notes: tuple[str, ...] = ()
-    ) -> SyntaxRefused:
-        return SyntaxRefused(
-            message, where=self.source.at(self.span(node)), notes=notes, hints=hints
-        )
 
     def convert(self, node: ast.expr) -> Expr:
-        span = self.span(node)
+        span = self.syntax.span(node)
         match node:
             case ast.Constant(value=value):
                 return self._constant(node, value, span)
@@ -181,41 +93,14 @@ class _Parser:
                 return self._call(node, span)
             case ast.Subscript():
                 return self._subscript(node, span)
-            case ast.BoolOp(op=op):
-                word, sign = ("and", "&") if isinstance(op, ast.And) else ("or", "|")
-                raise self.refuse(node, f"`{word}` is not in the grammar", f"write (a) {sign} (b)")
-            case ast.UnaryOp(op=ast.Not()):
-                raise self.refuse(node, "`not` is not in the grammar", "write ~(a)")
-            case ast.IfExp():
-                raise self.refuse(
-                    node, "`if` is not in the grammar", "write where(condition, a, b)"
-                )
-        if isinstance(node, ast.BinOp):
-            sign = _REFUSED[type(node.op)]
-            hint = ("a power is written **",) if sign == "^" else ()
-            if sign in {"%", "//"} and "causal" in self.scope.names:
-                raise MaskNotAffine(
-                    f"`{ast.unparse(node)}` is not affine in i and j",
-                    where=self.source.at(span),
-                    notes=("a mask compares sums of i, j and numbers",),
-                )
-            raise self.refuse(node, f"`{sign}` is not in the grammar", *hint)
-        kind = re.sub(r"(?<!^)(?=[A-Z])", " ", type(node).__name__).lower()
-        raise self.refuse(
-            node,
-            f"{self.source.label} uses {kind}, which is not in the grammar",
-            notes=(
-                "an expression has numbers, names, arithmetic, comparisons, & | ~, functions "
-                "and indexed tensors",
-            ),
-        )
+        raise self.syntax.outside(node, masked="causal" in self.scope.names)
 
     def _constant(self, node: ast.expr, value: object, span: Span) -> Expr:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.refuse(node, f"{value!r} is not a number")
+            raise self.syntax.refuse(node, f"{value!r} is not a number")
         text = self.source.text[span.start : span.end]
         if not _DECIMAL.match(text):
-            raise self.refuse(node, f"{text} is not a decimal number")
+            raise self.syntax.refuse(node, f"{text} is not a decimal number")
         return Number(Fraction(text.replace("_", "")), span)
 
     def _name(self, node: ast.expr, name: str, span: Span) -> Expr:
@@ -225,7 +110,7 @@ class _Parser:
         if declared is not None:
             if declared.shape:
                 letters = ", ".join(declared.shape)
-                raise self.refuse(
+                raise self.syntax.refuse(
                     node,
                     f"{name!r} has axes and no index",
                     f"write {name}[{letters}]",
@@ -236,7 +121,7 @@ class _Parser:
 
     def _unknown(self, node: ast.expr, name: str) -> UnknownName:
         if name in FUNCTIONS:
-            raise self.refuse(node, f"{name!r} is a function", f"write {name}(...)")
+            raise self.syntax.refuse(node, f"{name!r} is a function", f"write {name}(...)")
         known = [*sorted(self.scope.names), *self.scope.declared, *sorted(self.scope.functions)]
         close = get_close_matches(name, known, 1)
         hints = (f"did you mean {close[0]!r}?",) if close else ()
@@ -248,7 +133,7 @@ class _Parser:
             hints = (f'declare it: params.{name} = {{ shape = ["h"] }}',)
         return UnknownName(
             f"unknown name {name!r} in {self.source.label}",
-            where=self.source.at(self.span(node)),
+            where=self.source.at(self.syntax.span(node)),
             notes=notes,
             hints=hints,
         )
@@ -262,7 +147,7 @@ class _Parser:
             if exponent is not None and abs(exponent) > MAX_EXPONENT:
                 raise LimitExceeded(
                     f"the exponent {exponent} is over {MAX_EXPONENT} in size",
-                    where=self.source.at(self.span(right)),
+                    where=self.source.at(self.syntax.span(right)),
                 )
         result = Binary(op, first, second, span)
         value = constant_value(result)
@@ -279,7 +164,7 @@ class _Parser:
         """A number, where a condition would be a slip."""
         converted = self.convert(node)
         if is_condition(converted):
-            raise self.refuse(
+            raise self.syntax.refuse(
                 node,
                 f"`{ast.unparse(node)}` is a condition, not a number",
                 "write where(condition, a, b)",
@@ -290,7 +175,7 @@ class _Parser:
         """An operand of & | ~; a bare number there is a comparison that lost its parentheses."""
         converted = self.convert(node)
         if not is_condition(converted):
-            raise self.refuse(
+            raise self.syntax.refuse(
                 node,
                 f"`{ast.unparse(node)}` is not a condition",
                 "put parentheses around the comparisons: (i - j < 64) & causal",
@@ -302,7 +187,7 @@ class _Parser:
         sides = [node.left, *node.comparators]
         for side in sides:
             if isinstance(side, ast.BinOp) and type(side.op) in _LOGIC:
-                raise self.refuse(
+                raise self.syntax.refuse(
                     side,
                     f"`{ast.unparse(side)}` stands inside a comparison",
                     "put parentheses around the comparisons: (i - j < 64) & causal",
@@ -312,7 +197,7 @@ class _Parser:
         parts: list[Expr] = []
         for op, left, right in zip(node.ops, values, values[1:], strict=False):
             if type(op) not in _COMPARISONS:
-                raise self.refuse(node, "`in` and `is` are not in the grammar")
+                raise self.syntax.refuse(node, "`in` and `is` are not in the grammar")
             parts.append(Compare(_COMPARISONS[type(op)], left, right, span))
         result = parts[0]
         for part in parts[1:]:
@@ -321,18 +206,20 @@ class _Parser:
 
     def _call(self, node: ast.Call, span: Span) -> Expr:
         if not isinstance(node.func, ast.Name):
-            raise self.refuse(node, "only the grammar's functions can be called")
+            raise self.syntax.refuse(node, "only the grammar's functions can be called")
         name = node.func.id
         if name not in self.scope.functions:
             if name in FUNCTIONS:
-                raise self.refuse(node.func, f"{name!r} has no meaning in {self.source.label}")
+                raise self.syntax.refuse(
+                    node.func, f"{name!r} has no meaning in {self.source.label}"
+                )
             raise self._unknown(node.func, name)
         if node.keywords:
-            raise self.refuse(node, f"{name} takes no keywords")
+            raise self.syntax.refuse(node, f"{name} takes no keywords")
         least, most = FUNCTIONS[name]
         if not least <= len(node.args) <= most:
             wanted = str(least) if least == most else f"{least} to {most}"
-            raise self.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
+            raise self.syntax.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
         if name == "where":
             condition, *values = node.args
             args = (self._condition(condition), *(self._value(value) for value in values))
@@ -341,19 +228,19 @@ class _Parser:
 
     def _subscript(self, node: ast.Subscript, span: Span) -> Expr:
         if not isinstance(node.value, ast.Name):
-            raise self.refuse(node, "only a declared tensor can be indexed")
+            raise self.syntax.refuse(node, "only a declared tensor can be indexed")
         name = node.value.id
         declared = self.scope.declared.get(name)
         if declared is None:
             if name in self.scope.names or name in FUNCTIONS:
-                raise self.refuse(node, f"{name!r} is no declared tensor")
+                raise self.syntax.refuse(node, f"{name!r} is no declared tensor")
             raise self._unknown(node.value, name)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         letters = [part.id if isinstance(part, ast.Name) else "" for part in parts]
         index = full_index(declared, tuple(letters))
         if index is None:
             shape = ", ".join(declared.shape)
-            raise self.refuse(
+            raise self.syntax.refuse(
                 node,
                 f"{ast.unparse(node)} does not fit the shape [{shape}] of {name!r}",
                 f"write {name}[{shape}]" if declared.shape else f"write {name}",
