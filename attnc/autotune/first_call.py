@@ -22,8 +22,10 @@ class _Recorder:
         return launch
 
 
-def compile_passes(module: ModuleType, arguments: Sequence[Any], device: Any) -> None:
-    """Compile every kernel that `module.forward(*arguments)` launches, in threads.
+def compile_passes(
+    module: ModuleType, function: str, arguments: Sequence[Any], device: Any
+) -> None:
+    """Compile every kernel that a launcher of the module launches on these arguments, in threads.
 
     The launcher runs once with its kernels replaced, so that it allocates and computes grids and
     nothing else; Triton releases the interpreter lock while LLVM and ptxas work.
@@ -42,7 +44,7 @@ def compile_passes(module: ModuleType, arguments: Sequence[Any], device: Any) ->
     try:
         vars(module).update(recorders)
         with torch.cuda.device(device):
-            module.forward(*arguments)
+            getattr(module, function)(*arguments)
     finally:
         vars(module).update(kernels)
 

@@ -53,12 +53,20 @@ class Features:
 
 
 def features_of(
-    algebra: Algebra, head_dim: int, *, narrowest: int = MIN_TILE, widest: int = 128
+    algebra: Algebra,
+    head_dim: int,
+    *,
+    narrowest: int = MIN_TILE,
+    widest: int = 128,
+    channels: int = MIN_TILE,
 ) -> Features:
-    """Count the features and cut them into tiles of powers of two, the widest first."""
+    """Count the features and cut them into tiles of powers of two, the widest first.
+
+    `channels` is the narrowest tile where the features are the channels of phi(k) themselves.
+    """
     if algebra.direct:
         degrees: tuple[tuple[int, Fraction, int], ...] = ((1, algebra.coefficients[1], head_dim),)
-        width = max(MIN_TILE, power_of_two(head_dim))
+        width = max(channels, power_of_two(head_dim))
         tile = FeatureTile(0, width, head_dim, 1, width != head_dim)
         return Features(True, head_dim, degrees, (tile,))
     degrees = tuple(

@@ -13,8 +13,9 @@ from typing import Any
 
 import networkx as nx
 
-SETUP, STEP, FINISH = "setup", "step", "finish"
-REGIONS = (SETUP, STEP, FINISH)
+# a kernel may walk its tiles once for each head of a group: HEAD stands before that walk, TAIL after
+SETUP, HEAD, STEP, TAIL, FINISH = "setup", "head", "step", "tail", "finish"
+REGIONS = (SETUP, HEAD, STEP, TAIL, FINISH)
 OPS = ("load", "dot", "map", "reduce", "fold", "scan", "store")
 
 

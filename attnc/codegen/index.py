@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from attnc.codegen.graph import SETUP, STEP, Node
+from attnc.codegen.graph import REGIONS, SETUP, Node
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.symbolic import ref_symbol
 from attnc.dsl.expr import Ref
@@ -93,10 +93,9 @@ def _load(
         axis = axes[key]
         if axis.lane:
             lanes[axis.lane] = axis.tile
-        if axis.region == STEP:
-            region = STEP
+        region = max(region, axis.region, key=REGIONS.index)
         index = axis.text
-        if axis.lane == "row" and {"i", "j"} <= set(tensor.shape):
+        if letter == "i" and {"i", "j"} <= set(tensor.shape):
             index = f"{index}.to(tl.int64)"  # rows times keys pass 2**31 from T = 46,341 on
         parts.append(f"{_spread(axis, index, lanes)} * stride_u_{ref.name}_{declared_axis}")
         if axis.guard:

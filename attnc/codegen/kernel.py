@@ -32,7 +32,10 @@ class TensorArgument:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One pass: what the planner measures and `render` prints with the template of its name."""
+    """One pass: what the planner measures and `render` prints with the template of its name.
+
+    `outer` is the header of a loop around `loops`, over the heads of a group.
+    """
 
     name: str
     title: str
@@ -42,6 +45,7 @@ class Kernel:
     graph: KernelGraph
     setup_lines: tuple[str, ...] = ()
     loops: tuple[KeyLoop, ...] = ()
+    outer: str = ""
 
     def tensor(self, name: str) -> TensorArgument | None:
         """The argument of that name, if the kernel has it."""

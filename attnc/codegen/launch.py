@@ -18,6 +18,7 @@ class LaunchText:
     returns: str
     calls: tuple[str, ...]
     online: bool
+    summed: bool
     gated: bool
     stateful: bool
     state_heads_are_query: bool
@@ -51,10 +52,13 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
     if plan.stateful:
         parameters.append("initial_state")
     online = plan.form == "online"
+    summed = plan.algebra.normalize == "sum"
     shape = "[B, T, HQ, V]" if chunked else "[B, TQ, HQ, V]"
     returns = f"o {shape}"
     if online:
         returns += " and lse [B, HQ, TQ]"
+    if summed:
+        returns += f" and the sums of weights [B, HQ, {'T' if chunked else 'TQ'}]"
     if plan.stateful:
         returns += " and the final state"
     return LaunchText(
@@ -64,6 +68,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         returns=returns,
         calls=tuple(_call(plan, step, render_call) for step in plan.passes),
         online=online,
+        summed=summed,
         gated=plan.algebra.decay == "gated",
         stateful=plan.stateful,
         state_heads_are_query=plan.algebra.decay_uses_head,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.derive import Derivation
 from attnc.codegen.device import Device
 from attnc.codegen.features import Features
 from attnc.codegen.kernel import Kernel
@@ -35,6 +36,8 @@ class Request:
     `dims` are the head dims (K, V); `precision` is how the dots of fp32 tensors are made: `tf32x3`
     splits each into three tf32 products and keeps fp32's accuracy, `tf32` does not;
     `form` None lets the planner choose; `stateful` adds the initial and the final state.
+    `phase` is `forward` or `backward`; a backward gives the gradients of q, k, v and of the
+    declared tensors in `wanted`, all that have one where it is None.
     """
 
     variant: Variant
@@ -46,6 +49,8 @@ class Request:
     precision: str = "tf32x3"
     heads: tuple[int, int] = (1, 1)
     workload: Workload = field(default_factory=lambda: Workload())
+    phase: str = "forward"
+    wanted: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,12 @@ class Plan:
     min_chunks: int
     rejected: tuple[Rejected, ...] = ()
     backend: str = "triton"
+    derivation: Derivation | None = None
+
+    @property
+    def phase(self) -> str:
+        """`forward`, or `backward` where derivatives were planned."""
+        return "forward" if self.derivation is None else "backward"
 
     @property
     def acc(self) -> str:
@@ -165,4 +176,7 @@ class Plan:
             "programs": self.programs,
             "min_chunks": self.min_chunks,
         }
+        if self.derivation is not None:
+            wanted = (*self.derivation.score, *self.derivation.decay)
+            facts["gradients"] = [partial.label for partial in wanted]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,20 +11,17 @@ from dataclasses import replace
 from itertools import product
 
 from attnc.codegen.algebra import Algebra, analyse
-from attnc.codegen.cost import estimate
-from attnc.codegen.features import MIN_TILE, Features, features_of, power_of_two
+from attnc.codegen.candidate import is_wide, pass_plan, refuse, state_too_large, tile_dims
+from attnc.codegen.features import MIN_TILE, Features, features_of
+from attnc.codegen.gradient_planner import gradient_plans
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.attend import attend_kernel
 from attnc.codegen.kernels.chunked import chunk_kernels
 from attnc.codegen.kernels.gates import gates_kernel
-from attnc.codegen.plan import Cost, PassPlan, Plan, Rejected, Request
+from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.codegen.printer import Printer
 from attnc.codegen.rank import rank_us
-from attnc.codegen.work import pass_work
 from attnc.errors import PlanError
-
-# more carried words a thread than this and the compiler spills on every target
-_REGISTER_LIMIT = 232
 
 
 def plan(request: Request) -> Plan:
@@ -44,6 +41,8 @@ def plans(request: Request) -> tuple[Plan, ...]:
     """
     algebra = analyse(request.variant)
     form, reason = _choose_form(request, algebra)
+    if request.phase == "backward":
+        return gradient_plans(request, algebra, form, reason)
     if form == "chunked":
         found, rejected = _chunked(request, algebra)
         if not found and request.form is None and not request.stateful:
@@ -157,30 +156,22 @@ def _helpers(request: Request, algebra: Algebra) -> tuple[str, ...]:
     return tuple(sorted(printer.helpers))
 
 
-def _tile_dims(request: Request) -> tuple[int, int]:
-    head_dim, value_dim = request.dims
-    return (
-        max(MIN_TILE, power_of_two(head_dim)),
-        max(request.device.min_columns, power_of_two(value_dim)),
-    )
-
-
 _Found = list[tuple[tuple[PassPlan, ...], tuple[int, ...]]]
 
 
 def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
     kernel = _attend_kernel(request, algebra, Printer({}))
-    tile_k, tile_v = _tile_dims(request)
+    tile_k, tile_v = tile_dims(request)
     found: _Found = []
     rejected: list[Rejected] = []
     before: tuple[PassPlan, ...] = ()
     if algebra.decay == "gated":
         gates = gates_kernel(request.variant, algebra, Printer({}))
-        before = (_pass(request, gates, {"BC": 1024}, 4, 1),)
+        before = (pass_plan(request, gates, {"BC": 1024}, 4, 1),)
     for rows, keys, warps, stages in _attend_candidates(request):
         tiles = {"BT": rows, "BS": keys, "BK": tile_k, "BV": tile_v}
-        step = _pass(request, kernel, tiles, warps, stages)
-        reason = _refuse(request, step)
+        step = pass_plan(request, kernel, tiles, warps, stages)
+        reason = refuse(request, step)
         if reason:
             rejected.append(Rejected(str(step), reason))
         else:
@@ -188,14 +179,9 @@ def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected,
     return found, tuple(rejected)
 
 
-def _is_wide(request: Request) -> bool:
-    """Whether dots are split in three: both halves of each operand then stand in registers."""
-    return request.dtype == "fp32" and request.precision == "tf32x3"
-
-
 def _attend_candidates(request: Request) -> Iterator[tuple[int, int, int, int]]:
     for rows, keys, warps, stages in product((128, 64, 32, 16), (128, 64, 32), (8, 4), (3, 2, 1)):
-        if _is_wide(request) and (rows > 16 * warps or keys > 32):
+        if is_wide(request) and (rows > 16 * warps or keys > 32):
             continue
         if (rows >= 16 * warps and rows >= keys // 2) or (rows < 64 and warps == 4 and keys <= 64):
             yield rows, keys, warps, stages
@@ -203,75 +189,36 @@ def _attend_candidates(request: Request) -> Iterator[tuple[int, int, int, int]]:
 
 def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
     features = _features(request, algebra)
-    too_large = _state_too_large(request, features)
+    too_large = state_too_large(request, features)
     if too_large:
         return [], (Rejected("any chunk", too_large),)
-    tile_k, tile_v = _tile_dims(request)
+    tile_k, tile_v = tile_dims(request)
     state, scan, output = _chunk_kernels(request, algebra, features, Printer({}))
     chunk = request.variant.chunk
     chunks: tuple[int, ...] = (chunk,) if isinstance(chunk, int) else (64, 128, 32, 16)
     least = request.device.min_columns
     splits = [width for width in (256, 128, 64, 32, 16) if least <= width <= tile_v]
-    if _is_wide(request):
+    if is_wide(request):
         # monomials multiply what stands in registers, and what there is to compile
         short = (32, 16) if features.direct else (16,)
         chunks = chunks if isinstance(chunk, int) else short
         splits = [width for width in splits if width <= 64]
     found: _Found = []
     rejected: list[Rejected] = []
-    scanned = _pass(request, scan, {"BC": 0, "BE": 512}, 4, 1)
+    scanned = pass_plan(request, scan, {"BC": 0, "BE": 512}, 4, 1)
     for rows, width, warps, stages in product(chunks, splits[:3], (8, 4), (3, 2, 1)):
         if rows < 16 * warps and not (warps == 4 and rows <= 64):
             continue
         tiles = {"BC": rows, "BK": tile_k, "BV": width}
-        first = _pass(request, state, tiles, warps, stages)
-        last = _pass(request, output, tiles, warps, stages)
-        reason = _refuse(request, last) or _refuse(request, first)
+        first = pass_plan(request, state, tiles, warps, stages)
+        last = pass_plan(request, output, tiles, warps, stages)
+        reason = refuse(request, last) or refuse(request, first)
         if reason:
             rejected.append(Rejected(str(last), reason))
             continue
         middle = replace(scanned, tiles=(("BC", rows), ("BE", 512)))
         found.append(((first, middle, last), (-rows, -width, warps, stages)))
     return found, tuple(rejected)
-
-
-def _state_too_large(request: Request, features: Features) -> str:
-    """Why no program can carry the state, told before a kernel of thousands of tiles is built."""
-    columns = request.device.min_columns
-    nbytes = features.padded_count * columns * 4
-    limit = request.device.register_file * 4
-    if nbytes <= limit * 3 // 4:
-        return ""
-    return (
-        f"{features.count:,} features by {columns} columns of v in fp32 take {nbytes:,} B, "
-        f"the registers of a program hold {limit:,}"
-    )
-
-
-def _pass(
-    request: Request, kernel: Kernel, tiles: dict[str, int], warps: int, stages: int
-) -> PassPlan:
-    cost: Cost = estimate(
-        kernel,
-        tiles,
-        io=request.dtype,
-        num_warps=warps,
-        num_stages=stages,
-        device=request.device,
-        work=pass_work(request, kernel, tiles),
-        precision=request.precision,
-    )
-    return PassPlan(kernel, tuple(tiles.items()), warps, stages, cost)
-
-
-def _refuse(request: Request, step: PassPlan) -> str:
-    budget = request.device.sram_bytes
-    if step.cost.sram_bytes > budget:
-        return f"needs {step.cost.sram_bytes:,} B of SRAM, the budget is {budget:,} B"
-    limit = min(_REGISTER_LIMIT, request.device.registers)
-    if step.cost.registers > limit:
-        return f"needs about {step.cost.registers} registers a thread, at most {limit} are there"
-    return ""
 
 
 def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
@@ -302,11 +249,11 @@ def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
 
 
 def _smallest_pass(request: Request, algebra: Algebra) -> PassPlan:
-    tile_k, tile_v = _tile_dims(request)
+    tile_k, tile_v = tile_dims(request)
     if algebra.family == "softmax" or not algebra.legal("chunked").legal:
         kernel = _attend_kernel(request, algebra, Printer({}))
-        return _pass(request, kernel, {"BT": 16, "BS": 32, "BK": tile_k, "BV": tile_v}, 4, 1)
+        return pass_plan(request, kernel, {"BT": 16, "BS": 32, "BK": tile_k, "BV": tile_v}, 4, 1)
     features = _features(request, algebra)
     kernels = _chunk_kernels(request, algebra, features, Printer({}))
     tiles = {"BC": 16, "BK": tile_k, "BV": request.device.min_columns}
-    return _pass(request, kernels[-1], tiles, 4, 1)
+    return pass_plan(request, kernels[-1], tiles, 4, 1)

@@ -28,7 +28,9 @@ _LONG_CHUNK = 1.6
 def rank_us(step: PassPlan, request: Request) -> float:
     """Predicted microseconds of one pass, tile effects included."""
     tile = step.tile
-    if "BT" in tile:
+    if step.kernel.name in {"dq", "dkv"}:
+        return _pairs_us(step, request)
+    if "BS" in tile:
         return _attend_us(step, request)
     if "BV" in tile:
         return _chunk_us(step, request)
@@ -45,10 +47,23 @@ def _attend_us(step: PassPlan, request: Request) -> float:
     return _total(step, request.device, programs, steps, moved)
 
 
+def _pairs_us(step: PassPlan, request: Request) -> float:
+    """A pass of the backward: `dq` streams key tiles past its rows, `dkv` query tiles past keys."""
+    tile, work = step.tile, request.workload
+    rows = step.kernel.name == "dq"
+    held, streamed = ("BT", "BS") if rows else ("BS", "BT")
+    heads, tokens = (work.hq, work.tq) if rows else (work.hkv, work.tk)
+    programs = work.batch * heads * ceil(tokens / tile[held])
+    columns = 2 * sum(request.dims) - (request.dims[1] if rows else 0)
+    steps = step.cost.flops / (2.0 * columns) / (tile["BT"] * tile["BS"])
+    moved = steps * tile[streamed] * sum(request.dims) * DTYPES[request.dtype]
+    return _total(step, request.device, programs, steps, moved)
+
+
 def _chunk_us(step: PassPlan, request: Request) -> float:
     tile, work = step.tile, request.workload
     splits = ceil(request.dims[1] / tile["BV"])
-    heads = work.hq if step.kernel.name == "output" else work.hkv
+    heads = work.hkv if step.kernel.name in {"state", "carry"} else work.hq
     steps = work.batch * heads * ceil(work.tk / tile["BC"]) * splits
     channels = 2 * request.dims[0] + 2 * tile["BV"]
     moved = steps * tile["BC"] * channels * DTYPES[request.dtype]

@@ -12,20 +12,44 @@ from math import factorial
 import jinja2
 
 from attnc.codegen.device import DEVICES
-from attnc.codegen.graph import FINISH, SETUP, STEP, Node
+from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
+from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, Node
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.launch import LaunchText, launch_text
 from attnc.codegen.plan import TRITON_TYPES, PassPlan, Plan
 from attnc.codegen.printer import number
 from attnc.codegen.tile_range import KeyLoop
 
-_TEMPLATES = {"online": "attend", "parallel": "attend"}
+_TEMPLATES = {
+    "online": "attend",
+    "parallel": "attend",
+    "carry": "fold",
+    "dstate": "fold",
+    "dcarry": "fold",
+}
 _STEP_LINES = {
     "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
     "state": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
     "output": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
     "gates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < T"),
+    "fold": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
+    "dgates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < TK"),
     "scan": (),
+    "dscan": (),
+    "dchunk": (),
+    "dq": ("o_s = i_s + r_s", "m_s = o_s < TK"),
+    "dkv": ("o_t = i_t + r_t", "m_t = o_t < TQ", "b_i = o_t + (TK - TQ)"),
+}
+_HEADERS = {
+    "attend": "for i_s in range({start}, {stop}, BS):",
+    "dq": "for i_s in range({start}, {stop}, BS):",
+    "dkv": "for i_t in range({start}, {stop}, BT):",
+    "scan": "for i_n in range({stop}):",
+    "dscan": "for i_n in range({start}, {stop}, -1):",
+    "dstate": "for i_c in range({start}, {stop}, -1):",
+    "dcarry": "for i_c in range({start}, {stop}, -1):",
+    "dgates": "for i_c in range({start}, {stop}, -1):",
+    "dchunk": "for i_g in range({stop}):",
 }
 
 
@@ -85,12 +109,13 @@ def kernel_symbol(plan: Plan, kernel: Kernel) -> str:
 def render(plan: Plan) -> str:
     """The module text of a plan: the same plan gives the same bytes."""
     kernels = [_render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
-    launch = launch_text(plan, _render_call)
+    back = plan.phase == "backward"
+    launch = (gradient_launch if back else launch_text)(plan, _render_call)
     text = (
         _environment()
         .get_template("module.jinja")
         .render(
-            title=f"{plan.variant.name}: {plan.form} forward, emitted by attnc.",
+            title=f"{plan.variant.name}: {plan.form} {plan.phase}, emitted by attnc.",
             header=_header(plan),
             helpers=plan.helpers,
             kernels=kernels,
@@ -112,8 +137,8 @@ def tidy(text: str) -> str:
     return text.rstrip() + "\n"
 
 
-def _launch_facts(launch: LaunchText) -> dict[str, object]:
-    return {name: getattr(launch, name) for name in LaunchText.__slots__}
+def _launch_facts(launch: LaunchText | GradientLaunch) -> dict[str, object]:
+    return {name: getattr(launch, name) for name in type(launch).__slots__}
 
 
 def _render_call(**facts: object) -> str:
@@ -144,6 +169,8 @@ def _command(plan: Plan) -> str:
     ]
     if plan.stateful:
         parts.append("--stateful")
+    if plan.phase == "backward":
+        parts.append("--backward")
     known = DEVICES.get(plan.device.name)
     if known is not None and known.sram_bytes != plan.device.sram_bytes:
         parts.append(f"--sram {plan.device.sram_bytes}")
@@ -160,11 +187,13 @@ def _wrap(line: str) -> tuple[str, ...]:
 def _render_kernel(plan: Plan, step: PassPlan) -> str:
     kernel = step.kernel
     family = _TEMPLATES.get(kernel.name, kernel.name)
-    io = "v.dtype.element_ty"
+    io = f"{'v' if kernel.tensor('v') else 'do'}.dtype.element_ty"
     setup = tuple(_statements(plan, kernel, SETUP, masked=False))
-    finish = tuple(_statements(plan, kernel, FINISH, masked=False))
+    head, tail, finish = (
+        tuple(_statements(plan, kernel, region, masked=False)) for region in (HEAD, TAIL, FINISH)
+    )
     loops = tuple(_loop(plan, kernel, family, loop) for loop in kernel.loops)
-    body = [text for node in (*setup, *finish) for text in node.texts()]
+    body = [text for node in (*setup, *head, *tail, *finish) for text in node.texts()]
     body += [text for loop in loops for text in (loop.header, *loop.lines)]
     body += [text for loop in loops for node in loop.nodes for text in node.texts()]
     names = frozenset(re.findall(r"\w+", " ".join((*body, *kernel.setup_lines))))
@@ -180,11 +209,15 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             names=names,
             setup=setup,
             setup_lines=kernel.setup_lines,
+            outer=kernel.outer,
+            head=head,
             loops=loops,
+            tail=tail,
             finish=finish,
             precision=_precision(plan),
             last_rows_first=plan.algebra.within_causal,
             slot=slot_text(plan),
+            by_query=kernel.name.startswith("d"),
             stateful=plan.stateful,
             summed=plan.algebra.normalize == "sum",
         )
@@ -204,18 +237,17 @@ def _precision(plan: Plan) -> str:
 
 def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop) -> _Loop:
     nodes = tuple(_statements(plan, kernel, STEP, masked=loop.masked))
-    names = set(re.findall(r"\w+", " ".join(text for node in nodes for text in node.texts())))
-    header = {
-        "attend": f"for i_s in range({loop.start}, {loop.stop}, BS):",
-        "scan": f"for i_n in range({loop.stop}):",
-    }.get(family, f"for i_c in range({loop.start}, {loop.stop}):")
-    if loop.start == "0" and family != "attend":
+    needed = set(re.findall(r"\w+", " ".join(text for node in nodes for text in node.texts())))
+    pattern = _HEADERS.get(kernel.name) or _HEADERS.get(family, "for i_c in range({start}, {stop}):")
+    header = pattern.format(start=loop.start, stop=loop.stop)
+    if loop.start == "0" and pattern.endswith("{stop}):"):
         header = header.replace("(0, ", "(")
-    lines = [
-        line
-        for line in _STEP_LINES[family]
-        if line.split(" ")[0] in names or (line.startswith("o_") and "m_" + line[2] in names)
-    ]
+    lines: list[str] = []
+    for line in reversed(_STEP_LINES[family]):
+        target, _, value = line.partition(" = ")
+        if target in needed:
+            needed |= set(re.findall(r"\w+", value))
+            lines.insert(0, line)
     return _Loop(loop.note, header, tuple(lines), nodes)
 
 

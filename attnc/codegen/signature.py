@@ -37,7 +37,7 @@ def _strides(plan: Plan, tensor: TensorArgument) -> list[Argument]:
     if tensor.dtype != "io" or not tensor.axes:
         return [Argument(name, "i32") for name in tensor.strides]
     *outer, inner = tensor.strides
-    dim = plan.dims[1] if tensor.name == "v" else plan.dims[0]
+    dim = plan.dims[1] if tensor.axes[-1] == "v" else plan.dims[0]
     rows = [Argument(name, "i32", divisible16=dim % 16 == 0) for name in outer]
     return [*rows, Argument(inner, "constexpr", value=1)]
 

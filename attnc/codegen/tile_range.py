@@ -1,4 +1,4 @@
-"""Mask -> the runs of key tiles a program visits, in closed form.
+"""Mask -> the runs of tiles a program visits, in closed form: key tiles for rows, row tiles for keys.
 
 A clause is a conjunction of half-planes i*I + j*J + c >= 0. For the rows a program holds, at
 positions [first, last], each half-plane bounds the keys that some row sees (the hull) and the keys
@@ -30,36 +30,69 @@ class KeyRange:
     loops: tuple[KeyLoop, ...]
 
 
-_LEFT = "keys left of the full tiles: the mask decides"
 _FULL = "full tiles: every row sees every key, no mask"
-_RIGHT = "keys right of the full tiles: the mask decides"
-_TAIL = "the ragged tail: keys past TK are masked"
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """What a program walks over: `what` there are `count` of, in tiles of `tile`.
+
+    A row stands at position row + TK - TQ; `shifted` says that bounds are rows, not positions.
+    """
+
+    what: str
+    fixed: str
+    count: str
+    tile: str
+    shifted: bool
+
+
+_KEYS = _Walk("keys", "row", "TK", "BS", False)
+_ROWS = _Walk("rows", "key", "TQ", "BT", True)
 
 
 def key_range(mask: MaskForm) -> KeyRange:
+    """Bounds and loops over key tiles, for rows at positions [first, last]."""
+    return _range(mask, _KEYS)
+
+
+def row_range(mask: MaskForm) -> KeyRange:
+    """Bounds and loops over row tiles, for keys [first, last]: the same mask from the other side."""
+    clauses = tuple(
+        tuple(HalfPlane(plane.j, plane.i, plane.c) for plane in clause) for clause in mask.clauses
+    )
+    return _range(MaskForm(clauses), _ROWS)
+
+
+def _range(mask: MaskForm, walk: _Walk) -> KeyRange:
     """Bounds and loops for any mask in disjunctive normal form."""
+    what = walk.what
+    left = f"{what} left of the full tiles: the mask decides"
+    right = f"{what} right of the full tiles: the mask decides"
     if mask.clauses == ((),):
-        note = "# every key is visible, the ragged tail apart"
+        note = f"# every pair is visible, the ragged tail of the {what} apart"
         full = KeyLoop("0", "full_hi", False, _FULL)
-        tail = KeyLoop("full_hi", "TK", True, _TAIL)
-        return KeyRange((note, "full_hi = TK // BS * BS"), (full, tail))
+        ragged = f"the ragged tail: {what} past {walk.count} are masked"
+        tail = KeyLoop("full_hi", walk.count, True, ragged)
+        lines = (note, f"full_hi = {walk.count} // {walk.tile} * {walk.tile}")
+        return KeyRange(lines, (full, tail))
     if not mask.clauses:
-        return KeyRange(("# the mask is empty: no key is visible",), ())
+        return KeyRange(("# the mask is empty: no pair is visible",), ())
     single = len(mask.clauses) == 1
     lines: list[str] = []
     for number, clause in enumerate(mask.clauses):
         suffix = "" if single else f"_{number}"
-        lines.extend(_clause_lines(clause, suffix, single))
+        lines.extend(_clause_lines(clause, suffix, single, walk))
     if not single:
-        lines.extend(_union_lines(len(mask.clauses)))
+        lines.extend(_union_lines(len(mask.clauses), walk))
     bounded_left = not single or _has_left(mask.clauses[0])
     loops: list[KeyLoop] = []
     if bounded_left:
-        loops.append(KeyLoop("lo", "full_lo", True, _LEFT))
+        loops.append(KeyLoop("lo", "full_lo", True, left))
         loops.append(KeyLoop("full_lo", "full_hi", False, _FULL))
     else:
         loops.append(KeyLoop("0", "full_hi", False, _FULL))
-    loops.append(KeyLoop("full_hi", "hi", True, _RIGHT))
+    loops.append(KeyLoop("full_hi", "hi", True, right))
     return KeyRange(tuple(lines), tuple(loops))
 
 
@@ -112,23 +145,28 @@ def _has_left(clause: tuple[HalfPlane, ...]) -> bool:
     return any(plane.j >= 0 for plane in clause)
 
 
-def _clause_lines(clause: tuple[HalfPlane, ...], suffix: str, single: bool) -> list[str]:
-    """Hull and full run of one clause, in keys, then rounded to whole tiles."""
+def _clause_lines(
+    clause: tuple[HalfPlane, ...], suffix: str, single: bool, walk: _Walk
+) -> list[str]:
+    """Hull and full run of one clause, then rounded to whole tiles."""
     lower = [plane for plane in clause if plane.j > 0]
     upper = [plane for plane in clause if plane.j < 0]
     rows = [plane for plane in clause if plane.j == 0]
     lo, hi = f"lo{suffix}", f"hi{suffix}"
     full_lo, full_hi = f"full_lo{suffix}", f"full_hi{suffix}"
     left = bool(lower) or bool(rows) or not single
-    lines = ["# some row sees a key of [lo, hi); every row sees all of [full_lo, full_hi)"]
+    one, fixed, tile = walk.what.removesuffix("s"), walk.fixed, walk.tile
+    sees = f"some {fixed} sees a {one} of" if one == "key" else f"some {fixed} is seen by a {one} of"
+    all_of = f"every {fixed} sees all of" if one == "key" else f"every {fixed} is seen by all of"
+    lines = [f"# {sees} [lo, hi); {all_of} [full_lo, full_hi)"]
     if not single:
-        names = f"[{lo}, {hi}); every row sees all of [{full_lo}, {full_hi})"
-        lines = [f"# clause {suffix[1:]}: some row sees a key of {names}"]
-    last, first = ["TK"], ["TK"]
+        names = f"[{lo}, {hi}); {all_of} [{full_lo}, {full_hi})"
+        lines = [f"# clause {suffix[1:]}: {sees} {names}"]
+    last, first = [walk.count], [walk.count]
     for plane in upper:
         some, every = ("last", "first") if plane.i >= 0 else ("first", "last")
-        last.append(_upper(plane, some))
-        first.append(_upper(plane, every))
+        last.append(_upper(plane, some, walk))
+        first.append(_upper(plane, every, walk))
     lines.extend(_bound(hi, "tl.minimum", last))
     lines.extend(_bound(full_hi, "tl.minimum", first))
     if left:
@@ -136,8 +174,8 @@ def _clause_lines(clause: tuple[HalfPlane, ...], suffix: str, single: bool) -> l
         for plane in lower:
             # j >= -(i*I + c) / J: the least over the rows is where i*I is greatest
             some, every = ("last", "first") if plane.i >= 0 else ("first", "last")
-            least.append(_lower(plane, some))
-            most.append(_lower(plane, every))
+            least.append(_lower(plane, some, walk))
+            most.append(_lower(plane, every, walk))
         lines.extend(_bound(lo, "tl.maximum", least))
         lines.extend(_bound(full_lo, "tl.maximum", most))
     for plane in rows:
@@ -145,11 +183,12 @@ def _clause_lines(clause: tuple[HalfPlane, ...], suffix: str, single: bool) -> l
         lines.append(f"{hi} = tl.where({_row_test(plane, some)}, {hi}, 0)")
         lines.append(f"{full_hi} = tl.where({_row_test(plane, every)}, {full_hi}, 0)")
     if left:
-        lines.append(f"{lo} = tl.minimum({lo}, {hi}) // BS * BS")
-        lines.append(f"{full_lo} = tl.minimum(tl.cdiv({full_lo}, BS) * BS, tl.cdiv({hi}, BS) * BS)")
-        lines.append(f"{full_hi} = tl.maximum({full_hi} // BS * BS, {full_lo})")
+        lines.append(f"{lo} = tl.minimum({lo}, {hi}) // {tile} * {tile}")
+        up = f"tl.cdiv({full_lo}, {tile}) * {tile}, tl.cdiv({hi}, {tile}) * {tile}"
+        lines.append(f"{full_lo} = tl.minimum({up})")
+        lines.append(f"{full_hi} = tl.maximum({full_hi} // {tile} * {tile}, {full_lo})")
     else:
-        lines.append(f"{full_hi} = {full_hi} // BS * BS")
+        lines.append(f"{full_hi} = {full_hi} // {tile} * {tile}")
     return lines
 
 
@@ -162,16 +201,25 @@ def _bound(name: str, function: str, values: list[str]) -> list[str]:
     return lines + [f"{name} = {function}({name}, {value})" for value in rest[1:]]
 
 
-def _upper(plane: HalfPlane, row: str) -> str:
-    """One past the greatest key of j <= (i*I + c) / -J at a row, never below 0."""
+def _upper(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
+    """One past the greatest j of j <= (i*I + c) / -J at a fixed i, never below 0."""
     step = -plane.j
-    value = _affine(plane.i, row, plane.c + step)
+    value = _affine(plane.i, fixed, plane.c + step)
+    if walk.shifted:
+        if step == 1:
+            return f"tl.maximum({value} - (TK - TQ), 0)"
+        # positions may be negative, down to -TQ, and // rounds towards 0: divide what is not
+        return f"tl.maximum(tl.maximum({value} + {step} * TQ, 0) // {step} - TK, 0)"
     return f"tl.maximum({value}, 0)" if step == 1 else f"tl.maximum({value}, 0) // {step}"
 
 
-def _lower(plane: HalfPlane, row: str) -> str:
-    """The least key of j >= -(i*I + c) / J at a row, never below 0."""
-    value = _affine(-plane.i, row, -plane.c)
+def _lower(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
+    """The least j of j >= -(i*I + c) / J at a fixed i; the caller takes 0 for less."""
+    value = _affine(-plane.i, fixed, -plane.c)
+    if walk.shifted:
+        if plane.j == 1:
+            return f"{value} - (TK - TQ)"
+        return f"tl.cdiv(tl.maximum({value} + {plane.j} * TQ, 0), {plane.j}) - TK"
     if plane.j == 1:
         return value if plane.i else str(max(-plane.c, 0))
     return f"tl.cdiv(tl.maximum({value}, 0), {plane.j})"
@@ -181,10 +229,10 @@ def _row_test(plane: HalfPlane, row: str) -> str:
     return f"{_affine(plane.i, row, plane.c)} >= 0"
 
 
-def _union_lines(count: int) -> list[str]:
+def _union_lines(count: int, walk: _Walk) -> list[str]:
     """The hull of all clauses, and the longest full run among them."""
     lines = ["# the union: the hull of the clauses, and the longest full run"]
-    lines.append("lo = TK")
+    lines.append(f"lo = {walk.count}")
     lines.append("hi = 0")
     lines.append("full_lo = 0")
     lines.append("full_hi = 0")

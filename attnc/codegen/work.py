@@ -55,18 +55,33 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
         share = visible_fraction(request.variant.mask_form, work.tq, work.tk)
         pairs = work.batch * work.hq * work.tq * work.tk * share
         return float(q + k + v + o), 2.0 * pairs * (head_dim + value_dim)
-    if kernel.name == "gates":
-        return float(work.batch * work.tk * work.hq * 12), float(work.batch * work.tk * work.hq)
+    if kernel.name in {"dq", "dkv"}:
+        share = visible_fraction(request.variant.mask_form, work.tq, work.tk)
+        pairs = work.batch * work.hq * work.tq * work.tk * share
+        # scores and do.v again, then one product a gradient
+        columns = 2 * head_dim + value_dim if kernel.name == "dq" else 2 * (head_dim + value_dim)
+        written = q + o if kernel.name == "dq" else k + v
+        return float(q + k + v + o + written), 2.0 * pairs * columns
+    if kernel.name in {"gates", "dgates", "delta"}:
+        tokens = work.batch * work.tk * work.hq
+        moved = 2 * o if kernel.name == "delta" else tokens * 12
+        return float(moved), float(tokens)
     chunk = tiles["BC"] or 64
     splits = ceil(value_dim / tiles["BV"]) if "BV" in tiles else 1
     states = _state_bytes(request, kernel, chunk, splits)
-    if kernel.name == "scan":
+    if kernel.name in {"scan", "dscan"}:
         return 2.0 * states, states / 4
-    heads = work.hq if kernel.name == "output" else work.hkv
+    heads = work.hkv if kernel.name in {"state", "carry"} else work.hq
     per_chunk = sum(_dot_flops(kernel, tiles))
     flops = per_chunk * work.batch * heads * ceil(work.tk / chunk) * splits
     if kernel.name == "state":
         return float(k + v + states), flops
+    if kernel.name == "dstate":
+        return float(q + o + states), flops
+    if kernel.name in {"carry", "dcarry", "dchunk"}:
+        kept = _carried_bytes(request, kernel, chunk)
+        moved = {"carry": k + v + states + kept, "dcarry": q + o + states + kept}
+        return float(moved.get(kernel.name, 2 * (q + k + v) + o + 2 * kept)), flops
     return float(q + k + v + o + states), flops
 
 
@@ -79,6 +94,18 @@ def _dot_flops(kernel: Kernel, tiles: Mapping[str, int]) -> list[float]:
         rows, inner, columns = (tiles.get(side) or int(side) for side in sides)
         flops.append(2.0 * rows * inner * columns)
     return flops
+
+
+def _carried_bytes(request: Request, kernel: Kernel, chunk: int) -> float:
+    """HBM bytes of the states that a backward keeps at every chunk."""
+    work = request.workload
+    rows = max(
+        (int(node.shape[0]) for node in kernel.graph.nodes() if node.buffer.startswith("b_h")
+         and node.shape and node.shape[0].isdigit()),
+        default=request.dims[0],
+    )  # fmt: skip
+    heads = work.batch * work.hq * ceil(work.tk / chunk)
+    return float(heads * rows * request.dims[1] * DTYPES[request.dtype])
 
 
 def _state_bytes(request: Request, kernel: Kernel, chunk: int, splits: int) -> float:

@@ -28,6 +28,8 @@ class Key:
     stateful: bool
     precision: str
     device: Device
+    phase: str = "forward"
+    wanted: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -51,7 +53,23 @@ def _say(text: str) -> None:
 
 def store_plan(plan: Plan) -> Path:
     """Emit a plan into the cache of modules; the file it stands in."""
-    return store_module(render(plan), f"{plan.variant.name}_{plan.form}")
+    return store_module(render(plan), f"{plan.variant.name}_{plan.form}_{plan.phase}")
+
+
+def launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Run the launcher of a built plan on tensors of q's device; always a list of tensors."""
+    phase = built.plan.phase
+    if q.device.type == "cpu":
+        # a CUDA call needs no interpreter
+        from attnc.autotune.interpreter import run_interpreted
+
+        result = run_interpreted(built.path, phase, tuple(arguments), {})
+    elif built.module is not None:
+        with torch.cuda.device(q.device):
+            result = getattr(built.module, phase)(*arguments)
+    else:
+        result = first_launch(built, q, arguments)
+    return list(result) if isinstance(result, tuple | list) else [result]
 
 
 def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
@@ -62,14 +80,14 @@ def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -
         plan = built.plans[rank]
         path = store_plan(plan)
         _say(
-            f"compiling {built.plan.variant.name} ({plan.form}, {plan.dtype}, "
+            f"compiling {plan.variant.name} {plan.phase} ({plan.form}, {plan.dtype}, "
             f"K={plan.dims[0]} V={plan.dims[1]}) for {torch.cuda.get_device_name(q.device)}"
         )
         module = load_module(path)
         try:
-            compile_passes(module, arguments, q.device)
+            compile_passes(module, plan.phase, arguments, q.device)
             with torch.cuda.device(q.device):
-                result = module.forward(*arguments)
+                result = getattr(module, plan.phase)(*arguments)
         except OutOfResources as error:
             _say(f"the compiler refuses that plan: {error}")
             continue

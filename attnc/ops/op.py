@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,14 +12,18 @@ from attnc.codegen.algebra import FORMS, analyse
 from attnc.codegen.device import DEVICES, Device, device_named
 from attnc.codegen.explain import explain
 from attnc.codegen.features import features_of
+from attnc.codegen.gradient_launch import gradient_tensors, wanted_names
 from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import Plan, Request, Workload
 from attnc.codegen.planner import plans
 from attnc.codegen.render import render
 from attnc.dsl.variant import Variant
 from attnc.errors import AttncError, InputError, PlanError
-from attnc.ops.built import Built, Key, first_launch, store_plan
+from attnc.ops.autograd import Attention
+from attnc.ops.built import Built, Key, launch, store_plan
+from attnc.ops.gradients import autocast, check_gradients, needs_gradient, rows_adjacent
 from attnc.ops.inputs import DTYPE_NAMES, Sizes, check_qkv, check_state, check_tensors
+from attnc.ops.library import register
 from attnc.ops.placement import planner_device
 from attnc.ops.reference import reference
 
@@ -38,6 +44,27 @@ class Op:
         self._device = None if device is None else device_named(device)
         self._built: dict[Key, Built] = {}
         self._algebra = analyse(variant)
+        self._registered = register(self)
+
+    @property
+    def planned_for(self) -> str:
+        """The planner's device by name; empty where each call's own device is taken."""
+        return "" if self._device is None else self._device.name
+
+    @property
+    def softmax(self) -> bool:
+        """Whether the variant belongs to the softmax family, and has an lse."""
+        return self._algebra.family == "softmax"
+
+    @property
+    def keeps_row_sums(self) -> bool:
+        """Whether a forward returns lse or normaliser [B, HQ, TQ] after o."""
+        return self._algebra.normalize != "none"
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Declared params and inputs, in declared order."""
+        return tuple(tensor.name for tensor in (*self.variant.params, *self.variant.inputs))
 
     def __repr__(self) -> str:
         return f"Op({self.variant.name!r}, {self._algebra.family})"
@@ -64,28 +91,89 @@ class Op:
             InputError: shapes, dtypes, devices or arguments that do not fit the declaration.
             PlanError: no tile fits, or the form is not legal.
         """
+        q, k, v = autocast(q, k, v)
         sizes = check_qkv(q, k, v)
         given = check_tensors(self.variant, tensors, sizes, q)
-        _refuse_grad(self.variant, q, k, v, *given.values(), initial_state)
         stateful = initial_state is not None or return_state
         self._check_options(sizes, return_lse, stateful, form, precision)
         if self._algebra.family == "state" and form is None and sizes.tq != sizes.tk:
             form = "parallel"
         if 0 in (q.numel(), v.numel()):
             raise InputError(f"empty input: q is {list(q.shape)}, v is {list(v.shape)}")
-        built = self._build(sizes, q, form, stateful, precision)
-        arguments = [q, k, v, *(given[name] for name in used_tensors(built.plan))]
+        state: torch.Tensor | None = None
         if stateful:
             shape = self.state_shape(
                 sizes.batch, sizes.hq, sizes.hkv, sizes.head_dim, sizes.value_dim
             )
-            arguments.append(check_state(self.variant, initial_state, shape, q))
-        result = self._launch(built, q, arguments)
-        if self._algebra.family == "softmax":
-            return result if return_lse else result[0]
-        if stateful:
-            return result if return_state else result[0]
-        return result
+            state = check_state(self.variant, initial_state, shape, q)
+        values = list(given.values())
+        if needs_gradient(q, k, v, state, *values):
+            check_gradients(self.variant, given)
+            results = Attention.apply(
+                self._registered, form or "", precision, q, k, v, state, *values
+            )
+        elif torch.compiler.is_compiling():
+            results = torch.ops.attnc.forward(
+                self._registered, q, k, v, values, state, form or "", precision
+            )
+        else:
+            results = self.forward(q, k, v, values, state, form, precision)
+        if return_lse:
+            return results[0], results[1]
+        return (results[0], results[-1]) if return_state else results[0]
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        initial_state: torch.Tensor | None,
+        form: str | None,
+        precision: str,
+    ) -> list[torch.Tensor]:
+        """What the kernels return of checked inputs: o, then row sums, then the final state."""
+        built = self._build(q, k, v, form, precision, stateful=initial_state is not None)
+        named = dict(zip(self.tensor_names, tensors, strict=True))
+        arguments = [q, k, v, *(named[name] for name in used_tensors(built.plan))]
+        if initial_state is not None:
+            arguments.append(initial_state)
+        return launch(built, q, arguments)
+
+    def backward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        initial_state: torch.Tensor | None,
+        kept: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        wanted: tuple[str, ...],
+        form: str | None,
+        precision: str,
+    ) -> list[torch.Tensor]:
+        """Gradients of q, k, v, the declared tensors in `wanted`, and the initial state.
+
+        `kept` are o and the row sums of the forward, `gradients` those of o and of lse or the
+        final state.
+        """
+        built = self._build(
+            q, k, v, form, precision, stateful=initial_state is not None, wanted=wanted
+        )
+        named = dict(zip(self.tensor_names, tensors, strict=True))
+        arguments = [q, k, v, *(named[name] for name in gradient_tensors(built.plan)), *kept]
+        do, *others = (rows_adjacent(gradient) for gradient in gradients)
+        arguments.append(do.to(q.dtype))
+        if initial_state is not None:
+            arguments.append(initial_state)
+        arguments += [other.contiguous() for other in others]
+        results = launch(built, q, arguments)
+        found = dict(zip(wanted_names(built.plan), results[3:], strict=False))
+        flat = [torch.zeros_like(named[name]) for name in wanted if name not in found]
+        missing = dict(zip([name for name in wanted if name not in found], flat, strict=True))
+        declared = [{**found, **missing}[name] for name in wanted]
+        return [*results[:3], *declared, *([results[-1]] if initial_state is not None else [])]
 
     def reference(
         self,
@@ -239,41 +327,30 @@ class Op:
             )
 
     def _build(
-        self, sizes: Sizes, q: torch.Tensor, form: str | None, stateful: bool, precision: str
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        form: str | None,
+        precision: str,
+        *,
+        stateful: bool,
+        wanted: tuple[str, ...] | None = None,
     ) -> Built:
         device = self._device or planner_device(q.device)
-        dims = (sizes.head_dim, sizes.value_dim)
-        key = Key(dims, DTYPE_NAMES[q.dtype], form, stateful, precision, device)
+        dims = (q.shape[-1], v.shape[-1])
+        phase = "forward" if wanted is None else "backward"
+        dtype = DTYPE_NAMES[q.dtype]
+        key = Key(dims, dtype, form, stateful, precision, device, phase, wanted or ())
         built = self._built.get(key)
         if built is None:
             request = self._request(
-                dims, key.dtype, form, stateful, precision=precision, device=device
+                dims, dtype, form, stateful, precision=precision, device=device
             )
-            ranked = plans(request)
+            ranked = plans(replace(request, phase=phase, wanted=wanted))
             built = Built(ranked, 0, store_plan(ranked[0]))
             self._built[key] = built
         return built
-
-    def _launch(self, built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
-        if q.device.type == "cpu":
-            # a CUDA call needs no interpreter
-            from attnc.autotune.interpreter import run_interpreted
-
-            return run_interpreted(built.path, "forward", tuple(arguments), {})
-        if built.module is not None:
-            with torch.cuda.device(q.device):
-                return built.module.forward(*arguments)
-        return first_launch(built, q, arguments)
-
-
-def _refuse_grad(variant: Variant, *tensors: torch.Tensor | None) -> None:
-    if not torch.is_grad_enabled():
-        return
-    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        raise InputError(
-            f"{variant.name!r} was called on tensors that require grad; there is no backward yet",
-            hints=("call it under torch.no_grad(), or on detached tensors",),
-        )
 
 
 def compile(variant: Variant, *, device: str | None = None) -> Op:

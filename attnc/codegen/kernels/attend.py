@@ -93,6 +93,8 @@ def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgu
     tensors.append(TensorArgument("o", (), "io", "[B, TQ, HQ, V]", written=True))
     if online:
         tensors.append(TensorArgument("lse", (), "acc", "[B, HQ, TQ]: natural log", written=True))
+    elif algebra.normalize == "sum":
+        tensors.append(TensorArgument("norm", (), "acc", "[B, HQ, TQ]: sum of weights", written=True))
     return tuple(tensors)
 
 

@@ -38,8 +38,37 @@ TOKEN_AXES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Fold:
+    """What enters a state: features of `rows`, times `value`, decayed to where the state stands.
+
+    Keys fold forward to the chunk's end; in the backward, queries fold back to its start, and
+    `weight` is what a row adds to the normaliser's sums.
+    """
+
+    rows: str
+    features: str
+    value: str
+    decay: str
+    note: str
+    weight: str = ""
+
+
+KEYS = Fold(
+    "b_k", "b_f", "b_v", "tl.exp2(b_gl - b_g)",
+    "decay from each token to the chunk's end, and over the whole chunk",
+)  # fmt: skip
+QUERIES = Fold(
+    "b_q", "b_p", "b_do", "tl.exp2(b_g)",
+    "decay from the chunk's start to each row, and over the whole chunk", weight="b_d",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkFacts:
-    """What the three passes are built from: the variant, its algebra and the features' tiles."""
+    """What the three passes are built from: the variant, its algebra and the features' tiles.
+
+    `min_channels` and `min_columns` are the narrowest tiles of K's and of V's channels.
+    """
 
     variant: Variant
     algebra: Algebra
@@ -48,6 +77,7 @@ class ChunkFacts:
     printer: Printer
     stateful: bool
     min_columns: int
+    min_channels: int = 16
 
     @property
     def summed(self) -> bool:
@@ -57,7 +87,7 @@ class ChunkFacts:
     @property
     def k_mask(self) -> str:
         """The guard of K's padded columns."""
-        return ragged_columns("m_k", self.dims[0])
+        return ragged_columns("m_k", self.dims[0], self.min_channels)
 
     @property
     def v_mask(self) -> str:
@@ -69,9 +99,9 @@ class ChunkFacts:
         """The comment beside the workspace of states."""
         return "[B, HS, NS, SLOT]: FP * V, then FP sums" if self.summed else "[B, HS, NS, FP, V]"
 
-    def key(self, n: int) -> str:
-        """The buffer that holds tile n of the keys' features."""
-        return "b_k" if self.features.direct else f"b_f{n}"
+    def features_of(self, fold: Fold, n: int) -> str:
+        """The buffer that holds tile n of the features that a fold reads."""
+        return fold.rows if self.features.direct else f"{fold.features}{n}"
 
     def tables(self, *, weights: bool) -> tuple[TensorArgument, ...]:
         """The constant tables that monomial features read."""
@@ -90,41 +120,51 @@ class ChunkFacts:
         )
 
 
-def load_rows(builder: GraphBuilder, facts: ChunkFacts, tensor: str) -> None:
+def load_rows(
+    builder: GraphBuilder, facts: ChunkFacts, tensor: str, region: str = STEP
+) -> None:
     """A chunk of q or k, mapped by phi; padding is zero."""
     buffer = f"b_{tensor}"
     guard = join_guards("m_t[:, None]", facts.k_mask)
     strides = (f"stride_{tensor}_t", f"stride_{tensor}_k")
     builder.add(
         load_tile(
-            buffer, f"p_{tensor}", strides, ("r_c", "o_k"), ("BC", "BK"), STEP,
+            buffer, f"p_{tensor}", strides, ("r_c", "o_k"), ("BC", "BK"), region,
             guard=guard, start="i_c * BC",
         )
     )  # fmt: skip
     phi = facts.algebra.phi
-    builder.extend(map_features(buffer, phi, ("BC", "BK"), STEP, facts.printer, guard=guard))
+    builder.extend(map_features(buffer, phi, ("BC", "BK"), region, facts.printer, guard=guard))
 
 
-def load_keys(builder: GraphBuilder, facts: ChunkFacts) -> None:
+def load_keys(builder: GraphBuilder, facts: ChunkFacts, region: str = STEP) -> None:
     """A chunk of k and of v."""
-    load_rows(builder, facts, "k")
+    load_rows(builder, facts, "k", region)
     guard = join_guards("m_t[:, None]", facts.v_mask)
     builder.add(
         load_tile(
-            "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_c", "o_v"), ("BC", "BV"), STEP,
+            "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_c", "o_v"), ("BC", "BV"), region,
             guard=guard, start="i_c * BC",
         )
     )  # fmt: skip
 
 
-def decay_setup(builder: GraphBuilder, facts: ChunkFacts) -> Loaded:
-    """Loads of the decay's tensors; for a constant decay, its rate `b_c`."""
+def decay_setup(
+    builder: GraphBuilder,
+    facts: ChunkFacts,
+    axes: Mapping[str, Axis] = TOKEN_AXES,
+    region: str = SETUP,
+) -> Loaded:
+    """Loads of the decay's tensors; for a constant decay, its rate `b_c`.
+
+    `region` is where the program knows its query head.
+    """
     algebra = facts.algebra
     if algebra.log_decay is None:
         return Loaded((), {}, ())
     declared = (*facts.variant.params, *facts.variant.inputs)
     loaded = load_refs(
-        algebra.decay_refs, declared, TOKEN_AXES,
+        algebra.decay_refs, declared, axes,
         two_lanes=False, names=scalar_names(algebra.log_decay, declared),
     )  # fmt: skip
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
@@ -133,9 +173,11 @@ def decay_setup(builder: GraphBuilder, facts: ChunkFacts) -> Loaded:
     reads = tuple(node.buffer for node in loaded.nodes)
     if algebra.decay == "constant":
         rate = constant_decay(algebra.log_decay, loaded.bindings, facts.printer)
-        builder.map("b_c", SETUP, (), *lines, *rate, reads=reads, note="log2 decay a token")
+        if region == STEP:
+            builder.extend(node for node in loaded.nodes if node.region == STEP)
+        builder.map("b_c", region, (), *lines, *rate, reads=reads, note="log2 decay a token")
     elif lines:
-        builder.map("f_index", SETUP, (), *lines, note="indices as numbers")
+        builder.map("f_index", region, (), *lines, note="indices as numbers")
     return loaded
 
 
@@ -167,27 +209,26 @@ def gate_lines(
     return (*bound.statements("b_a", log_decay), masked)
 
 
-def fold_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
-    """h = decay * h + features(k)^T (decay to the chunk's end * v), tile by tile."""
+def fold_state(builder: GraphBuilder, facts: ChunkFacts, fold: Fold = KEYS) -> None:
+    """h = decay * h + features^T (decayed value), tile by tile."""
     decayed = facts.algebra.decay is not None
-    value = "b_v"
+    value = fold.value
     if decayed:
-        note = "decay from each token to the chunk's end, and over the whole chunk"
-        ends = "b_u = tl.exp2(b_gl - b_g)"
-        builder.map("b_u", STEP, ("BC",), ends, reads=("b_g", "b_gl"), note=note)
+        ends = f"b_u = {fold.decay}"
+        builder.map("b_u", STEP, ("BC",), ends, reads=("b_g", "b_gl"), note=fold.note)
         builder.map("b_l", STEP, (), "b_l = tl.exp2(b_gl)", reads=("b_gl",))
-        scaled = "b_vu = b_v * b_u[:, None]"
-        builder.map("b_vu", STEP, ("BC", "BV"), scaled, dtype="io", reads=("b_v", "b_u"))
-        value = "b_vu"
+        value = f"{fold.value}u"
+        scaled = f"{value} = {fold.value} * b_u[:, None]"
+        builder.map(value, STEP, ("BC", "BV"), scaled, dtype="io", reads=(fold.value, "b_u"))
     for n, tile in enumerate(facts.features.tiles):
-        key, state, width = facts.key(n), f"b_h{n}", str(tile.width)
+        rows, state, width = facts.features_of(fold, n), f"b_h{n}", str(tile.width)
         if facts.summed:
-            _fold_sums(builder, facts, n)
+            _fold_sums(builder, facts, fold, n)
         if decayed:
             kept = f"{state} = {state} * b_l"
             name, reads = f"decay {state}", (state, "b_l")
             builder.fold(state, STEP, (width, "BV"), kept, name=name, reads=reads)
-        left = Operand(key, f"tl.trans({key})", (width, "BC"), transposed=True)
+        left = Operand(rows, f"tl.trans({rows})", (width, "BC"), transposed=True)
         right = Operand(value, value, ("BC", "BV"))
         note = f"[{width}, BC] @ [BC, BV]"
         builder.dot(
@@ -196,18 +237,20 @@ def fold_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
         )  # fmt: skip
 
 
-def _fold_sums(builder: GraphBuilder, facts: ChunkFacts, n: int) -> None:
+def _fold_sums(builder: GraphBuilder, facts: ChunkFacts, fold: Fold, n: int) -> None:
     decayed = facts.algebra.decay is not None
-    tile, key, sums = facts.features.tiles[n], facts.key(n), f"b_z{n}"
-    term = f"{key}.to(ACC)"
+    tile, rows, sums = facts.features.tiles[n], facts.features_of(fold, n), f"b_z{n}"
+    term = f"{rows}.to(ACC)"
+    if fold.weight:
+        term = f"{term} * {fold.weight}[:, None]"
     if decayed:
         term = f"{term} * b_u[:, None]"
-    if not facts.features.direct and tile.padded:
+    if not facts.features.direct and tile.padded and not fold.weight:
         # the constant feature of a padded row is 1: it must not count
         term = f"tl.where(m_t[:, None], {term}, 0.0)"
     kept = f"{sums} * b_l" if decayed else sums
     line = f"{sums} = {kept} + tl.sum({term}, 0)"
-    reads = (sums, key, "b_u", "b_l")
+    reads = (sums, rows, fold.weight, "b_u", "b_l")
     builder.fold(sums, STEP, (str(tile.width),), line, name=f"fold {sums}", reads=reads)
 
 

@@ -72,43 +72,53 @@ def feature_nodes(
     """In the loop: `target`0, `target`1, ... = the features of the rows of `source`."""
     if features.direct:
         return ()
+    return tuple(
+        node
+        for n in range(len(features.tiles))
+        for node in tile_nodes(features, n, source, target, rows=rows, weighted=weighted)
+    )
+
+
+def tile_nodes(
+    features: Features, n: int, source: str, target: str, *, rows: str, weighted: bool
+) -> tuple[Node, ...]:
+    """`target`n = one tile of features of the rows of `source`; b_x0, b_x1, ... are its factors."""
+    tile = features.tiles[n]
+    width, buffer = str(tile.width), f"{target}{n}"
     nodes: list[Node] = []
-    for n, tile in enumerate(features.tiles):
-        width = str(tile.width)
-        buffer = f"{target}{n}"
-        for r in range(tile.order):
-            padded = f" + b_u{n}{r}[None, :]" if tile.padded else ""
-            # [BC, BK] @ [BK, BF], exact: one factor a column
-            nodes.append(
-                Node(
-                    f"pick {buffer} {r}",
-                    "dot",
-                    f"b_x{r}",
-                    STEP,
-                    (rows, width),
-                    left=Operand(source, source, (rows, "BK")),
-                    right=Operand(f"b_e{n}", f"b_e{n}{r}", ("BK", width)),
-                    note=f"factor {r} of features {tile.start}: [{rows}, BK] @ [BK, {width}]",
-                    lines=(padded,),
-                )
-            )
-        factors = [f"b_x{r}" for r in range(tile.order)]
-        if weighted:
-            factors.append(f"b_w{n}[None, :]")
-        product = " * ".join(factors) if factors else "1.0"
-        if not tile.order:
-            product = f"tl.zeros([{rows}, {width}], ACC) + " + product
-        reads = (*(f"b_x{r}" for r in range(tile.order)), *((f"b_w{n}",) if weighted else ()))
+    for r in range(tile.order):
+        padded = f" + b_u{n}{r}[None, :]" if tile.padded else ""
+        # [BC, BK] @ [BK, BF], exact: one factor a column
         nodes.append(
             Node(
-                f"features {buffer}",
-                "map",
-                buffer,
+                f"pick {buffer} {r}",
+                "dot",
+                f"b_x{r}",
                 STEP,
                 (rows, width),
-                "io",
-                reads=reads,
-                lines=(f"{buffer} = {product}",),
+                left=Operand(source, source, (rows, "BK")),
+                right=Operand(f"b_e{n}", f"b_e{n}{r}", ("BK", width)),
+                note=f"factor {r} of features {tile.start}: [{rows}, BK] @ [BK, {width}]",
+                lines=(padded,),
             )
         )
+    factors = [f"b_x{r}" for r in range(tile.order)]
+    if weighted:
+        factors.append(f"b_w{n}[None, :]")
+    product = " * ".join(factors) if factors else "1.0"
+    if not tile.order:
+        product = f"tl.zeros([{rows}, {width}], ACC) + " + product
+    reads = (*(f"b_x{r}" for r in range(tile.order)), *((f"b_w{n}",) if weighted else ()))
+    nodes.append(
+        Node(
+            f"features {buffer}",
+            "map",
+            buffer,
+            STEP,
+            (rows, width),
+            "io",
+            reads=reads,
+            lines=(f"{buffer} = {product}",),
+        )
+    )
     return tuple(nodes)

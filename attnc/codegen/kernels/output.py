@@ -43,6 +43,9 @@ def output_kernel(facts: ChunkFacts) -> Kernel:
         TensorArgument("states", (), "acc", facts.slot_layout),
         TensorArgument("o", (), "io", "[B, T, HQ, V]", written=True),
     )
+    if facts.summed:
+        norm = TensorArgument("norm", (), "acc", "[B, HQ, T]: sum of weights", written=True)
+        tensors = (*tensors, norm)
     return Kernel("output", "", tensors, SCALARS, CONSTANTS, builder.build(), (), (CHUNKS,))
 
 
@@ -102,6 +105,11 @@ def _finish_rows(builder: GraphBuilder, facts: ChunkFacts) -> None:
     if facts.summed:
         line = "b_o = b_o / tl.where(b_n != 0.0, b_n, 1.0)[:, None]"
         builder.map("b_o", STEP, tile, line, name="normalise", reads=("b_o", "b_n"))
+        # programs of other columns of v write the same sums
+        builder.store(
+            STEP, ("BC",), "b_n", name="store norm", reads=("b_n",),
+            tensor="norm", address="p_norm + o_t", guard="m_t",
+        )  # fmt: skip
     elif facts.features.direct and factor != 1.0:
         note = "the scale of a linear weight, once a row"
         line = f"b_o = b_o * {number(factor)}"

@@ -81,6 +81,10 @@ def finish_parallel(builder: GraphBuilder, algebra: Algebra, scale: float) -> No
         line = "b_o = b_o / tl.where(b_n != 0.0, b_n, 1.0)[:, None]"
         note = "a row that saw nothing gives 0"
         builder.map("b_o", FINISH, tile, line, name="normalise", reads=("b_o", "b_n"), note=note)
+        builder.store(
+            FINISH, ("BT",), "b_n", name="store norm", reads=("b_n",),
+            tensor="norm", address="p_norm + r_t", guard="m_t",
+        )  # fmt: skip
     elif factor != 1.0:
         line = f"b_o = b_o * {number(factor)}"
         note = "the scale of a linear weight, once a row"

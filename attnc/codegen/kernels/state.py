@@ -35,7 +35,7 @@ def state_kernel(facts: ChunkFacts) -> Kernel:
     if gated:
         line = "b_gs = b_gs + b_gl"
         builder.fold("b_gs", STEP, (), line, name="fold b_gs", reads=("b_gs", "b_gl"))
-    _store(builder, facts)
+    store_state(builder, facts)
     tensors = [*facts.key_tensors(), *loaded.tensors, *facts.tables(weights=False)]
     tensors.append(TensorArgument("states", (), "acc", facts.slot_layout, written=True))
     if gated:
@@ -45,7 +45,8 @@ def state_kernel(facts: ChunkFacts) -> Kernel:
     return Kernel("state", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (CHUNKS,))
 
 
-def _store(builder: GraphBuilder, facts: ChunkFacts) -> None:
+def store_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
+    """The folded state of a segment into its slot."""
     for n, tile in enumerate(facts.features.tiles):
         width = str(tile.width)
         rows = f"r_f{n} = {column_text(tile.start, tile.width)}"
@@ -60,7 +61,7 @@ def _store(builder: GraphBuilder, facts: ChunkFacts) -> None:
                 FINISH, (width,), f"b_z{n}", name=f"store b_z{n}", reads=(f"b_z{n}",),
                 tensor="states", address=f"p_states + FP * V + r_f{n}",
             )  # fmt: skip
-    if facts.algebra.decay == "gated":
+    if facts.algebra.decay == "gated" and builder.kernel == "state":
         builder.store(
             FINISH, (), "b_gs", name="store b_gs", reads=("b_gs",),
             tensor="decays", address="decays + i_bh * NS + i_n",

@@ -1,0 +1,69 @@
+"""One candidate of a pass: its tiles, its cost, and the reason against it."""
+
+from __future__ import annotations
+
+from attnc.codegen.cost import estimate
+from attnc.codegen.features import MIN_TILE, Features, power_of_two
+from attnc.codegen.kernel import Kernel
+from attnc.codegen.plan import Cost, PassPlan, Request
+from attnc.codegen.work import pass_work
+
+# more carried words a thread than this and the compiler spills on every target
+_REGISTER_LIMIT = 232
+
+
+def tile_dims(request: Request) -> tuple[int, int]:
+    """BK and BV: whole heads, in powers of two."""
+    head_dim, value_dim = request.dims
+    return (
+        max(MIN_TILE, power_of_two(head_dim)),
+        max(request.device.min_columns, power_of_two(value_dim)),
+    )
+
+
+def is_wide(request: Request) -> bool:
+    """Whether dots are split in three: both halves of each operand then stand in registers."""
+    return request.dtype == "fp32" and request.precision == "tf32x3"
+
+
+def state_too_large(request: Request, features: Features) -> str:
+    """Why no program can carry the state, told before a kernel of thousands of tiles is built."""
+    columns = request.device.min_columns
+    nbytes = features.padded_count * columns * 4
+    limit = request.device.register_file * 4
+    if nbytes <= limit * 3 // 4:
+        return ""
+    return (
+        f"{features.count:,} features by {columns} columns of v in fp32 take {nbytes:,} B, "
+        f"the registers of a program hold {limit:,}"
+    )
+
+
+def pass_plan(
+    request: Request, kernel: Kernel, tiles: dict[str, int], warps: int, stages: int
+) -> PassPlan:
+    """A pass with its tiles, and what it costs at the workload."""
+    cost: Cost = estimate(
+        kernel,
+        tiles,
+        io=request.dtype,
+        num_warps=warps,
+        num_stages=stages,
+        device=request.device,
+        work=pass_work(request, kernel, tiles),
+        precision=request.precision,
+    )
+    return PassPlan(kernel, tuple(tiles.items()), warps, stages, cost)
+
+
+def refuse(request: Request, step: PassPlan) -> str:
+    """Why a pass does not fit the device, empty where it does."""
+    if request.dtype == "fp64":
+        return ""  # the interpreter alone runs it, and has neither SRAM nor registers
+    budget = request.device.sram_bytes
+    if step.cost.sram_bytes > budget:
+        return f"needs {step.cost.sram_bytes:,} B of SRAM, the budget is {budget:,} B"
+    limit = min(_REGISTER_LIMIT, request.device.registers)
+    if step.cost.registers > limit:
+        return f"needs about {step.cost.registers} registers a thread, at most {limit} are there"
+    return ""

@@ -1,0 +1,137 @@
+"""The backward's mathematics, derived from the declared expressions: nothing here names a variant.
+
+    softmax   p = exp(score(s) - lse)    dscore = p * (do.v - delta)     ds = dscore * score'(s)
+    state     W = w(s) * D               dW = do'.v + dn                 ds = dW * D * w'(s)
+
+with D the decay from key to query, delta = do.o - dlse, do' = do / n and dn = -do.o / n where the
+row is normalised. A declared tensor's gradient is the sum of dscore, or of the gradient of the log
+decay, times the derivative by that tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import sympy
+
+from attnc.codegen.algebra import Algebra
+from attnc.codegen.index import scalar_names
+from attnc.codegen.symbolic import ref_symbol, symbol
+from attnc.dsl.expr import Ref
+from attnc.dsl.variant import Declared, Variant
+
+
+class _Absolute(sympy.Function):  # type: ignore[misc]
+    """|x| whose derivative is sign(x); sympy's own asks first whether x is known to be real."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return sympy.sign(self.args[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """One derivative by a declared tensor: where it is read, and the derivative there."""
+
+    declared: Declared
+    index: tuple[str, ...]
+    slope: sympy.Expr
+
+    @property
+    def label(self) -> str:
+        """The name of its accumulator; a tensor read at two places has two."""
+        return f"{self.declared.name}{''.join(f'_{letter}' for letter in self.index)}"
+
+    def __str__(self) -> str:
+        index = f"[{', '.join(self.index)}]" if self.index else ""
+        return f"{self.declared.name}{index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """Every derivative that a backward needs.
+
+    `score_slope` is d score / d s; `weight_slope` are the coefficients of w'(s), lowest degree
+    first; `phi_slope` is phi'(x). `score` and `decay` are the derivatives by declared tensors.
+    """
+
+    algebra: Algebra
+    score_slope: sympy.Expr | None
+    weight_slope: tuple[Fraction, ...]
+    phi_slope: sympy.Expr | None
+    score: tuple[Partial, ...]
+    decay: tuple[Partial, ...]
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        if self.algebra.family == "softmax":
+            lines.append("p          = exp(score - lse)")
+            lines.append("delta      = sum_c(do * o) - dlse")
+            lines.append("dscore     = p * (do . v - delta)")
+            lines.append("ds         = dscore * d score/d s")
+            lines.append(f"d score/d s = {self.score_slope}")
+        else:
+            s = symbol("s")
+            slope = sum((sympy.Rational(c) * s**m for m, c in enumerate(self.weight_slope)), 0 * s)
+            summed = self.algebra.normalize == "sum"
+            lines.append("W          = w(s)" + (" * D" if self.algebra.decay else ""))
+            if summed:
+                lines.append("dn         = -sum_c(do * o) / n")
+                lines.append("dW         = (do / n) . v + dn")
+            else:
+                lines.append("dW         = do . v")
+            lines.append("ds         = dW * w'(s)" + (" * D" if self.algebra.decay else ""))
+            lines.append(f"w'(s)      = {slope}")
+        lines.append("dq, dk     = scale * ds @ phi(k), scale * ds^T @ phi(q)")
+        if self.phi_slope is not None:
+            lines.append(f"phi'(x)    = {self.phi_slope}")
+        if self.algebra.decay:
+            lines.append("dG         = sum over the pairs that a token lies between of dW * W")
+        for partial in self.score:
+            lines.append(f"d score/d {partial} = {partial.slope}")
+        for partial in self.decay:
+            lines.append(f"d log_decay/d {partial} = {partial.slope}")
+        return "\n".join(lines)
+
+
+def derive(variant: Variant, algebra: Algebra, wanted: tuple[str, ...] | None = None) -> Derivation:
+    """Differentiate score, weight, feature map and decay of a variant.
+
+    `wanted` names the declared tensors whose gradient is asked for; all that are declared with
+    `grad = true` where it is None.
+    """
+    declared = tuple(
+        tensor
+        for tensor in (*variant.params, *variant.inputs)
+        if tensor.grad and (wanted is None or tensor.name in wanted)
+    )
+    score = algebra.score
+    coefficients = algebra.coefficients
+    return Derivation(
+        algebra=algebra,
+        score_slope=None if score is None else differentiate(score, symbol("s")),
+        weight_slope=tuple(m * c for m, c in enumerate(coefficients))[1:] or (Fraction(0),),
+        phi_slope=None if algebra.phi is None else differentiate(algebra.phi, symbol("x")),
+        score=() if score is None else _partials(score, algebra.score_refs, declared),
+        decay=()
+        if algebra.log_decay is None
+        else _partials(algebra.log_decay, algebra.decay_refs, declared),
+    )
+
+
+def differentiate(expr: sympy.Expr, by: sympy.Symbol) -> sympy.Expr:
+    """d expr / d by; where the derivative jumps, the side that torch takes at a kink."""
+    smooth = expr.replace(sympy.Abs, _Absolute)
+    return sympy.diff(smooth, by).replace(_Absolute, sympy.Abs)
+
+
+def _partials(
+    expr: sympy.Expr, refs: tuple[Ref, ...], declared: tuple[Declared, ...]
+) -> tuple[Partial, ...]:
+    by_name = {tensor.name: tensor for tensor in declared}
+    scalars = scalar_names(expr, declared)
+    places = [(ref.name, ref.index, ref_symbol(ref)) for ref in refs if ref.name in by_name]
+    places += [(name, (), symbol(name)) for name in sorted(scalars)]
+    return tuple(
+        Partial(by_name[name], tuple(index), differentiate(expr, by)) for name, index, by in places
+    )

@@ -1,0 +1,189 @@
+"""The text of a backward's launcher: what it allocates, what it launches, what it reduces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attnc.codegen.derive import Partial
+from attnc.codegen.kernels.gradient.partial_sums import PartialSum, partial_sum
+from attnc.codegen.launch import constant, state_slot
+from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
+from attnc.dsl.variant import Declared
+
+_LENGTHS = {"b": "B", "h": "HQ", "i": "TQ", "j": "TK", "n": "NT"}
+# one workspace name inside the folds of either direction
+_REVERSED = {"states": "dstates", "carried": "dcarried", "sums": "dsums"}
+
+
+@dataclass(frozen=True, slots=True)
+class GradientLaunch:
+    """What the launch templates of a backward print."""
+
+    launcher: str
+    parameters: tuple[str, ...]
+    summary: str
+    returns: str
+    workspaces: tuple[str, ...]
+    calls: dict[str, str]
+    reductions: tuple[str, ...]
+    online: bool
+    summed: bool
+    gated: bool
+    exponents: bool
+    stateful: bool
+    state_heads_are_query: bool
+    acc: str
+    head_dim: int
+    value_dim: int
+    slot: int
+    carried: int
+    features: int
+    tiles: dict[str, int]
+    tile_count: str
+    programs: int
+    min_chunks: int
+
+
+def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaunch:
+    """All of it, for the form of the plan."""
+    assert plan.derivation is not None
+    chunked = plan.form == "chunked"
+    online, summed = plan.form == "online", plan.algebra.normalize == "sum"
+    partials = (*plan.derivation.score, *plan.derivation.decay)
+    exponents = plan.algebra.decay == "gated" and bool(plan.derivation.decay) and not chunked
+    names = wanted_names(plan)
+    grads = ", ".join(["dq", "dk", "dv", *(f"du_{name}" for name in names)])
+    tiles = {key: size for step in plan.passes for key, size in step.tile.items()}
+    if chunked:
+        tiles["BV"] = next(s for s in plan.passes if s.kernel.name == "carry").tile["BV"]
+        count = "NC"
+    else:
+        rows = next(step for step in plan.passes if step.kernel.name == "dq").tile["BT"]
+        count = "1" if exponents else f"triton.cdiv(TQ, {rows})"
+    uses_tiles = any(partial_sum(partial).axes[-1] == "n" for partial in partials)
+    return GradientLaunch(
+        launcher="launch_dchunked.jinja" if chunked else "launch_pairs.jinja",
+        parameters=gradient_parameters(plan),
+        summary=f"Gradients by the {plan.form} form, for K = {plan.dims[0]}, V = {plan.dims[1]}.",
+        returns=f"{grads}{', and that of the initial state' if plan.stateful else ''}",
+        workspaces=tuple(_workspace(plan, partial) for partial in partials),
+        calls={step.kernel.name: _call(plan, step, render_call) for step in plan.passes},
+        reductions=tuple(_reduction(plan, name, partials) for name in names),
+        online=online,
+        summed=summed,
+        gated=plan.algebra.decay == "gated",
+        exponents=exponents,
+        stateful=plan.stateful,
+        state_heads_are_query=plan.algebra.decay_uses_head,
+        acc=TORCH_TYPES[plan.acc],
+        head_dim=plan.dims[0],
+        value_dim=plan.dims[1],
+        slot=state_slot(plan),
+        carried=plan.features.padded_count * plan.dims[1] if plan.features else 0,
+        features=plan.features.padded_count if plan.features else 0,
+        tiles=tiles,
+        tile_count=count if uses_tiles else "",
+        programs=plan.programs,
+        min_chunks=plan.min_chunks,
+    )
+
+
+def wanted_names(plan: Plan) -> tuple[str, ...]:
+    """The declared tensors whose gradients a backward returns, in declared order."""
+    assert plan.derivation is not None
+    found = {p.declared.name for p in (*plan.derivation.score, *plan.derivation.decay)}
+    declared = (*plan.variant.params, *plan.variant.inputs)
+    return tuple(tensor.name for tensor in declared if tensor.name in found)
+
+
+def gradient_tensors(plan: Plan) -> tuple[str, ...]:
+    """The declared tensors that the kernels of a backward read, in declared order."""
+    names = {tensor.given for step in plan.passes for tensor in step.kernel.tensors}
+    names |= set(wanted_names(plan))
+    declared = (*plan.variant.params, *plan.variant.inputs)
+    return tuple(tensor.name for tensor in declared if tensor.name in names)
+
+
+def gradient_parameters(plan: Plan) -> tuple[str, ...]:
+    """The launcher's parameters: inputs, what the forward kept, the gradients that come in."""
+    names = ["q", "k", "v", *(f"u_{name}" for name in gradient_tensors(plan))]
+    if plan.form == "online":
+        return (*names, "o", "lse", "do", "dlse")
+    if plan.algebra.normalize == "sum":
+        names += ["o", "norm"]
+    names.append("do")
+    if plan.stateful:
+        names += ["initial_state", "dfinal"]
+    return tuple(names)
+
+
+def _lengths(plan: Plan, axes: tuple[str, ...]) -> list[str]:
+    tokens = "T" if plan.form == "chunked" else "TK"
+    return [tokens if axis == "t" else _LENGTHS[axis] for axis in axes]
+
+
+def _workspace(plan: Plan, partial: Partial) -> str:
+    sums = partial_sum(partial)
+    # a query's position may lie outside the tokens, and hidden tiles of pairs are never visited
+    whole = {"i", "j"} <= set(partial.index) or ("i" in partial.index and "t" in sums.axes)
+    shape = ", ".join(_lengths(plan, sums.axes))
+    maker = "zeros" if whole else "empty"
+    return f"{sums.name} = torch.{maker}(({shape}), dtype={TORCH_TYPES[plan.acc]}, device=q.device)"
+
+
+def _reduction(plan: Plan, name: str, partials: tuple[Partial, ...]) -> str:
+    mine = [partial for partial in partials if partial.declared.name == name]
+    terms = [_reduced(partial_sum(partial), partial.declared) for partial in mine]
+    total = terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
+    return f"{total}.to(u_{name}.dtype)"
+
+
+def _reduced(sums: PartialSum, declared: Declared) -> str:
+    axes = list(sums.axes)
+    text = sums.name
+    if "hkv" in declared.shape:
+        text += ".unflatten(1, (HKV, -1)).sum(2)"
+        axes[1] = "hkv"
+    gone = [number for number, axis in enumerate(axes) if axis not in declared.shape]
+    if len(gone) == len(axes):
+        return f"{text}.sum()"
+    if gone:
+        inner = str(gone[0]) if len(gone) == 1 else str(tuple(gone))
+        text += f".sum({inner})"
+    left = [axis for axis in axes if axis in declared.shape]
+    order = [left.index(axis) for axis in declared.shape]
+    if order != sorted(order):
+        text += f".permute({', '.join(map(str, order))})"
+    return text
+
+
+def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
+    kernel, tile = step.kernel, step.tile
+    back = _REVERSED if kernel.name in {"dstate", "dscan", "dcarry"} else {}
+    arguments = [back.get(tensor.name, tensor.name) for tensor in kernel.tensors]
+    arguments += [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
+    scalars = kernel.scalars
+    arguments += ["TK" if kernel.name == "gates" and name == "T" else name for name in scalars]
+    arguments += [f"{name}={constant(plan, step, name)}" for name in kernel.constants]
+    grids = {
+        "dq": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
+        "dkv": lambda: [f"triton.cdiv(TK, {tile['BS']}) * B * HKV"],
+        "delta": lambda: [f"triton.cdiv(T, {tile['BT']}) * B * HQ"],
+        "gates": lambda: ["B * HS"],
+        "dgates": lambda: ["B * HQ"],
+        "state": lambda: ["NV * B * HS", "NS"],
+        "carry": lambda: ["NV * B * HS", "NS"],
+        "dstate": lambda: ["NV * B * HQ", "NS"],
+        "dcarry": lambda: ["NV * B * HQ", "NS"],
+        "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
+        "dscan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HQ"],
+        "dchunk": lambda: ["NC", "B * HKV"],
+    }
+    return render_call(
+        symbol=f"{plan.variant.name}_{kernel.name}",
+        grid=grids[kernel.name](),
+        arguments=arguments,
+        num_warps=step.num_warps,
+        num_stages=step.num_stages,
+    )

@@ -1,0 +1,209 @@
+"""The `dchunk` pass: one chunk of one key/value head, from the states on both sides of it.
+
+Inside the chunk pairs go by the polynomial of s and its derivative, as in the parallel form; the
+state before the chunk reaches its queries, and the gradient of the state after it its keys. Heads
+of a group are summed in order, in registers.
+Source: Lightning Attention-2 (arXiv 2401.04658), algorithm 2, for any polynomial weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
+from attnc.codegen.index import Loaded
+from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.chunk import TOKEN_AXES, ChunkFacts, decay_setup, decay_step, load_keys
+from attnc.codegen.kernels.gradient.carry import load_outputs, output_tensors
+from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.pairs import weight_slope_lines
+from attnc.codegen.kernels.gradient.rows import chain
+from attnc.codegen.kernels.gradient.state_terms import from_states
+from attnc.codegen.kernels.gradient.token_sums import (
+    add_token_sums,
+    start_token_sums,
+    store_token_sums,
+    token_arguments,
+)
+from attnc.codegen.kernels.monomials import selection_nodes
+from attnc.codegen.kernels.operand import join_guards
+from attnc.codegen.kernels.weight import horner
+from attnc.codegen.tile_range import KeyLoop
+
+GROUP = KeyLoop("0", "HQ // HKV", True, "the query heads that read this key/value head")
+SCALARS = ("T", "HQ", "HKV", "HS", "NC")
+CONSTANTS = ("K", "V", "BC", "BK", "BV", "FP")
+# every query head has a decay of its own: what is loaded for it stands in the loop over heads
+HEAD_AXES = {
+    letter: replace(axis, region=STEP if letter in {"h", "t"} else SETUP)
+    for letter, axis in TOKEN_AXES.items()
+}
+SQUARE = ("BC", "BC")
+
+
+def dchunk_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
+    """dq, dk, dv and the decays' gradients of one chunk."""
+    builder = GraphBuilder("dchunk")
+    builder.extend(selection_nodes(chunk.features, weights=True))
+    load_keys(builder, chunk, SETUP)
+    for name, column in (("dk", "BK"), ("dv", "BV")):
+        line = f"b_{name} = tl.zeros([BC, {column}], ACC)"
+        builder.fold(f"b_{name}", SETUP, ("BC", column), line, note=f"{name} of the chunk")
+    loaded = _head(builder, chunk)
+    load_outputs(builder, chunk, facts)
+    decay_step(builder, chunk, loaded)
+    _inside(builder, chunk, facts)
+    from_states(builder, chunk, facts)
+    _decays(builder, facts, loaded)
+    _store_queries(builder, chunk, facts)
+    _store_keys(builder, chunk, facts)
+    tensors = _tensors(chunk, facts, loaded)
+    return Kernel("dchunk", "", tensors, SCALARS, CONSTANTS, builder.build(), (), (GROUP,))
+
+
+def _tensors(
+    chunk: ChunkFacts, facts: GradientFacts, loaded: Loaded
+) -> tuple[TensorArgument, ...]:
+    q, *others = output_tensors(chunk, facts)
+    carried = [
+        TensorArgument("carried", (), "io", "[B, HS, NC, FP, V]: states before chunks"),
+        TensorArgument("dcarried", (), "io", "[B, HQ, NC, FP, V]: gradients of states after them"),
+    ]
+    if chunk.summed:
+        carried += [
+            TensorArgument("sums", (), "acc", "[B, HS, NC, FP]"),
+            TensorArgument("dsums", (), "acc", "[B, HQ, NC, FP]"),
+        ]
+    written = [
+        TensorArgument("dq", (), "io", "[B, T, HQ, K]", written=True),
+        TensorArgument("dk", (), "io", "[B, T, HKV, K]", written=True),
+        TensorArgument("dv", (), "io", "[B, T, HKV, V]", written=True),
+    ]
+    tables = chunk.tables(weights=True)
+    return (
+        q, *chunk.key_tensors(), *others, *loaded.tensors, *tables, *carried, *written,
+        *token_arguments(facts),
+    )  # fmt: skip
+
+
+def _head(builder: GraphBuilder, chunk: ChunkFacts) -> Loaded:
+    lines = [
+        "i_h = i_hkv * (HQ // HKV) + i_g",
+        "i_hs = i_h // (HQ // HS)",
+        "p_q = q + i_b * stride_q_b + i_h * stride_q_h",
+        "p_do = do + i_b * stride_do_b + i_h * stride_do_h",
+        "p_carried = carried + ((i_b * HS + i_hs) * NC + i_c) * FP * V",
+        "p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V",
+    ]
+    if chunk.summed:
+        lines += [
+            "p_sums = sums + ((i_b * HS + i_hs) * NC + i_c) * FP",
+            "p_dsums = dsums + ((i_b * HQ + i_h) * NC + i_c) * FP",
+            "p_norm = norm + (i_b * HQ + i_h) * T",
+            "p_delta = delta + (i_b * HQ + i_h) * T",
+        ]
+    builder.map("p_q", STEP, (), *lines, name="head")
+    return decay_setup(builder, chunk, HEAD_AXES, STEP)
+
+
+def _inside(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
+    """Pairs inside the chunk."""
+    algebra = facts.algebra
+    left = Operand("b_q", "b_q", ("BC", "BK"))
+    right = Operand("b_k", "tl.trans(b_k)", ("BK", "BC"), transposed=True)
+    builder.dot("b_s", STEP, SQUARE, left, right, note="inside the chunk: the scores again")
+    weight = horner("b_p", "b_s", algebra.coefficients, facts.scale, direct=algebra.direct)
+    slope = weight_slope_lines("b_y", "b_s", facts)
+    note = "" if algebra.direct else "the weight and its derivative, polynomials of s"
+    builder.map("b_p", STEP, SQUARE, *weight, *slope, reads=("b_s",), name="weight", note=note)
+    seen = "r_c[:, None] >= r_c[None, :]"
+    factors = ["b_y"] if slope else []
+    if algebra.decay is not None:
+        lines = (f"b_e = tl.where({seen}, tl.exp2(b_g[:, None] - b_g[None, :]), 0.0)",)
+        note = "decay from key to query, 0 where the query is before the key"
+        builder.map("b_e", STEP, SQUARE, *lines, reads=("b_g", "b_p"), note=note)
+        builder.map("b_p", STEP, SQUARE, "b_p = b_p * b_e", name="decay", reads=("b_p", "b_e"))
+        factors.append("b_e")
+    else:
+        line = f"b_p = tl.where({seen}, b_p, 0.0)"
+        builder.map("b_p", STEP, SQUARE, line, name="visible", reads=("b_p",))
+    left = Operand("b_do", "b_do", ("BC", "BV"))
+    right = Operand("b_v", "tl.trans(b_v)", ("BV", "BC"), transposed=True)
+    builder.dot("b_dw", STEP, SQUARE, left, right, note="gradient of the weights")
+    if facts.summed:
+        line = "b_dw = b_dw + b_d[:, None]"
+        builder.map("b_dw", STEP, SQUARE, line, name="normaliser", reads=("b_dw", "b_d"))
+    if facts.derivation.decay:
+        lines = ("b_px = b_dw * b_p", "b_r = tl.sum(b_px, 1) - tl.sum(b_px, 0)")
+        note = "exponents' gradients: what each row gained less what each key lost"
+        builder.map("b_r", STEP, ("BC",), *lines, reads=("b_dw", "b_p"), note=note)
+    line = " * ".join(["b_ds = b_dw", *factors])
+    builder.map("b_ds", STEP, SQUARE, line, reads=("b_dw", "b_p", "b_e"), note="of the scores")
+    if algebra.decay is None:
+        line = f"b_ds = tl.where({seen}, b_ds, 0.0)"
+        builder.map("b_ds", STEP, SQUARE, line, name="visible gradient", reads=("b_ds",))
+    square = Operand("b_ds", "b_ds.to(b_k.dtype)", SQUARE)
+    builder.dot(
+        "b_dq", STEP, ("BC", "BK"), square, Operand("b_k", "b_k", ("BC", "BK")),
+        note="[BC, BC] @ [BC, BK]",
+    )  # fmt: skip
+    for name, tile, other, column in (
+        ("dk", "b_ds", "b_q", "BK"),
+        ("dv", "b_p", "b_do", "BV"),
+    ):
+        left = Operand(tile, f"tl.trans({tile}.to({other}.dtype))", SQUARE, transposed=True)
+        right = Operand(other, other, ("BC", column))
+        builder.dot(
+            f"b_{name}", STEP, ("BC", column), left, right, name=f"inside {name}",
+            into=f"b_{name}", carried=True, note=f"[BC, BC]^T @ [BC, {column}]",
+        )  # fmt: skip
+
+
+def _decays(builder: GraphBuilder, facts: GradientFacts, loaded: Loaded) -> None:
+    """Each token's log decay: it lies between the pairs j < t <= i, inside the chunk and beyond."""
+    if not facts.derivation.decay:
+        return
+    lines = (
+        "b_ds = tl.sum(b_r, 0) - tl.cumsum(b_r, 0) + b_r",
+        "b_ds = b_ds + tl.cumsum(b_cj, 0) - b_cj + b_dd",
+    )
+    reads = ("b_r", "b_cj", "b_dd", "b_ds")
+    note = "gradient of each token's log decay: of all pairs that it lies between"
+    builder.map("b_ds", STEP, ("BC",), *lines, name="gates", reads=reads, note=note)
+    start_token_sums(builder, facts, STEP)
+    add_token_sums(builder, facts, loaded.bindings, tokens="T")
+    store_token_sums(builder, facts, STEP, tile="i_c", tiles="NC")
+
+
+def _store_queries(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
+    shape = ("BC", "BK")
+    guard = join_guards("m_t[:, None]", chunk.k_mask)
+    if facts.derivation.phi_slope is not None:
+        place = "p_qt + r_c[:, None] * stride_q_t + o_k[None, :] * stride_q_k"
+        builder.load("b_qx", STEP, shape, tensor="q", dtype="io", address=place, guard=guard)
+        chain(builder, facts, STEP, shape, "b_dq", "b_qx")
+    builder.store(
+        STEP, shape, "b_dq.to(dq.dtype.element_ty)", name="store dq", reads=("b_dq",),
+        tensor="dq", guard=guard, note="[BC, BK]",
+        address="dq + ((i_b * T + o_t) * HQ + i_h)[:, None] * K + o_k[None, :]",
+    )  # fmt: skip
+
+
+def _store_keys(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
+    shape = ("BC", "BK")
+    guard = join_guards("m_t[:, None]", chunk.k_mask)
+    if facts.derivation.phi_slope is not None:
+        place = "p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k"
+        builder.load("b_kx", FINISH, shape, tensor="k", dtype="io", address=place, guard=guard)
+        chain(builder, facts, FINISH, shape, "b_dk", "b_kx")
+    for name, columns, column, mask in (
+        ("dk", "K", "o_k", guard),
+        ("dv", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask)),
+    ):
+        tile = "BK" if name == "dk" else "BV"
+        row = "((i_b * T + o_t) * HKV + i_hkv)[:, None]"
+        builder.store(
+            FINISH, ("BC", tile), f"b_{name}.to({name}.dtype.element_ty)", name=f"store {name}",
+            reads=(f"b_{name}",), tensor=name, guard=mask, note=f"[BC, {tile}]",
+            address=f"{name} + {row} * {columns} + {column}[None, :]",
+        )  # fmt: skip

@@ -1,0 +1,173 @@
+"""The `dkv` pass: a program holds BS keys, folds query tiles of every head that reads them.
+
+The heads of a group are summed in order, in registers: no copy a query head, and no atomics.
+"""
+
+from __future__ import annotations
+
+from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, GraphBuilder, Operand
+from attnc.codegen.index import Loaded
+from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.pairs import pair_setup, pair_step
+from attnc.codegen.kernels.gradient.partial_sums import (
+    add_rate,
+    add_sums,
+    rate_arguments,
+    start_rate,
+    start_sums,
+    store_rate,
+    store_sums,
+    sum_arguments,
+)
+from attnc.codegen.kernels.gradient.rows import (
+    CONSTANTS,
+    chain,
+    declared_loads,
+    row_statistics,
+    scale_outputs,
+    statistics,
+)
+from attnc.codegen.kernels.gradient.side import COLUMNS
+from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
+from attnc.codegen.printer import number
+from attnc.codegen.tile_range import row_range
+
+GROUP = "for i_g in range(HQ // HKV):"
+
+
+def columns_kernel(facts: GradientFacts) -> Kernel:
+    """dk and dv at head dims (K, V)."""
+    builder = GraphBuilder("dkv")
+    loaded = declared_loads(facts, COLUMNS)
+    builder.extend(node for node in loaded.nodes if node.region == SETUP)
+    _load_keys(builder, facts)
+    for name, column, dim in (("dk", "BK", "K"), ("dv", "BV", "V")):
+        line = f"b_{name} = tl.zeros([BS, {column}], ACC)"
+        builder.fold(f"b_{name}", SETUP, ("BS", column), line, note=f"accumulator, {dim} channels")
+    _head(builder, facts)
+    builder.extend(node for node in loaded.nodes if node.region == HEAD)
+    loaded = pair_setup(builder, facts, COLUMNS, loaded)
+    start_sums(builder, facts, COLUMNS)
+    start_rate(builder, facts, COLUMNS)
+    _load_queries(builder, facts)
+    builder.extend(node for node in loaded.nodes if node.region == STEP)
+    pair_step(builder, facts, COLUMNS, loaded)
+    add_sums(builder, facts, COLUMNS)
+    add_rate(builder, facts, COLUMNS)
+    _fold(builder)
+    store_sums(builder, facts, COLUMNS)
+    store_rate(builder, facts, COLUMNS, loaded.bindings)
+    _store(builder, facts)
+    ranges = row_range(facts.algebra.mask)
+    scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
+    tensors = _tensors(facts, loaded)
+    return Kernel(
+        "dkv", "", tensors, scalars, CONSTANTS, builder.build(), ranges.lines, ranges.loops, GROUP
+    )
+
+
+def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
+    known = facts.tensors()
+    names = ["q", "k", "v", *statistics(facts), "do"]
+    names += ["delta"] if facts.softmax or facts.summed else []
+    return (
+        *(known[name] for name in names),
+        *loaded.tensors,
+        TensorArgument("dk", (), "io", "[B, TK, HKV, K]", written=True),
+        TensorArgument("dv", (), "io", "[B, TK, HKV, V]", written=True),
+        *sum_arguments(facts, COLUMNS),
+        *rate_arguments(facts, COLUMNS),
+    )
+
+
+def _load_keys(builder: GraphBuilder, facts: GradientFacts) -> None:
+    shape = ("BS", "BK")
+    guard = join_guards("m_s[:, None]", facts.k_mask)
+    stride = ("stride_k_t", "stride_k_k")
+    builder.add(load_tile("b_k", "p_k", stride, ("r_s", "o_k"), shape, SETUP, guard=guard))
+    phi = facts.algebra.phi
+    builder.extend(map_features("b_k", phi, shape, SETUP, facts.printer, guard=guard))
+    shape = ("BS", "BV")
+    guard = join_guards("m_s[:, None]", facts.v_mask)
+    stride = ("stride_v_t", "stride_v_v")
+    builder.add(load_tile("b_v", "p_v", stride, ("r_s", "o_v"), shape, SETUP, guard=guard))
+
+
+def _head(builder: GraphBuilder, facts: GradientFacts) -> None:
+    lines = ["i_h = i_hkv * (HQ // HKV) + i_g"]
+    lines.append("p_q = q + i_b * stride_q_b + i_h * stride_q_h")
+    lines.append("p_do = do + i_b * stride_do_b + i_h * stride_do_h")
+    for name in [name for name in statistics(facts) if name != "gates"]:
+        lines.append(f"p_{name} = {name} + (i_b * HQ + i_h) * TQ")
+    if facts.softmax or facts.summed:
+        lines.append("p_delta = delta + (i_b * HQ + i_h) * TQ")
+    reads: tuple[str, ...] = ()
+    if facts.algebra.decay == "gated":
+        lines.append("p_gates = gates + (i_b * HS + i_h // (HQ // HS)) * TK")
+    builder.map("p_q", HEAD, (), *lines, name="head", reads=reads)
+    if facts.algebra.decay == "gated":
+        builder.load(
+            "b_gj", HEAD, ("BS",), dtype="fp64", tensor="gates", guard="m_s", reads=("p_q",),
+            address="p_gates + o_s", note="summed log2 decay of the keys",
+        )  # fmt: skip
+
+
+def _load_queries(builder: GraphBuilder, facts: GradientFacts) -> None:
+    shape = ("BT", "BK")
+    builder.add(
+        load_tile(
+            "b_q", "p_q", ("stride_q_t", "stride_q_k"), ("r_t", "o_k"), shape, STEP,
+            guard=facts.k_mask, edge_guard="m_t[:, None]", start="i_t",
+        )
+    )  # fmt: skip
+    # padded rows of phi(q) meet do = 0
+    phi, guard = facts.algebra.phi, facts.k_mask
+    builder.extend(map_features("b_q", phi, shape, STEP, facts.printer, guard=guard))
+    shape = ("BT", "BV")
+    builder.add(
+        load_tile(
+            "b_do", "p_do", ("stride_do_t", "stride_do_v"), ("r_t", "o_v"), shape, STEP,
+            guard=facts.v_mask, edge_guard="m_t[:, None]", start="i_t",
+        )
+    )  # fmt: skip
+    row_statistics(builder, facts, COLUMNS)
+    if facts.softmax or facts.summed:
+        builder.load("b_d", STEP, ("BT",), tensor="delta", address="p_delta + o_t", guard="m_t")
+    scale_outputs(builder, facts, STEP, shape)
+
+
+def _fold(builder: GraphBuilder) -> None:
+    for name, tile, other, column in (
+        ("dv", "b_p", "b_do", "BV"),
+        ("dk", "b_g", "b_q", "BK"),
+    ):
+        left = Operand(tile, f"{tile}.to({other}.dtype)", ("BS", "BT"))
+        right = Operand(other, other, ("BT", column))
+        builder.dot(
+            f"b_{name}", STEP, ("BS", column), left, right, name=f"fold {name}",
+            into=f"b_{name}", carried=True, note=f"[BS, BT] @ [BT, {column}]",
+        )  # fmt: skip
+
+
+def _store(builder: GraphBuilder, facts: GradientFacts) -> None:
+    shape = ("BS", "BK")
+    guard = join_guards("m_s[:, None]", facts.k_mask)
+    if facts.softmax and facts.scale != 1.0:
+        line = f"b_dk = b_dk * {number(facts.scale)}"
+        note = "ds/dk = scale * q"
+        builder.map("b_dk", FINISH, shape, line, name="scale dk", reads=("b_dk",), note=note)
+    if facts.derivation.phi_slope is not None:
+        place = "p_k + r_s[:, None] * stride_k_t + o_k[None, :] * stride_k_k"
+        builder.load("b_kx", FINISH, shape, tensor="k", dtype="io", address=place, guard=guard)
+        chain(builder, facts, FINISH, shape, "b_dk", "b_kx")
+    builder.store(
+        FINISH, shape, "b_dk.to(dk.dtype.element_ty)", name="store dk", reads=("b_dk",),
+        tensor="dk", guard=guard, note="[BS, BK]",
+        address="p_dk + r_s[:, None] * HKV * K + o_k[None, :]",
+    )  # fmt: skip
+    builder.store(
+        FINISH, ("BS", "BV"), "b_dv.to(dv.dtype.element_ty)", name="store dv", reads=("b_dv",),
+        tensor="dv", guard=join_guards("m_s[:, None]", facts.v_mask), note="[BS, BV]",
+        address="p_dv + r_s[:, None] * HKV * V + o_v[None, :]",
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+"""The `delta` pass of a normalised chunked form: dn = -do . o / n of every row."""
+
+from __future__ import annotations
+
+from attnc.codegen.graph import SETUP, GraphBuilder
+from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.operand import join_guards
+
+
+def delta_kernel(facts: GradientFacts) -> Kernel:
+    """One program: BT rows of one query head."""
+    builder = GraphBuilder("delta")
+    shape = ("BT", "BV")
+    guard = join_guards("m_t[:, None]", facts.v_mask)
+    builder.load("b_n", SETUP, ("BT",), tensor="norm", address="p_norm + r_t", guard="m_t")
+    for name in ("o", "do"):
+        place = "p_o + r_t[:, None] * HQ * V + o_v[None, :]"
+        if name == "do":
+            place = "p_do + r_t[:, None] * stride_do_t + o_v[None, :] * stride_do_v"
+        builder.load(
+            f"b_{name}", SETUP, shape, dtype="io", tensor=name, address=place, guard=guard,
+            note="[BT, BV]",
+        )  # fmt: skip
+    lines = (
+        "b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)",
+        "b_d = -b_n * tl.sum(b_do.to(ACC) * b_o.to(ACC), 1)",
+    )
+    note = "what normalising gives back"
+    builder.reduce("b_d", SETUP, ("BT",), *lines, reads=("b_n", "b_o", "b_do"), note=note)
+    builder.store(
+        SETUP, ("BT",), "b_d", name="store delta", reads=("b_d",), tensor="delta",
+        address="p_delta + r_t", guard="m_t",
+    )  # fmt: skip
+    known = facts.tensors(tokens="T")
+    layout = known["delta"].layout
+    tensors = (
+        known["o"],
+        known["do"],
+        known["norm"],
+        TensorArgument("delta", (), "acc", layout, written=True),
+    )
+    constants = ("V", "BT", "BV")
+    return Kernel("delta", "", tensors, ("T", "HQ"), constants, builder.build())

@@ -1,0 +1,79 @@
+"""What the kernels of a backward are built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.codegen.algebra import Algebra
+from attnc.codegen.derive import Derivation
+from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.kernels.operand import ragged_columns
+from attnc.codegen.printer import Printer
+from attnc.dsl.variant import Declared, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class GradientFacts:
+    """The variant, its algebra, what was derived of it, and the head dims (K, V)."""
+
+    variant: Variant
+    algebra: Algebra
+    derivation: Derivation
+    dims: tuple[int, int]
+    printer: Printer
+    min_columns: int
+
+    @property
+    def softmax(self) -> bool:
+        """Whether rows are normalised by their exponentials."""
+        return self.algebra.family == "softmax"
+
+    @property
+    def summed(self) -> bool:
+        """Whether rows are normalised by the sum of their weights."""
+        return self.algebra.normalize == "sum"
+
+    @property
+    def scale(self) -> float:
+        """The declared scale at this head dim."""
+        return self.variant.scale.value(self.dims[0])
+
+    @property
+    def row_factor(self) -> float:
+        """What a linear weight's rows are multiplied by at the end of the forward."""
+        if self.softmax or self.summed or not self.algebra.direct:
+            return 1.0
+        return float(self.algebra.coefficients[1]) * self.scale
+
+    @property
+    def k_mask(self) -> str:
+        """The guard of K's padded columns."""
+        return ragged_columns("m_k", self.dims[0], self.min_columns)
+
+    @property
+    def v_mask(self) -> str:
+        """The guard of V's padded columns."""
+        return ragged_columns("m_v", self.dims[1], self.min_columns)
+
+    @property
+    def declared(self) -> tuple[Declared, ...]:
+        """Params, then inputs."""
+        return (*self.variant.params, *self.variant.inputs)
+
+    def tensors(self, *, tokens: str = "TQ") -> dict[str, TensorArgument]:
+        """The arguments that more than one kernel reads, by name."""
+        keys = "T" if tokens == "T" else "TK"
+        io, acc = "io", "acc"
+        found = (
+            TensorArgument("q", ("b", "t", "h", "k"), io, f"[B, {tokens}, HQ, K]"),
+            TensorArgument("k", ("b", "t", "h", "k"), io, f"[B, {keys}, HKV, K]"),
+            TensorArgument("v", ("b", "t", "h", "v"), io, f"[B, {keys}, HKV, V]"),
+            TensorArgument("o", (), io, f"[B, {tokens}, HQ, V]"),
+            TensorArgument("do", ("b", "t", "h", "v"), io, f"[B, {tokens}, HQ, V]"),
+            TensorArgument("lse", (), acc, "[B, HQ, TQ]: natural log"),
+            TensorArgument("dlse", (), acc, "[B, HQ, TQ]"),
+            TensorArgument("norm", (), acc, f"[B, HQ, {tokens}]: sums of weights"),
+            TensorArgument("gates", (), "fp64", "[B, HS, TK]: summed log2 decay"),
+            TensorArgument("delta", (), acc, f"[B, HQ, {tokens}]: what normalising gives back"),
+        )
+        return {tensor.name: tensor for tensor in found}

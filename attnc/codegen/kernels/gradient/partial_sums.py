@@ -1,0 +1,201 @@
+"""Gradients of declared tensors: summed inside a program, then stored for the launcher to reduce.
+
+No two programs write one element and the launcher's sums have a fixed order, so two runs agree
+bit for bit. What varies along rows or along nothing is summed by the `dq` pass, what varies along
+keys by the `dkv` pass, and what varies along both is stored pair by pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from attnc.codegen.derive import Partial
+from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder
+from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.side import Side
+from attnc.codegen.printer import Printer, number
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSum:
+    """One workspace of partial sums: its name and its axes, of letters b, h, i, j, t, n (tiles)."""
+
+    partial: Partial
+    axes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The kernel argument."""
+        return f"du_{self.partial.label}"
+
+    def argument(self) -> TensorArgument:
+        """The workspace as a kernel argument."""
+        text = {"b": "B", "h": "HQ", "i": "TQ", "j": "TK", "t": "TK", "n": "NT"}
+        layout = f"[{', '.join(text[axis] for axis in self.axes)}]: sums of d {self.partial}"
+        return TensorArgument(self.name, (), "acc", layout, written=True)
+
+
+def partial_sum(partial: Partial) -> PartialSum:
+    """Where a derivative is summed, from the letters it is read at."""
+    lanes = tuple(
+        axis for letter, axis in zip(partial.index, partial.declared.shape, strict=True)
+        if letter in {"i", "j", "t"}
+    )  # fmt: skip
+    return PartialSum(partial, ("b", "h", *(lanes or ("n",))))
+
+
+def summed_by(side: Side, partial: Partial) -> bool:
+    """Whether this pass sums a derivative."""
+    by_keys = "j" in partial.index and "i" not in partial.index
+    return by_keys == (side.kernel == "dkv")
+
+
+def start_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
+    """Accumulators, one number a row of the tile; a head of a group starts anew."""
+    for partial in _mine(facts, side):
+        if {"i", "j"} <= set(partial.index):
+            continue
+        rows = side.tile[0]
+        line = f"b_a_{partial.label} = tl.zeros([{rows}], ACC)"
+        note = f"gradient of {partial}"
+        region = SETUP if side.kernel == "dq" else HEAD
+        builder.fold(f"b_a_{partial.label}", region, (rows,), line, note=note,
+                     name=f"start b_a_{partial.label}")  # fmt: skip
+
+
+def add_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
+    """Add one tile: dscore times the derivative."""
+    for partial in _mine(facts, side):
+        slope = partial.slope
+        label = partial.label
+        value = f"b_ds * {number(float(slope))}" if slope.is_number else f"b_ds * b_l_{label}"
+        if slope == 1:
+            value = "b_ds"
+        if {"i", "j"} <= set(partial.index):
+            _store_pairs(builder, partial, value)
+            continue
+        line = f"b_a_{label} = b_a_{label} + tl.sum({value}, 1)"
+        reads = ("b_ds", "b_e", f"b_a_{label}")
+        name = f"fold b_a_{label}"
+        builder.fold(f"b_a_{label}", STEP, (side.tile[0],), line, name=name, reads=reads)
+
+
+def store_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
+    """What the program summed, at its rows or its tile."""
+    for partial in _mine(facts, side):
+        if {"i", "j"} <= set(partial.index):
+            continue
+        label, (*_, lane) = partial.label, partial_sum(partial).axes
+        region = FINISH if side.kernel == "dq" else TAIL
+        place = {
+            "n": (f"du_{label} + i_bh * NT + i_t", ""),
+            "i": (f"du_{label} + i_bh * TQ + o_t", "m_t"),
+            "t": (f"du_{label} + i_bh * TK + b_i", "m_t & (b_i >= 0)"),
+        }
+        address, guard = place.get(lane, ("", ""))
+        if side.kernel == "dkv":
+            address, guard = f"du_{label} + (i_b * HQ + i_h) * TK + o_s", "m_s"
+        shape = () if lane == "n" else (side.tile[0],)
+        value = f"b_a_{label}"
+        if lane == "n":
+            value = f"tl.sum(tl.where(m_t, b_a_{label}, 0.0), 0)"
+        builder.store(
+            region, shape, value, name=f"store du_{label}", reads=(f"b_a_{label}",),
+            tensor=f"du_{label}", address=address, guard=guard,
+        )  # fmt: skip
+
+
+def sum_arguments(facts: GradientFacts, side: Side) -> list[TensorArgument]:
+    """The workspaces that this pass writes."""
+    return [partial_sum(partial).argument() for partial in _mine(facts, side)]
+
+
+def _mine(facts: GradientFacts, side: Side) -> list[Partial]:
+    return [partial for partial in facts.derivation.score if summed_by(side, partial)]
+
+
+def _store_pairs(builder: GraphBuilder, partial: Partial, value: str) -> None:
+    axes = dict(zip(partial.index, partial.declared.shape, strict=True))
+    row, rows = ("b_i", "TK") if axes["i"] == "t" else ("o_t", "TQ")
+    start = f"p_du = du_{partial.label} + (i_bh * {rows} + {row})[:, None] * TK"
+    guard = "m_t[:, None] & m_s[None, :]"
+    if row == "b_i":
+        guard += " & (b_i >= 0)[:, None]"
+    builder.store(
+        STEP, ("BT", "BS"), start, value, name=f"store du_{partial.label}", reads=("b_ds", "b_e"),
+        tensor=f"du_{partial.label}", address="p_du + o_s[None, :]", guard=guard,
+        note=f"gradient of {partial}, pair by pair",
+    )  # fmt: skip
+
+
+def start_rate(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
+    """The accumulator of a decay's gradient in the parallel form."""
+    if not facts.derivation.decay:
+        return
+    if facts.algebra.decay == "constant" and side.kernel == "dq":
+        line = "b_dc = tl.zeros([BT], ACC)"
+        builder.fold("b_dc", SETUP, ("BT",), line, note="gradient of the log decay a token")
+    elif facts.algebra.decay == "gated":
+        rows = side.tile[0]
+        line = f"b_r = tl.zeros([{rows}], ACC)"
+        region = SETUP if side.kernel == "dq" else HEAD
+        note = "sums of the exponents' gradients"
+        builder.fold("b_r", region, (rows,), line, note=note, name="start b_r")
+
+
+def add_rate(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
+    """Add one tile's exponents."""
+    if not facts.derivation.decay:
+        return
+    rows = (side.tile[0],)
+    if facts.algebra.decay == "constant" and side.kernel == "dq":
+        apart = "(b_i[:, None] - o_s[None, :]).to(ACC)"
+        line = f"b_dc = b_dc + tl.sum(b_x * {apart}, 1)"
+        builder.fold("b_dc", STEP, rows, line, name="fold b_dc", reads=("b_dc", "b_x"))
+    elif facts.algebra.decay == "gated":
+        line = "b_r = b_r + tl.sum(b_x, 1)"
+        builder.fold("b_r", STEP, rows, line, name="fold b_r", reads=("b_r", "b_x"))
+
+
+def store_rate(
+    builder: GraphBuilder, facts: GradientFacts, side: Side, bindings: Mapping[str, str]
+) -> None:
+    """A constant decay's gradients, or what a later pass sums over the tokens."""
+    if not facts.derivation.decay:
+        return
+    if facts.algebra.decay == "gated":
+        target, count = ("rows", "TQ") if side.kernel == "dq" else ("columns", "TK")
+        place = "i_bh * TQ + o_t" if side.kernel == "dq" else "(i_b * HQ + i_h) * TK + o_s"
+        region, guard = (FINISH, "m_t") if side.kernel == "dq" else (TAIL, "m_s")
+        builder.store(
+            region, (side.tile[0],), "b_r", name=f"store {target}", reads=("b_r",),
+            tensor=f"d{target}", address=f"d{target} + {place}", guard=guard,
+            note=f"[B, HQ, {count}]",
+        )  # fmt: skip
+        return
+    if side.kernel != "dq":
+        return
+    builder.reduce("b_ds", FINISH, (), "b_ds = tl.sum(tl.where(m_t, b_dc, 0.0), 0)",
+                   reads=("b_dc",), name="sum b_dc")  # fmt: skip
+    bound = Printer(bindings, facts.printer.helpers)
+    for partial in facts.derivation.decay:
+        lines = bound.statements("b_y", partial.slope)
+        builder.store(
+            FINISH, (), *lines, "b_ds * b_y", name=f"store du_{partial.label}", reads=("b_ds",),
+            tensor=f"du_{partial.label}", address=f"du_{partial.label} + i_bh * NT + i_t",
+        )  # fmt: skip
+
+
+def rate_arguments(facts: GradientFacts, side: Side) -> list[TensorArgument]:
+    """The workspaces of a decay's gradient in the parallel form."""
+    if not facts.derivation.decay:
+        return []
+    if facts.algebra.decay == "gated":
+        name, count = ("drows", "TQ") if side.kernel == "dq" else ("dcolumns", "TK")
+        layout = f"[B, HQ, {count}]: sums of the exponents' gradients"
+        return [TensorArgument(name, (), "acc", layout, written=True)]
+    if side.kernel != "dq":
+        return []
+    return [partial_sum(partial).argument() for partial in facts.derivation.decay]

@@ -1,0 +1,236 @@
+"""The `dq` pass: a program holds BT query rows, folds key tiles and writes dq and delta."""
+
+from __future__ import annotations
+
+from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
+from attnc.codegen.index import Loaded, load_refs, scalar_names
+from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.decay import LOG2E
+from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.pairs import pair_setup, pair_step
+from attnc.codegen.kernels.gradient.partial_sums import (
+    add_rate,
+    add_sums,
+    rate_arguments,
+    start_rate,
+    start_sums,
+    store_rate,
+    store_sums,
+    sum_arguments,
+)
+from attnc.codegen.kernels.gradient.side import ROWS, Side
+from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
+from attnc.codegen.printer import Printer, number
+from attnc.codegen.tile_range import key_range
+
+CONSTANTS = ("K", "V", "BT", "BS", "BK", "BV")
+
+
+def rows_kernel(facts: GradientFacts) -> Kernel:
+    """dq at head dims (K, V); the `dkv` pass reads the delta that it stores."""
+    builder = GraphBuilder("dq")
+    loaded = declared_loads(facts, ROWS)
+    builder.extend(node for node in loaded.nodes if node.region == SETUP)
+    _load_queries(builder, facts)
+    row_statistics(builder, facts, ROWS)
+    _delta(builder, facts)
+    _scale_outputs(builder, facts)
+    loaded = pair_setup(builder, facts, ROWS, loaded)
+    builder.fold("b_dq", SETUP, ("BT", "BK"), "b_dq = tl.zeros([BT, BK], ACC)", note="accumulator")
+    start_sums(builder, facts, ROWS)
+    start_rate(builder, facts, ROWS)
+    _load_keys(builder, facts)
+    builder.extend(node for node in loaded.nodes if node.region == STEP)
+    pair_step(builder, facts, ROWS, loaded)
+    add_sums(builder, facts, ROWS)
+    add_rate(builder, facts, ROWS)
+    left = Operand("b_g", "b_g.to(b_k.dtype)", ("BT", "BS"))
+    right = Operand("b_k", "b_k", ("BS", "BK"))
+    builder.dot(
+        "b_dq", STEP, ("BT", "BK"), left, right,
+        name="fold dq", into="b_dq", carried=True, note="[BT, BS] @ [BS, BK]",
+    )  # fmt: skip
+    _store(builder, facts)
+    store_sums(builder, facts, ROWS)
+    store_rate(builder, facts, ROWS, loaded.bindings)
+    ranges = key_range(facts.algebra.mask)
+    scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
+    tensors = _tensors(facts, loaded)
+    return Kernel(
+        "dq", "", tensors, scalars, CONSTANTS, builder.build(), ranges.lines, ranges.loops
+    )
+
+
+def declared_loads(facts: GradientFacts, side: Side) -> Loaded:
+    """Loads of what the score or a constant decay reads."""
+    algebra = facts.algebra
+    if facts.softmax:
+        expression, refs = algebra.score, algebra.score_refs
+    elif algebra.decay == "constant":
+        expression, refs = algebra.log_decay, algebra.decay_refs
+    else:
+        return Loaded((), {}, ())
+    assert expression is not None
+    names = scalar_names(expression, facts.declared)
+    return load_refs(refs, facts.declared, side.axes, two_lanes=True, names=names)
+
+
+def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
+    known = facts.tensors()
+    names = ["q", "k", "v", *statistics(facts), "do"]
+    if facts.softmax:
+        names.insert(-1, "dlse")
+    if facts.softmax or facts.summed:
+        names.insert(3, "o")
+    tensors = [known[name] for name in names]
+    tensors += loaded.tensors
+    tensors.append(TensorArgument("dq", (), "io", "[B, TQ, HQ, K]", written=True))
+    if facts.softmax or facts.summed:
+        layout = known["delta"].layout
+        tensors.append(TensorArgument("delta", (), "acc", layout, written=True))
+    return (*tensors, *sum_arguments(facts, ROWS), *rate_arguments(facts, ROWS))
+
+
+def statistics(facts: GradientFacts) -> list[str]:
+    """What the forward kept of every row."""
+    names = ["lse"] if facts.softmax else []
+    names += ["norm"] if facts.summed else []
+    return names + (["gates"] if facts.algebra.decay == "gated" else [])
+
+
+def _load_queries(builder: GraphBuilder, facts: GradientFacts) -> None:
+    guard = join_guards("m_t[:, None]", facts.k_mask)
+    stride = ("stride_q_t", "stride_q_k")
+    shape = ("BT", "BK")
+    builder.add(load_tile("b_q", "p_q", stride, ("r_t", "o_k"), shape, SETUP, guard=guard))
+    phi = facts.algebra.phi
+    builder.extend(map_features("b_q", phi, shape, SETUP, facts.printer, guard=guard))
+    guard = join_guards("m_t[:, None]", facts.v_mask)
+    stride = ("stride_do_t", "stride_do_v")
+    shape = ("BT", "BV")
+    builder.add(load_tile("b_do", "p_do", stride, ("r_t", "o_v"), shape, SETUP, guard=guard))
+
+
+def row_statistics(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
+    """lse, normaliser and gates of the tile's queries; what is padding weighs nothing."""
+    region, lane = side.query, ("BT",)
+    ragged = {"guard": "m_t"}
+    offset = "r_t" if side.kernel == "dq" else "o_t"
+    if facts.softmax:
+        padding = f'b_m = tl.where(m_t & (b_m > float("-inf")), b_m * {number(LOG2E)}, BIG)'
+        padding = padding.replace("BIG", 'float("inf")')
+        builder.load("b_m", region, lane, tensor="lse", address=f"p_lse + {offset}", **ragged)
+        note = "in log2; a row that saw nothing, and padding, weigh exp(-inf) = 0"
+        builder.map("b_m", region, lane, padding, name="lse", reads=("b_m",), note=note)
+    if facts.summed:
+        builder.load("b_n", region, lane, tensor="norm", address=f"p_norm + {offset}", **ragged)
+        safe = "b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)"
+        builder.map("b_n", region, lane, safe, name="normaliser's inverse", reads=("b_n",))
+    if facts.algebra.decay == "gated":
+        builder.load(
+            "b_gi", region, lane, dtype="fp64", tensor="gates", address="p_gates + b_i",
+            guard="m_t & (b_i >= 0)", note="summed log2 decay of the rows",
+        )  # fmt: skip
+
+
+def _delta(builder: GraphBuilder, facts: GradientFacts) -> None:
+    if not (facts.softmax or facts.summed):
+        return
+    guard = join_guards("m_t[:, None]", facts.v_mask)
+    builder.load(
+        "b_o", SETUP, ("BT", "BV"), dtype="io", tensor="o", note="[BT, BV]",
+        address="p_o + r_t[:, None] * HQ * V + o_v[None, :]", guard=guard,
+    )  # fmt: skip
+    line = "b_d = tl.sum(b_do.to(ACC) * b_o.to(ACC), 1)"
+    note = "what normalising gives back: do . o"
+    if facts.softmax:
+        builder.load("b_dl", SETUP, ("BT",), tensor="dlse", address="p_dlse + r_t", guard="m_t")
+        builder.reduce(
+            "b_d", SETUP, ("BT",), f"{line} - b_dl", reads=("b_do", "b_o", "b_dl"), note=note
+        )
+    else:
+        line = line.replace("tl.sum", "-b_n * tl.sum")
+        builder.reduce("b_d", SETUP, ("BT",), line, reads=("b_do", "b_o", "b_n"), note=note)
+    builder.store(
+        SETUP, ("BT",), "b_d", name="store delta", reads=("b_d",), tensor="delta",
+        address="p_delta + r_t", guard="m_t",
+    )  # fmt: skip
+
+
+def _scale_outputs(builder: GraphBuilder, facts: GradientFacts) -> None:
+    scale_outputs(builder, facts, SETUP, ("BT", "BV"))
+
+
+def scale_outputs(
+    builder: GraphBuilder, facts: GradientFacts, region: str, shape: tuple[str, str]
+) -> None:
+    """do as the weights see it: over the normaliser, or times a linear weight's factor."""
+    factor = ""
+    if facts.summed:
+        factor = "b_n[:, None]"
+    elif facts.row_factor != 1.0:
+        factor = number(facts.row_factor)
+    if factor:
+        line = f"b_do = b_do * {factor}"
+        reads = ("b_do", "b_n", "b_d")
+        builder.map("b_do", region, shape, line, name="scale do", dtype="io", reads=reads)
+
+
+def _load_keys(builder: GraphBuilder, facts: GradientFacts) -> None:
+    shape = ("BS", "BK")
+    builder.add(
+        load_tile(
+            "b_k", "p_k", ("stride_k_t", "stride_k_k"), ("r_s", "o_k"), shape, STEP,
+            guard=facts.k_mask, edge_guard="m_s[:, None]", start="i_s",
+        )
+    )  # fmt: skip
+    phi, guard = facts.algebra.phi, facts.k_mask
+    builder.extend(map_features("b_k", phi, shape, STEP, facts.printer, guard=guard))
+    builder.add(
+        load_tile(
+            "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_s", "o_v"), ("BS", "BV"), STEP,
+            guard=facts.v_mask, edge_guard="m_s[:, None]", start="i_s",
+        )
+    )  # fmt: skip
+    if facts.algebra.decay == "gated":
+        builder.load(
+            "b_gj", STEP, ("BS",), dtype="fp64", tensor="gates", edge_guard="m_s",
+            address="p_gates + o_s", note="summed log2 decay of the keys",
+        )  # fmt: skip
+
+
+def _store(builder: GraphBuilder, facts: GradientFacts) -> None:
+    shape = ("BT", "BK")
+    guard = join_guards("m_t[:, None]", facts.k_mask)
+    if facts.softmax and facts.scale != 1.0:
+        line = f"b_dq = b_dq * {number(facts.scale)}"
+        note = "ds/dq = scale * k"
+        builder.map("b_dq", FINISH, shape, line, name="scale dq", reads=("b_dq",), note=note)
+    if facts.derivation.phi_slope is not None:
+        place = "p_q + r_t[:, None] * stride_q_t + o_k[None, :] * stride_q_k"
+        builder.load("b_qx", FINISH, shape, tensor="q", dtype="io", address=place, guard=guard)
+        chain(builder, facts, FINISH, shape, "b_dq", "b_qx")
+    builder.store(
+        FINISH, shape, "b_dq.to(dq.dtype.element_ty)", name="store dq", reads=("b_dq",),
+        tensor="dq", guard=guard, note="[BT, BK]",
+        address="p_dq + r_t[:, None] * HQ * K + o_k[None, :]",
+    )  # fmt: skip
+
+
+def chain(
+    builder: GraphBuilder,
+    facts: GradientFacts,
+    region: str,
+    shape: tuple[str, str],
+    gradient: str,
+    raw: str,
+) -> None:
+    """Through the feature map: times phi'(x) at the raw channels."""
+    slope = facts.derivation.phi_slope
+    assert slope is not None
+    bound = Printer({"x": f"{raw}c"}, facts.printer.helpers)
+    lines = (f"{raw}c = {raw}.to(ACC)", *bound.statements(f"{raw}s", slope))
+    builder.map(
+        gradient, region, shape, *lines, f"{gradient} = {gradient} * {raw}s",
+        name=f"phi' {gradient}", reads=(gradient, raw), note="through phi",
+    )  # fmt: skip

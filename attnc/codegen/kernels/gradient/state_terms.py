@@ -1,0 +1,186 @@
+"""What the states on both sides of a chunk give its gradients.
+
+    queries   dphi(q_i) = exp(g_i) (h do'_i + z dn_i)          h, z: the state before the chunk
+    keys      dphi(k_j) = exp(g_end - g_j) (dh v_j + dz)       dh, dz: the gradient of that after it
+    values    dv_j     += exp(g_end - g_j) phi(k_j) dh
+
+With monomial features phi is a product of channels, and each factor gets the product of the others.
+"""
+
+from __future__ import annotations
+
+from attnc.codegen.graph import STEP, GraphBuilder, Operand
+from attnc.codegen.kernels.chunk import ChunkFacts
+from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.monomials import column_text, tile_nodes
+from attnc.codegen.kernels.operand import join_guards
+
+
+def from_states(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
+    """Add the states' part to dq, dk and dv; for a decay, `b_r`, `b_cj` and `b_dd` too."""
+    outputs, values = "b_do", "b_v"
+    if chunk.algebra.decay is not None:
+        outputs, values = "b_dog", "b_vu"
+        lines = ("b_l = tl.exp2(b_g)", "b_u = tl.exp2(b_gl - b_g)")
+        note = "decay from the chunk's start to each row, from each key to the chunk's end"
+        builder.map("b_u", STEP, ("BC",), *lines, reads=("b_g", "b_gl"), note=note)
+        shape = ("BC", "BV")
+        line = "b_dog = b_do * b_l[:, None]"
+        builder.map("b_dog", STEP, shape, line, dtype="io", reads=("b_do", "b_u"))
+        line = "b_vu = b_v * b_u[:, None]"
+        builder.map("b_vu", STEP, shape, line, dtype="io", reads=("b_v", "b_u"))
+    if facts.derivation.decay:
+        builder.map("b_cj", STEP, ("BC",), "b_cj = tl.zeros([BC], ACC)")
+        builder.map("b_dd", STEP, (), "b_dd = tl.zeros([], ACC)")
+    for n, tile in enumerate(chunk.features.tiles):
+        _load_tile(builder, chunk, n, tile.start, tile.width)
+        _queries(builder, chunk, facts, n, outputs)
+        _keys(builder, chunk, facts, n, values)
+        if facts.derivation.decay:
+            _boundary(builder, chunk, n)
+    if facts.derivation.decay:
+        line = "b_dd = b_dd * tl.exp2(b_gl)"
+        note = "pairs from before the chunk to after it"
+        builder.map("b_dd", STEP, (), line, name="across", reads=("b_dd", "b_gl"), note=note)
+
+
+def _load_tile(
+    builder: GraphBuilder, chunk: ChunkFacts, n: int, start: int, width: int
+) -> None:
+    shape = (str(width), "BV")
+    rows = (f"r_f{n} = {column_text(start, width)}",)
+    for buffer, tensor in ((f"b_h{n}", "carried"), (f"b_j{n}", "dcarried")):
+        builder.load(
+            buffer, STEP, shape, dtype="io", tensor=tensor, guard=join_guards("", chunk.v_mask),
+            lines=rows if tensor == "carried" else (), reads=("p_q",),
+            address=f"p_{tensor} + r_f{n}[:, None] * V + o_v[None, :]",
+            note="the state before the chunk" if tensor == "carried" else "and what it leads to",
+        )  # fmt: skip
+    if chunk.summed:
+        for buffer, tensor in ((f"b_z{n}", "sums"), (f"b_dz{n}", "dsums")):
+            builder.load(
+                buffer, STEP, (str(width),), tensor=tensor, address=f"p_{tensor} + r_f{n}",
+                reads=("p_q",),
+            )  # fmt: skip
+
+
+def _queries(
+    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, n: int, outputs: str
+) -> None:
+    """dq from the state before the chunk."""
+    features, width = chunk.features, str(chunk.features.tiles[n].width)
+    decayed = chunk.algebra.decay is not None
+    if not features.direct:
+        builder.extend(tile_nodes(features, n, "b_q", "b_p", rows="BC", weighted=True))
+    left = Operand(outputs, outputs, ("BC", "BV"))
+    right = Operand(f"b_h{n}", f"tl.trans(b_h{n})", ("BV", width), transposed=True)
+    note = f"[BC, BV] @ [BV, {width}]"
+    sums = ""
+    if chunk.summed:
+        row = "(b_d * b_l)[:, None]" if decayed else "b_d[:, None]"
+        sums = f" + {row} * b_z{n}[None, :]"
+    if features.direct and not facts.derivation.decay:
+        shape = ("BC", "BK")
+        builder.dot("b_dq", STEP, shape, left, right, name="state dq", into="b_dq", note=note)
+        if sums:
+            line = f"b_dq = b_dq{sums}"
+            reads = ("b_dq", "b_d", f"b_z{n}", "b_u")
+            builder.map("b_dq", STEP, shape, line, name="sums dq", reads=reads)
+        return
+    builder.dot("b_df", STEP, ("BC", width), left, right, name=f"state dq{n}", note=note)
+    if sums:
+        reads = ("b_df", "b_d", f"b_z{n}", "b_u")
+        line = f"b_df = b_df{sums}"
+        builder.map("b_df", STEP, ("BC", width), line, name=f"sums dq{n}", reads=reads)
+    source = "b_q" if features.direct else f"b_p{n}"
+    if facts.derivation.decay:
+        line = f"b_r = b_r + tl.sum({source} * b_df, 1)"
+        builder.map("b_r", STEP, ("BC",), line, name=f"rows {n}", reads=("b_r", source, "b_df"))
+    _through(builder, chunk, n, "b_dq", weighted=True)
+
+
+def _keys(
+    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, n: int, values: str
+) -> None:
+    """dk and dv from the gradient of the state after the chunk."""
+    features, width = chunk.features, str(chunk.features.tiles[n].width)
+    decayed = chunk.algebra.decay is not None
+    source = "b_k"
+    if not features.direct:
+        source = f"b_f{n}"
+        builder.extend(tile_nodes(features, n, "b_k", "b_f", rows="BC", weighted=False))
+    shape = ("BC", "BK" if features.direct else width)
+    key = source
+    if decayed:
+        key = f"{source}u"
+        line = f"{key} = {source} * b_u[:, None]"
+        builder.map(key, STEP, shape, line, dtype="io", reads=(source, "b_u"))
+    builder.dot(
+        "b_dv", STEP, ("BC", "BV"), Operand(key, key, ("BC", width)),
+        Operand(f"b_j{n}", f"b_j{n}", (width, "BV")), name=f"state dv{n}", into="b_dv",
+        carried=True, note=f"[BC, {width}] @ [{width}, BV]",
+    )  # fmt: skip
+    left = Operand(values, values, ("BC", "BV"))
+    right = Operand(f"b_j{n}", f"tl.trans(b_j{n})", ("BV", width), transposed=True)
+    note = f"[BC, BV] @ [BV, {width}]"
+    sums = ""
+    if chunk.summed:
+        sums = f" + b_u[:, None] * b_dz{n}[None, :]" if decayed else f" + b_dz{n}[None, :]"
+    if features.direct and not facts.derivation.decay:
+        builder.dot(
+            "b_dk", STEP, ("BC", "BK"), left, right, name="state dk", into="b_dk", carried=True,
+            note=note,
+        )  # fmt: skip
+        if sums:
+            line = f"b_dk = b_dk{sums}"
+            reads = ("b_dk", f"b_dz{n}", "b_u")
+            builder.fold("b_dk", STEP, ("BC", "BK"), line, name="sums dk", reads=reads)
+        return
+    builder.dot("b_df", STEP, ("BC", width), left, right, name=f"state dk{n}", note=note)
+    if sums:
+        reads = ("b_df", f"b_dz{n}", "b_u")
+        line = f"b_df = b_df{sums}"
+        builder.map("b_df", STEP, ("BC", width), line, name=f"sums dk{n}", reads=reads)
+    if facts.derivation.decay:
+        line = f"b_cj = b_cj + tl.sum({source} * b_df, 1)"
+        builder.map("b_cj", STEP, ("BC",), line, name=f"keys {n}", reads=("b_cj", source, "b_df"))
+    _through(builder, chunk, n, "b_dk", weighted=False)
+
+
+def _through(
+    builder: GraphBuilder, chunk: ChunkFacts, n: int, target: str, *, weighted: bool
+) -> None:
+    """Add b_df, the gradient of one tile of features, to that of the channels."""
+    carried = target == "b_dk"
+    if chunk.features.direct:
+        line = f"{target} = {target} + b_df"
+        add = builder.fold if carried else builder.map
+        add(target, STEP, ("BC", "BK"), line, name=f"add {target}", reads=(target, "b_df"))
+        return
+    tile = chunk.features.tiles[n]
+    width = str(tile.width)
+    for r in range(tile.order):
+        others = [f"b_x{other}" for other in range(tile.order) if other != r]
+        others += [f"b_w{n}[None, :]"] if weighted else []
+        line = " * ".join(["b_dx = b_df", *others])
+        name = f"factor {r} of {target}{n}"
+        note = "each factor gets the product of the others" if r == 0 else ""
+        reads = ("b_df", *(f"b_x{other}" for other in range(tile.order)), f"b_w{n}", f"b_e{n}")
+        builder.map(
+            "b_dx", STEP, ("BC", width), line, dtype="io", name=name, reads=reads, note=note
+        )
+        left = Operand("b_dx", "b_dx", ("BC", width))
+        right = Operand(f"b_e{n}", f"tl.trans(b_e{n}{r})", (width, "BK"), transposed=True)
+        builder.dot(
+            target, STEP, ("BC", "BK"), left, right, name=f"through {target}{n}{r}", into=target,
+            carried=carried, note=f"[BC, {width}] @ [{width}, BK]",
+        )  # fmt: skip
+
+
+def _boundary(builder: GraphBuilder, chunk: ChunkFacts, n: int) -> None:
+    lines = [f"b_dd = b_dd + tl.sum(b_h{n}.to(ACC) * b_j{n}.to(ACC))"]
+    reads = ["b_dd", f"b_h{n}", f"b_j{n}"]
+    if chunk.summed:
+        lines.append(f"b_dd = b_dd + tl.sum(b_z{n} * b_dz{n}, 0)")
+        reads += [f"b_z{n}", f"b_dz{n}"]
+    builder.map("b_dd", STEP, (), *lines, name=f"boundary {n}", reads=tuple(reads))

@@ -1,0 +1,64 @@
+"""The derived backward under PyTorch's autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from attnc.ops.library import op_named
+
+
+class Attention(torch.autograd.Function):
+    """One call of an op; `setup_context` keeps what the backward reads and no more."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        key: str,
+        form: str,
+        precision: str,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        initial_state: torch.Tensor | None,
+        *tensors: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        outputs = torch.ops.attnc.forward(
+            key, q, k, v, list(tensors), initial_state, form, precision
+        )
+        return tuple(outputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        key, form, precision, q, k, v, initial_state, *tensors = inputs
+        op = op_named(key)
+        # softmax keeps o and lse, a normalised state o and its sums, any other state nothing
+        kept = list(output[:2]) if op.keeps_row_sums else []
+        ctx.save_for_backward(q, k, v, initial_state, *tensors, *kept)
+        ctx.key, ctx.form, ctx.precision = key, form, precision
+        ctx.counts = (len(tensors), len(kept), len(output))
+        if op.keeps_row_sums and not op.softmax:
+            ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        q, k, v, initial_state, *rest = ctx.saved_tensors
+        declared, _, _ = ctx.counts
+        tensors, kept = rest[:declared], rest[declared:]
+        op = op_named(ctx.key)
+        needs = ctx.needs_input_grad[7:]
+        names = [name for name, need in zip(op.tensor_names, needs, strict=True) if need]
+        incoming = list(gradients)
+        if op.keeps_row_sums and not op.softmax:
+            del incoming[1]
+        results = torch.ops.attnc.backward(
+            ctx.key, q, k, v, tensors, initial_state, kept, incoming, " ".join(names), ctx.form,
+            ctx.precision,
+        )  # fmt: skip
+        dq, dk, dv, *others = results
+        of_names = dict(zip(names, others, strict=False))
+        of_state = others[-1] if initial_state is not None else None
+        return (
+            None, None, None, dq, dk, dv, of_state,
+            *(of_names.get(name) for name in op.tensor_names),
+        )  # fmt: skip
