@@ -39,9 +39,7 @@ class _Ranked:
     rejected: tuple[Rejected, ...]
 
 
-def gradient_plans(
-    request: Request, algebra: Algebra, form: str, reason: str
-) -> tuple[Plan, ...]:
+def gradient_plans(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
     """Every plan of a backward: plan n takes each pass's n-th candidate, or its last.
 
     Raises:
@@ -212,9 +210,7 @@ def _fold_tiles(request: Request, rows: int) -> Candidates:
             yield {"BC": rows, "BK": tile_k, "BV": width}, warps, stages
 
 
-def _folds(
-    request: Request, facts: GradientFacts, chunk: ChunkFacts, rows: int
-) -> list[_Ranked]:
+def _folds(request: Request, facts: GradientFacts, chunk: ChunkFacts, rows: int) -> list[_Ranked]:
     """States at chunks: four folds whose programs split V alike, and the scans between."""
     tile_v = _tiles(request)[1]
     passes: list[_Ranked] = []
@@ -247,4 +243,3 @@ def _folds(
         carry,
         dcarry,
     ]
-

@@ -13,7 +13,7 @@ from typing import Any
 
 import networkx as nx
 
-# a kernel may walk its tiles once for each head of a group: HEAD stands before that walk, TAIL after
+# a kernel may walk its tiles once a head of a group: HEAD stands before that walk, TAIL after
 SETUP, HEAD, STEP, TAIL, FINISH = "setup", "head", "step", "tail", "finish"
 REGIONS = (SETUP, HEAD, STEP, TAIL, FINISH)
 OPS = ("load", "dot", "map", "reduce", "fold", "scan", "store")

@@ -238,7 +238,9 @@ def _precision(plan: Plan) -> str:
 def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop) -> _Loop:
     nodes = tuple(_statements(plan, kernel, STEP, masked=loop.masked))
     needed = set(re.findall(r"\w+", " ".join(text for node in nodes for text in node.texts())))
-    pattern = _HEADERS.get(kernel.name) or _HEADERS.get(family, "for i_c in range({start}, {stop}):")
+    pattern = _HEADERS.get(kernel.name) or _HEADERS.get(
+        family, "for i_c in range({start}, {stop}):"
+    )
     header = pattern.format(start=loop.start, stop=loop.stop)
     if loop.start == "0" and pattern.endswith("{stop}):"):
         header = header.replace("(0, ", "(")

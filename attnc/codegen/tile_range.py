@@ -1,4 +1,4 @@
-"""Mask -> the runs of tiles a program visits, in closed form: key tiles for rows, row tiles for keys.
+"""Mask -> the runs of tiles that a program visits, in closed form: keys of rows, rows of keys.
 
 A clause is a conjunction of half-planes i*I + j*J + c >= 0. For the rows a program holds, at
 positions [first, last], each half-plane bounds the keys that some row sees (the hull) and the keys
@@ -41,14 +41,13 @@ class _Walk:
     """
 
     what: str
-    fixed: str
     count: str
     tile: str
     shifted: bool
 
 
-_KEYS = _Walk("keys", "row", "TK", "BS", False)
-_ROWS = _Walk("rows", "key", "TQ", "BT", True)
+_KEYS = _Walk("keys", "TK", "BS", False)
+_ROWS = _Walk("rows", "TQ", "BT", True)
 
 
 def key_range(mask: MaskForm) -> KeyRange:
@@ -57,7 +56,7 @@ def key_range(mask: MaskForm) -> KeyRange:
 
 
 def row_range(mask: MaskForm) -> KeyRange:
-    """Bounds and loops over row tiles, for keys [first, last]: the same mask from the other side."""
+    """Bounds and loops over row tiles, for keys [first, last]: the mask from the other side."""
     clauses = tuple(
         tuple(HalfPlane(plane.j, plane.i, plane.c) for plane in clause) for clause in mask.clauses
     )
@@ -74,8 +73,8 @@ def _range(mask: MaskForm, walk: _Walk) -> KeyRange:
         full = KeyLoop("0", "full_hi", False, _FULL)
         ragged = f"the ragged tail: {what} past {walk.count} are masked"
         tail = KeyLoop("full_hi", walk.count, True, ragged)
-        lines = (note, f"full_hi = {walk.count} // {walk.tile} * {walk.tile}")
-        return KeyRange(lines, (full, tail))
+        whole = f"full_hi = {walk.count} // {walk.tile} * {walk.tile}"
+        return KeyRange((note, whole), (full, tail))
     if not mask.clauses:
         return KeyRange(("# the mask is empty: no pair is visible",), ())
     single = len(mask.clauses) == 1
@@ -155,9 +154,10 @@ def _clause_lines(
     lo, hi = f"lo{suffix}", f"hi{suffix}"
     full_lo, full_hi = f"full_lo{suffix}", f"full_hi{suffix}"
     left = bool(lower) or bool(rows) or not single
-    one, fixed, tile = walk.what.removesuffix("s"), walk.fixed, walk.tile
-    sees = f"some {fixed} sees a {one} of" if one == "key" else f"some {fixed} is seen by a {one} of"
-    all_of = f"every {fixed} sees all of" if one == "key" else f"every {fixed} is seen by all of"
+    tile = walk.tile
+    sees, all_of = "some row sees a key of", "every row sees all of"
+    if walk.shifted:
+        sees, all_of = "some key is seen by a row of", "every key is seen by all of"
     lines = [f"# {sees} [lo, hi); {all_of} [full_lo, full_hi)"]
     if not single:
         names = f"[{lo}, {hi}); {all_of} [{full_lo}, {full_hi})"

@@ -64,8 +64,7 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
         return float(q + k + v + o + written), 2.0 * pairs * columns
     if kernel.name in {"gates", "dgates", "delta"}:
         tokens = work.batch * work.tk * work.hq
-        moved = 2 * o if kernel.name == "delta" else tokens * 12
-        return float(moved), float(tokens)
+        return float(2 * o if kernel.name == "delta" else tokens * 12), float(tokens)
     chunk = tiles["BC"] or 64
     splits = ceil(value_dim / tiles["BV"]) if "BV" in tiles else 1
     states = _state_bytes(request, kernel, chunk, splits)

@@ -13,7 +13,7 @@ class Attention(torch.autograd.Function):
     """One call of an op; `setup_context` keeps what the backward reads and no more."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         key: str,
         form: str,
         precision: str,
@@ -41,7 +41,7 @@ class Attention(torch.autograd.Function):
             ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         q, k, v, initial_state, *rest = ctx.saved_tensors
         declared, _, _ = ctx.counts
         tensors, kept = rest[:declared], rest[declared:]

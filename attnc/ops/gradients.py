@@ -49,5 +49,5 @@ def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def rows_adjacent(gradient: torch.Tensor) -> torch.Tensor:
-    """A gradient whose channels are adjacent: `sum().backward()` hands over one number, expanded."""
+    """A gradient with adjacent channels: `sum().backward()` hands over one number, expanded."""
     return gradient if gradient.stride(-1) == 1 else gradient.contiguous()

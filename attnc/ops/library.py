@@ -6,7 +6,7 @@ in every process. Neither knows autograd: `autograd.Attention` stands around the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from attnc.ops.op import Op
 
 _OPS: dict[str, Op] = {}
-_LIBRARY = torch.library.Library("attnc", "DEF")
+_LIBRARY: Any = torch.library.Library("attnc", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "forward(str op, Tensor q, Tensor k, Tensor v, Tensor[] tensors, Tensor? initial_state, "
     "str form, str precision) -> Tensor[]"

@@ -109,7 +109,7 @@ class Op:
         values = list(given.values())
         if needs_gradient(q, k, v, state, *values):
             check_gradients(self.variant, given)
-            results = Attention.apply(
+            results = Attention.apply(  # type: ignore[no-untyped-call]
                 self._registered, form or "", precision, q, k, v, state, *values
             )
         elif torch.compiler.is_compiling():
@@ -344,9 +344,7 @@ class Op:
         key = Key(dims, dtype, form, stateful, precision, device, phase, wanted or ())
         built = self._built.get(key)
         if built is None:
-            request = self._request(
-                dims, dtype, form, stateful, precision=precision, device=device
-            )
+            request = self._request(dims, dtype, form, stateful, precision=precision, device=device)
             ranked = plans(replace(request, phase=phase, wanted=wanted))
             built = Built(ranked, 0, store_plan(ranked[0]))
             self._built[key] = built

@@ -150,6 +150,7 @@ def linear_output(
     v,  # [B, T, HKV, V]
     states,  # [B, HS, NS, SLOT]: FP * V, then FP sums
     o,  # [B, T, HQ, V]
+    norm,  # [B, HQ, T]: sum of weights
     stride_q_b,
     stride_q_t,
     stride_q_h,
@@ -198,6 +199,7 @@ def linear_output(
     p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
     p_v = v + i_b * stride_v_b + i_hkv * stride_v_h
     p_o = o + (i_b * T * HQ + i_h) * V
+    p_norm = norm + i_bh * T
     p_states = states + ((i_b * HS + i_hs) * NS + i_n) * (FP * V + FP)
 
     # the state before this segment
@@ -267,6 +269,11 @@ def linear_output(
         # from the state: [BC, 64] @ [64, BV]
         b_o = tl.dot(b_q, b_h0.to(b_v.dtype), b_o)
         b_o = b_o / tl.where(b_n != 0.0, b_n, 1.0)[:, None]
+        tl.store(
+            p_norm + o_t,
+            b_n,
+            mask=m_t,
+        )
 
         # [BC, BV]
         p_ot = p_o + tl.cast(i_c * BC, tl.int64) * HQ * V
@@ -285,13 +292,14 @@ def forward(q, k, v):
     """Attention by the chunked form, for K = 64, V = 64.
 
     q [B, T, HQ, K], k [B, T, HKV, K], v [B, T, HKV, V].
-    Returns o [B, T, HQ, V].
+    Returns o [B, T, HQ, V] and the sums of weights [B, HQ, T].
     """
     B, T, HQ, _ = q.shape
     HKV = k.shape[2]
     HS = HKV
     NV = triton.cdiv(64, 64)
     o = torch.empty((B, T, HQ, 64), dtype=q.dtype, device=q.device)
+    norm = torch.empty((B, HQ, T), dtype=torch.float32, device=q.device)
 
     # enough segments to fill 264 programs, each at least 4 chunks long
     NC = triton.cdiv(T, 64)
@@ -346,6 +354,7 @@ def forward(q, k, v):
         v,
         states,
         o,
+        norm,
         *q.stride(),
         *k.stride(),
         *v.stride(),
@@ -365,4 +374,4 @@ def forward(q, k, v):
         num_stages=3,
     )
 
-    return o
+    return o, norm

@@ -94,7 +94,9 @@ def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgu
     if online:
         tensors.append(TensorArgument("lse", (), "acc", "[B, HQ, TQ]: natural log", written=True))
     elif algebra.normalize == "sum":
-        tensors.append(TensorArgument("norm", (), "acc", "[B, HQ, TQ]: sum of weights", written=True))
+        tensors.append(
+            TensorArgument("norm", (), "acc", "[B, HQ, TQ]: sum of weights", written=True)
+        )
     return tuple(tensors)
 
 

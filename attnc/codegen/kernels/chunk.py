@@ -120,9 +120,7 @@ class ChunkFacts:
         )
 
 
-def load_rows(
-    builder: GraphBuilder, facts: ChunkFacts, tensor: str, region: str = STEP
-) -> None:
+def load_rows(builder: GraphBuilder, facts: ChunkFacts, tensor: str, region: str = STEP) -> None:
     """A chunk of q or k, mapped by phi; padding is zero."""
     buffer = f"b_{tensor}"
     guard = join_guards("m_t[:, None]", facts.k_mask)

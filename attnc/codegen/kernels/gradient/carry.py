@@ -17,7 +17,6 @@ from attnc.codegen.kernels.chunk import (
     QUERIES,
     SCALARS,
     ChunkFacts,
-    Fold,
     decay_setup,
     decay_step,
     fold_state,

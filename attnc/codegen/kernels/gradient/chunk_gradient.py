@@ -61,9 +61,7 @@ def dchunk_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     return Kernel("dchunk", "", tensors, SCALARS, CONSTANTS, builder.build(), (), (GROUP,))
 
 
-def _tensors(
-    chunk: ChunkFacts, facts: GradientFacts, loaded: Loaded
-) -> tuple[TensorArgument, ...]:
+def _tensors(chunk: ChunkFacts, facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
     q, *others = output_tensors(chunk, facts)
     carried = [
         TensorArgument("carried", (), "io", "[B, HS, NC, FP, V]: states before chunks"),
@@ -119,9 +117,9 @@ def _inside(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> N
     seen = "r_c[:, None] >= r_c[None, :]"
     factors = ["b_y"] if slope else []
     if algebra.decay is not None:
-        lines = (f"b_e = tl.where({seen}, tl.exp2(b_g[:, None] - b_g[None, :]), 0.0)",)
+        between = f"b_e = tl.where({seen}, tl.exp2(b_g[:, None] - b_g[None, :]), 0.0)"
         note = "decay from key to query, 0 where the query is before the key"
-        builder.map("b_e", STEP, SQUARE, *lines, reads=("b_g", "b_p"), note=note)
+        builder.map("b_e", STEP, SQUARE, between, reads=("b_g", "b_p"), note=note)
         builder.map("b_p", STEP, SQUARE, "b_p = b_p * b_e", name="decay", reads=("b_p", "b_e"))
         factors.append("b_e")
     else:

@@ -27,9 +27,7 @@ def dgates_kernel(facts: GradientFacts) -> Kernel:
     assert algebra.log_decay is not None
     builder = GraphBuilder("dgates")
     names = scalar_names(algebra.log_decay, facts.declared)
-    loaded = load_refs(
-        algebra.decay_refs, facts.declared, TOKEN_AXES, two_lanes=False, names=names
-    )
+    loaded = load_refs(algebra.decay_refs, facts.declared, TOKEN_AXES, two_lanes=False, names=names)
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
     lines, index = index_bindings(algebra.log_decay)
     if lines:
@@ -45,14 +43,14 @@ def dgates_kernel(facts: GradientFacts) -> Kernel:
     builder.load(
         "b_x", STEP, ("BC",), tensor="dcolumns", address="dcolumns + i_bh * TK + o_t", guard="m_t"
     )
-    lines = (
+    folded = (
         "b_x = b_r.to(tl.float64) - b_x.to(tl.float64)",
         "b_t = tl.sum(b_x, 0)",
         "b_ds = (b_gs + b_t - tl.cumsum(b_x, 0) + b_x).to(ACC)",
         "b_gs = b_gs + b_t",
     )
     builder.fold(
-        "b_gs", STEP, (), *lines, name="fold b_gs", reads=("b_gs", "b_r", "b_x"), dtype="fp64"
+        "b_gs", STEP, (), *folded, name="fold b_gs", reads=("b_gs", "b_r", "b_x"), dtype="fp64"
     )
     add_token_sums(builder, facts, {**loaded.bindings, **index}, tokens="TK")
     store_token_sums(builder, facts, FINISH, tile="0", tiles="1")

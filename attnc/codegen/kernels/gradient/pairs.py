@@ -35,7 +35,8 @@ def pair_setup(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: 
         builder.map("b_c", side.head, (), *lines, *rate, reads=reads, note="log2 decay a token")
         return Loaded(loaded.nodes, bindings, loaded.tensors)
     names = _names(facts)
-    before, inside = [], []
+    before: list[str] = []
+    inside: list[str] = []
     for letter, source, region, mark in (
         ("i", "b_i", side.query, side.i),
         ("j", "o_s", side.key, side.j),

@@ -44,9 +44,7 @@ def from_states(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) 
         builder.map("b_dd", STEP, (), line, name="across", reads=("b_dd", "b_gl"), note=note)
 
 
-def _load_tile(
-    builder: GraphBuilder, chunk: ChunkFacts, n: int, start: int, width: int
-) -> None:
+def _load_tile(builder: GraphBuilder, chunk: ChunkFacts, n: int, start: int, width: int) -> None:
     shape = (str(width), "BV")
     rows = (f"r_f{n} = {column_text(start, width)}",)
     for buffer, tensor in ((f"b_h{n}", "carried"), (f"b_j{n}", "dcarried")):
