@@ -97,11 +97,12 @@ def attend(
         run.check(return_lse, return_state)
         out = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=dtype)
         lse = q.new_zeros((q.shape[0], q.shape[2], q.shape[1]), dtype=dtype)
-        for block in run.blocks():
+        sums = run.decay_sums()
+        for block in run.blocks(sums):
             values, block_lse = block.softmax() if run.softmax else (block.weighted(), None)
             out[block.batch, block.rows, block.heads] = values.transpose(1, 2)
             if block_lse is not None:
                 lse[block.batch, block.heads, block.rows] = block_lse
-        state = run.final_state() if return_state else None
+        state = run.final_state(sums) if return_state else None
         out = out if rounding is None else out.to(rounding)
         return Attended(out, lse if return_lse else None, state)

@@ -61,11 +61,10 @@ class Run:
     def round(self, value: Tensor) -> Tensor:
         return round_to(value, self.rounding)
 
-    def blocks(self) -> Iterator[Block]:
-        """Blocks of at most BLOCK_ENTRIES pairs; small inputs are one block."""
+    def blocks(self, sums: Tensor | None) -> Iterator[Block]:
+        """Blocks of at most BLOCK_ENTRIES pairs, given `decay_sums`; small inputs are one block."""
         batch, rows, heads = self.q.shape[:3]
         keys = max(self.k.shape[1], self.feature_count() if self.initial_state is not None else 1)
-        sums = self.decay_sums()
         if batch * heads * rows * keys <= BLOCK_ENTRIES:
             yield Block.of(self, sums, slice(0, batch), slice(0, heads), slice(0, rows))
             return
@@ -138,14 +137,13 @@ class Run:
         """exp of a difference of sums: in fp32 for pt, rounded once."""
         return self.round(torch.exp(exponent.to(self.dtype)))
 
-    def final_state(self) -> Tensor:
+    def final_state(self, sums: Tensor | None) -> Tensor:
         """The state after the last token: sum_j exp(G_last - G_j) f(k_j) [v_j, 1]."""
         heads = state_heads(self.variant, self.q.shape[2], self.k.shape[2])
         of_query = torch.arange(heads, device=self.q.device) * (self.q.shape[2] // heads)
         of_key = of_query // self.group
         tokens = self.k.shape[1]
         step = max(1, BLOCK_ENTRIES // (self.feature_count() * self.k.shape[0] * heads))
-        sums = self.decay_sums()
         total: Tensor | None = None
         if self.initial_state is not None:
             total = self.initial_state.to(self.dtype)

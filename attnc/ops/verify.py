@@ -17,6 +17,7 @@ from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op, compile
 from attnc.ops.reference import Attended, attend
 from attnc.ops.report import Report, Row
+from attnc.ops.verify_gradients import gradient_rows
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 Progress = Callable[[int, int, str], None]
@@ -33,9 +34,12 @@ def verify(
     dtypes: Sequence[str] | None = None,
     shapes: Sequence[Shape] | None = None,
     seed: int | None = None,
+    gradients: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Run every legal form of a variant on random inputs and compare with the reference.
+
+    With `gradients`, the backward of every form too, against autograd through the reference.
 
     Each seed draws other inputs; the report names it, and `seed=` draws the same again.
     `progress` is called with (done, total, what comes next).
@@ -43,7 +47,7 @@ def verify(
     seed = secrets.randbits(32) if seed is None else seed
     generator = torch.Generator().manual_seed(seed)
     op = compile(variant)
-    checker = _Checker(variant, op, torch.device(device), generator)
+    checker = _Checker(variant, op, torch.device(device), generator, gradients)
     calls = _calls(variant, torch.device(device), dtypes, shapes)
     rows: list[Row] = []
     skipped: list[str] = []
@@ -104,6 +108,7 @@ class _Checker:
     op: Op
     device: torch.device
     generator: torch.Generator
+    gradients: bool
 
     @property
     def place(self) -> str:
@@ -135,6 +140,11 @@ class _Checker:
             first = next(iter(found))
             verdict = check_agreement(found[other], found[first], ref.out, pt.out)
             yield Row.of(f"{other} against {first}", name, shape, verdict)
+        if self.gradients:
+            forms = tuple(found)
+            yield from gradient_rows(
+                self.op, inputs, shape, name, dtype, forms, self.generator
+            )
         if "chunked" in found and shape.tq > 1:
             yield from self._state_rows(inputs, shape, name)
 
@@ -189,6 +199,11 @@ class _Checker:
         yield Row.of(f"split at {split}", name, shape, check(torch.cat(outs, 1), ref.out, pt.out))
         verdict = check_state(state, ref.state, pt.state, dtype)
         yield Row.of(f"state, split at {split}", name, shape, verdict)
+        if self.gradients:
+            yield from gradient_rows(
+                self.op, inputs, shape, name, dtype, ("chunked",), self.generator,
+                initial_state=start,
+            )  # fmt: skip
 
     def _forms(self, shape: Shape) -> tuple[str, ...]:
         """The forms that this shape allows: only the parallel one knows TQ other than TK."""

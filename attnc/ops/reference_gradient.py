@@ -1,0 +1,96 @@
+"""Gradients of the reference: autograd through the formula, block by block.
+
+Rows do not depend on each other, so each block's gradients are taken and its graph freed before
+the next: memory stays that of one block, and a sequence of 16,384 tokens fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnc.dsl.variant import Variant
+from attnc.ops.reference_block import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """Gradients that come in: of o, and where there is one of lse or of the final state."""
+
+    out: Tensor
+    lse: Tensor | None = None
+    state: Tensor | None = None
+
+
+def reference_gradients(
+    variant: Variant,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Mapping[str, Tensor],
+    incoming: Incoming,
+    *,
+    dtype: torch.dtype = torch.float64,
+    rounding: torch.dtype | None = None,
+    initial_state: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Gradients by name: q, k, v, every declared tensor with `grad = true`, initial_state.
+
+    Computed in `dtype`; with `rounding`, every intermediate and its gradient are rounded to it,
+    which is what eager torch in that dtype gets. Shapes are those of the inputs.
+    """
+    leaves = {name: _leaf(x, dtype) for name, x in (("q", q), ("k", k), ("v", v))}
+    declared = {d.name: d for d in (*variant.params, *variant.inputs)}
+    given = {
+        name: _leaf(x, dtype) if declared[name].grad else x.detach().to(dtype)
+        for name, x in tensors.items()
+    }
+    leaves |= {name: x for name, x in given.items() if declared[name].grad}
+    if initial_state is not None:
+        leaves["initial_state"] = _leaf(initial_state, dtype)
+    totals = {name: torch.zeros_like(x) for name, x in leaves.items()}
+    with torch.enable_grad(), torch.autocast(q.device.type, enabled=False):
+        run = Run(
+            variant, leaves["q"], leaves["k"], leaves["v"], given, dtype, rounding,
+            leaves.get("initial_state"),
+        )  # fmt: skip
+        # the decays' sums are shared by all blocks: their gradient is collected, then taken once
+        sums = run.decay_sums()
+        held = None if sums is None else sums.detach().requires_grad_(sums.requires_grad)
+        collected = None if held is None else torch.zeros_like(held)
+        wanted = [*leaves.values(), *([held] if held is not None and held.requires_grad else [])]
+
+        def take(loss: Tensor) -> None:
+            found = torch.autograd.grad(loss, wanted, allow_unused=True)
+            for name, gradient in zip(leaves, found, strict=False):
+                if gradient is not None:
+                    totals[name] += gradient
+            if len(found) > len(leaves) and found[-1] is not None:
+                assert collected is not None
+                collected.add_(found[-1])
+
+        for block in run.blocks(held):
+            place = (block.batch, block.rows, block.heads)
+            values, lse = block.softmax() if run.softmax else (block.weighted(), None)
+            values = values if rounding is None else run.round(values)
+            loss = (values.transpose(1, 2) * incoming.out[place].to(dtype)).sum()
+            if lse is not None and incoming.lse is not None:
+                weight = incoming.lse[block.batch, block.heads, block.rows].to(dtype)
+                seen = lse.isfinite()
+                loss = loss + (torch.where(seen, lse, 0) * weight * seen).sum()
+            take(loss)
+        if incoming.state is not None:
+            take((run.final_state(held) * incoming.state.to(dtype)).sum())
+        if sums is not None and sums.requires_grad and collected is not None:
+            found = torch.autograd.grad(sums, list(leaves.values()), collected, allow_unused=True)
+            for name, gradient in zip(leaves, found, strict=True):
+                if gradient is not None:
+                    totals[name] += gradient
+    return totals
+
+
+def _leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.detach().to(dtype).requires_grad_()

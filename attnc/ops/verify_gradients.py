@@ -1,0 +1,98 @@
+"""Hold a variant's gradients against autograd through its fp64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from attnc.ops.criterion import check_gradient
+from attnc.ops.draw import Inputs, Shape
+from attnc.ops.op import Op
+from attnc.ops.reference_gradient import Incoming, reference_gradients
+from attnc.ops.report import Row
+
+
+def gradient_rows(
+    op: Op,
+    inputs: Inputs,
+    shape: Shape,
+    name: str,
+    dtype: torch.dtype,
+    forms: tuple[str, ...],
+    generator: torch.Generator,
+    *,
+    initial_state: Tensor | None = None,
+) -> Iterator[Row]:
+    """Gradients of q, k, v, declared tensors and the initial state, in each form."""
+    incoming = _incoming(op, inputs, generator, initial_state)
+    ref, rounded = (
+        reference_gradients(
+            op.variant, *inputs.qkv, inputs.tensors, incoming, initial_state=initial_state,
+            dtype=torch.float64 if rounding is None else torch.float32, rounding=rounding,
+        )
+        for rounding in (None, dtype)
+    )  # fmt: skip
+    for form in forms:
+        found = op_gradients(op, inputs, incoming, form=form, initial_state=initial_state)
+        for label, gradient in found.items():
+            verdict = check_gradient(
+                gradient, ref[label], rounded[label], dtype, reduced=label not in {"q", "k", "v"}
+            )
+            state = " with a state given" if initial_state is not None else ""
+            yield Row.of(f"d {label}, {form} form{state}", name, shape, verdict)
+
+
+def op_gradients(
+    op: Op,
+    inputs: Inputs,
+    incoming: Incoming,
+    *,
+    form: str | None = None,
+    initial_state: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The op's own gradients by name, through PyTorch's autograd."""
+    leaves = {
+        label: x.detach().clone().requires_grad_()
+        for label, x in zip("qkv", inputs.qkv, strict=True)
+    }
+    declared = {d.name: d for d in (*op.variant.params, *op.variant.inputs)}
+    tensors = {
+        label: x.detach().clone().requires_grad_(declared[label].grad)
+        for label, x in inputs.tensors.items()
+    }
+    options: dict[str, object] = {"form": form}
+    wanted = {**leaves, **{label: x for label, x in tensors.items() if x.requires_grad}}
+    if initial_state is not None:
+        wanted["initial_state"] = initial_state.detach().clone().requires_grad_()
+        options |= {"initial_state": wanted["initial_state"], "return_state": True}
+    if op.softmax:
+        options["return_lse"] = True
+    with torch.enable_grad():
+        result = op(leaves["q"], leaves["k"], leaves["v"], **options, **tensors)
+        outputs = result if isinstance(result, tuple) else (result,)
+        gradients = [incoming.out.to(outputs[0].dtype)]
+        other = incoming.lse if op.softmax else incoming.state
+        if len(outputs) > 1:
+            assert other is not None
+            gradients.append(other.to(outputs[1].dtype))
+        found = torch.autograd.grad(
+            outputs, list(wanted.values()), gradients, allow_unused=True, materialize_grads=True
+        )
+    return dict(zip(wanted, found, strict=True))
+
+
+def _incoming(
+    op: Op, inputs: Inputs, generator: torch.Generator, initial_state: Tensor | None
+) -> Incoming:
+    q, _, v = inputs.qkv
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator).to(q.device)
+
+    # rounded as the kernels see it, or its rounding would count as theirs
+    out = normal(*q.shape[:3], v.shape[-1]).to(q.dtype)
+    lse = normal(q.shape[0], q.shape[2], q.shape[1]) if op.softmax else None
+    state = None if initial_state is None else normal(*initial_state.shape)
+    return Incoming(out, lse, state)
