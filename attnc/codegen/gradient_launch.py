@@ -51,7 +51,8 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
     chunked = plan.form == "chunked"
     online, summed = plan.form == "online", plan.algebra.normalize == "sum"
     partials = (*plan.derivation.score, *plan.derivation.decay)
-    exponents = plan.algebra.decay == "gated" and bool(plan.derivation.decay) and not chunked
+    exponents = bool(plan.derivation.decay)
+    by_sums = exponents and plan.algebra.decay == "gated" and not chunked
     names = wanted_names(plan)
     grads = ", ".join(["dq", "dk", "dv", *(f"du_{name}" for name in names)])
     tiles = {key: size for step in plan.passes for key, size in step.tile.items()}
@@ -60,7 +61,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         count = "NC"
     else:
         rows = next(step for step in plan.passes if step.kernel.name == "dq").tile["BT"]
-        count = "1" if exponents else f"triton.cdiv(TQ, {rows})"
+        count = "1" if by_sums else f"triton.cdiv(TQ, {rows})"
     uses_tiles = any(partial_sum(partial).axes[-1] == "n" for partial in partials)
     return GradientLaunch(
         launcher="launch_dchunked.jinja" if chunked else "launch_pairs.jinja",
@@ -73,7 +74,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         online=online,
         summed=summed,
         gated=plan.algebra.decay == "gated",
-        exponents=exponents,
+        exponents=exponents if chunked else by_sums,
         stateful=plan.stateful,
         state_heads_are_query=plan.algebra.decay_uses_head,
         acc=TORCH_TYPES[plan.acc],
@@ -178,7 +179,8 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "dcarry": lambda: ["NV * B * HQ", "NS"],
         "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
         "dscan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HQ"],
-        "dchunk": lambda: ["NC", "B * HKV"],
+        "dquery": lambda: ["NC", "B * HKV"],
+        "dkey": lambda: ["NC", "B * HKV"],
     }
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",

@@ -14,7 +14,7 @@ from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.chunk import ChunkFacts
 from attnc.codegen.kernels.gates import gates_kernel
 from attnc.codegen.kernels.gradient.carry import carry_kernel, dcarry_kernel, dstate_kernel
-from attnc.codegen.kernels.gradient.chunk_gradient import dchunk_kernel
+from attnc.codegen.kernels.gradient.chunk_gradient import dkey_kernel, dquery_kernel
 from attnc.codegen.kernels.gradient.columns import columns_kernel
 from attnc.codegen.kernels.gradient.delta import delta_kernel
 from attnc.codegen.kernels.gradient.facts import GradientFacts
@@ -176,7 +176,7 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
         request.variant, facts.algebra, features, request.dims, facts.printer, request.stateful,
         request.device.min_columns, request.device.min_columns,
     )  # fmt: skip
-    kernel = dchunk_kernel(chunk, facts)
+    makers = (dquery_kernel, dkey_kernel)
     declared = request.variant.chunk
     sizes: tuple[int, ...] = (64, 32, 16)
     if is_wide(request):
@@ -185,8 +185,10 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
         sizes = tuple(size for size in (128, 64, 32, 16) if size <= declared)
     found: list[_Ranked] = []
     for size in sizes:
-        last = _rank(request, kernel, _chunk_tiles(request, size))
-        found = [*_folds(request, facts, chunk, size), last]
+        last = [
+            _rank(request, make(chunk, facts), _chunk_tiles(request, size)) for make in makers
+        ]
+        found = [*_folds(request, facts, chunk, size), *last]
         if all(ranked.steps for ranked in found):
             return found
     return found
@@ -194,9 +196,8 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
 
 def _chunk_tiles(request: Request, rows: int) -> Candidates:
     tile_k, tile_v = _tiles(request)
-    for warps in (4, 8):
-        if rows >= 16 * warps or warps == 4:
-            yield {"BC": rows, "BK": tile_k, "BV": tile_v}, warps, 1
+    for warps in (8, 4):
+        yield {"BC": rows, "BK": tile_k, "BV": tile_v}, warps, 1
 
 
 def _fold_tiles(request: Request, rows: int) -> Candidates:

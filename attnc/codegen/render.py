@@ -26,6 +26,8 @@ _TEMPLATES = {
     "carry": "fold",
     "dstate": "fold",
     "dcarry": "fold",
+    "dquery": "dchunk",
+    "dkey": "dchunk",
 }
 _STEP_LINES = {
     "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
@@ -49,7 +51,8 @@ _HEADERS = {
     "dstate": "for i_c in range({start}, {stop}, -1):",
     "dcarry": "for i_c in range({start}, {stop}, -1):",
     "dgates": "for i_c in range({start}, {stop}, -1):",
-    "dchunk": "for i_g in range({stop}):",
+    "dquery": "for i_g in range({stop}):",
+    "dkey": "for i_g in range({stop}):",
 }
 
 

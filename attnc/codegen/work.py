@@ -77,10 +77,12 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
         return float(k + v + states), flops
     if kernel.name == "dstate":
         return float(q + o + states), flops
-    if kernel.name in {"carry", "dcarry", "dchunk"}:
+    if kernel.name in {"carry", "dcarry", "dquery", "dkey"}:
         kept = _carried_bytes(request, kernel, chunk)
         moved = {"carry": k + v + states + kept, "dcarry": q + o + states + kept}
-        return float(moved.get(kernel.name, 2 * (q + k + v) + o + 2 * kept)), flops
+        written = {"dquery": q, "dkey": k + v}
+        read = q + k + v + o + kept
+        return float(moved.get(kernel.name) or read + written[kernel.name]), flops
     return float(q + k + v + o + states), flops
 
 

@@ -1,8 +1,9 @@
-"""The `dchunk` pass: one chunk of one key/value head, from the states on both sides of it.
+"""The `dquery` and `dkey` passes: one chunk of one key/value head, from the states around it.
 
 Inside the chunk pairs go by the polynomial of s and its derivative, as in the parallel form; the
-state before the chunk reaches its queries, and the gradient of the state after it its keys. Heads
-of a group are summed in order, in registers.
+state before the chunk reaches its queries (`dquery`: dq), and the gradient of the state after it
+its keys (`dkey`: dk and dv). Two passes compute the pairs twice and keep half as much in registers.
+Heads of a group are summed in order, in registers.
 Source: Lightning Attention-2 (arXiv 2401.04658), algorithm 2, for any polynomial weight.
 """
 
@@ -18,7 +19,7 @@ from attnc.codegen.kernels.gradient.carry import load_outputs, output_tensors
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.pairs import weight_slope_lines
 from attnc.codegen.kernels.gradient.rows import chain
-from attnc.codegen.kernels.gradient.state_terms import from_states
+from attnc.codegen.kernels.gradient.state_terms import from_state_after, from_state_before
 from attnc.codegen.kernels.gradient.token_sums import (
     add_token_sums,
     start_token_sums,
@@ -41,9 +42,37 @@ HEAD_AXES = {
 SQUARE = ("BC", "BC")
 
 
-def dchunk_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
-    """dq, dk, dv and the decays' gradients of one chunk."""
-    builder = GraphBuilder("dchunk")
+def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
+    """dq of one chunk; where a decay has a gradient, what each row's exponents gained."""
+    builder = GraphBuilder("dquery")
+    builder.extend(selection_nodes(chunk.features, weights=True))
+    load_keys(builder, chunk, SETUP)
+    loaded = _head(builder, chunk)
+    load_outputs(builder, chunk, facts)
+    decay_step(builder, chunk, loaded)
+    _inside(builder, chunk, facts, values=bool(facts.derivation.decay))
+    _rows(builder, facts)
+    from_state_before(builder, chunk, facts)
+    if facts.derivation.decay:
+        builder.store(
+            STEP, ("BC",), "b_r", name="store drows", reads=("b_r",), tensor="drows",
+            address="drows + (i_b * HQ + i_h) * T + o_t", guard="m_t",
+        )  # fmt: skip
+    _store_queries(builder, chunk, facts)
+    q, *others = output_tensors(chunk, facts)
+    tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=True)]
+    tensors += _states(chunk, before=True, after=False)
+    tensors.append(TensorArgument("dq", (), "io", "[B, T, HQ, K]", written=True))
+    if facts.derivation.decay:
+        tensors.append(TensorArgument("drows", (), "acc", "[B, HQ, T]: exponents", written=True))
+    graph = builder.build()
+    return Kernel("dquery", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (GROUP,))
+
+
+def dkey_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
+    """dk, dv and the decays' gradients of one chunk."""
+    decayed = bool(facts.derivation.decay)
+    builder = GraphBuilder("dkey")
     builder.extend(selection_nodes(chunk.features, weights=True))
     load_keys(builder, chunk, SETUP)
     for name, column in (("dk", "BK"), ("dv", "BV")):
@@ -52,36 +81,36 @@ def dchunk_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     loaded = _head(builder, chunk)
     load_outputs(builder, chunk, facts)
     decay_step(builder, chunk, loaded)
-    _inside(builder, chunk, facts)
-    from_states(builder, chunk, facts)
+    _inside(builder, chunk, facts, values=True)
+    _keys(builder, facts)
+    from_state_after(builder, chunk, facts)
     _decays(builder, facts, loaded)
-    _store_queries(builder, chunk, facts)
     _store_keys(builder, chunk, facts)
-    tensors = _tensors(chunk, facts, loaded)
-    return Kernel("dchunk", "", tensors, SCALARS, CONSTANTS, builder.build(), (), (GROUP,))
-
-
-def _tensors(chunk: ChunkFacts, facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
     q, *others = output_tensors(chunk, facts)
-    carried = [
-        TensorArgument("carried", (), "io", "[B, HS, NC, FP, V]: states before chunks"),
-        TensorArgument("dcarried", (), "io", "[B, HQ, NC, FP, V]: gradients of states after them"),
-    ]
-    if chunk.summed:
-        carried += [
-            TensorArgument("sums", (), "acc", "[B, HS, NC, FP]"),
-            TensorArgument("dsums", (), "acc", "[B, HQ, NC, FP]"),
-        ]
-    written = [
-        TensorArgument("dq", (), "io", "[B, T, HQ, K]", written=True),
-        TensorArgument("dk", (), "io", "[B, T, HKV, K]", written=True),
-        TensorArgument("dv", (), "io", "[B, T, HKV, V]", written=True),
-    ]
-    tables = chunk.tables(weights=True)
-    return (
-        q, *chunk.key_tensors(), *others, *loaded.tensors, *tables, *carried, *written,
-        *token_arguments(facts),
-    )  # fmt: skip
+    tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=True)]
+    tensors += _states(chunk, before=decayed, after=True)
+    if decayed:
+        tensors.append(TensorArgument("drows", (), "acc", "[B, HQ, T]: exponents"))
+    tensors.append(TensorArgument("dk", (), "io", "[B, T, HKV, K]", written=True))
+    tensors.append(TensorArgument("dv", (), "io", "[B, T, HKV, V]", written=True))
+    tensors += token_arguments(facts)
+    graph = builder.build()
+    return Kernel("dkey", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (GROUP,))
+
+
+def _states(chunk: ChunkFacts, *, before: bool, after: bool) -> list[TensorArgument]:
+    found: list[TensorArgument] = []
+    if before:
+        layout = "[B, HS, NC, FP, V]: states before chunks"
+        found.append(TensorArgument("carried", (), "io", layout))
+        if chunk.summed:
+            found.append(TensorArgument("sums", (), "acc", "[B, HS, NC, FP]"))
+    if after:
+        layout = "[B, HQ, NC, FP, V]: gradients of states after chunks"
+        found.append(TensorArgument("dcarried", (), "io", layout))
+        if chunk.summed:
+            found.append(TensorArgument("dsums", (), "acc", "[B, HQ, NC, FP]"))
+    return found
 
 
 def _head(builder: GraphBuilder, chunk: ChunkFacts) -> Loaded:
@@ -90,13 +119,9 @@ def _head(builder: GraphBuilder, chunk: ChunkFacts) -> Loaded:
         "i_hs = i_h // (HQ // HS)",
         "p_q = q + i_b * stride_q_b + i_h * stride_q_h",
         "p_do = do + i_b * stride_do_b + i_h * stride_do_h",
-        "p_carried = carried + ((i_b * HS + i_hs) * NC + i_c) * FP * V",
-        "p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V",
     ]
     if chunk.summed:
         lines += [
-            "p_sums = sums + ((i_b * HS + i_hs) * NC + i_c) * FP",
-            "p_dsums = dsums + ((i_b * HQ + i_h) * NC + i_c) * FP",
             "p_norm = norm + (i_b * HQ + i_h) * T",
             "p_delta = delta + (i_b * HQ + i_h) * T",
         ]
@@ -104,25 +129,31 @@ def _head(builder: GraphBuilder, chunk: ChunkFacts) -> Loaded:
     return decay_setup(builder, chunk, HEAD_AXES, STEP)
 
 
-def _inside(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
-    """Pairs inside the chunk."""
+def _inside(
+    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, *, values: bool
+) -> None:
+    """Pairs inside the chunk: `b_ds` of the scores and, with `values`, the weights `b_p`."""
     algebra = facts.algebra
-    left = Operand("b_q", "b_q", ("BC", "BK"))
-    right = Operand("b_k", "tl.trans(b_k)", ("BK", "BC"), transposed=True)
-    builder.dot("b_s", STEP, SQUARE, left, right, note="inside the chunk: the scores again")
-    weight = horner("b_p", "b_s", algebra.coefficients, facts.scale, direct=algebra.direct)
     slope = weight_slope_lines("b_y", "b_s", facts)
-    note = "" if algebra.direct else "the weight and its derivative, polynomials of s"
-    builder.map("b_p", STEP, SQUARE, *weight, *slope, reads=("b_s",), name="weight", note=note)
     seen = "r_c[:, None] >= r_c[None, :]"
-    factors = ["b_y"] if slope else []
+    if values or slope:
+        left = Operand("b_q", "b_q", ("BC", "BK"))
+        right = Operand("b_k", "tl.trans(b_k)", ("BK", "BC"), transposed=True)
+        builder.dot("b_s", STEP, SQUARE, left, right, note="inside the chunk: the scores again")
+    if slope:
+        note = "the weight's derivative, a polynomial of s"
+        builder.map("b_y", STEP, SQUARE, *slope, reads=("b_s",), note=note)
+    if values:
+        weight = horner("b_p", "b_s", algebra.coefficients, facts.scale, direct=algebra.direct)
+        builder.map("b_p", STEP, SQUARE, *weight, reads=("b_s", "b_y"), name="weight")
     if algebra.decay is not None:
         between = f"b_e = tl.where({seen}, tl.exp2(b_g[:, None] - b_g[None, :]), 0.0)"
         note = "decay from key to query, 0 where the query is before the key"
         builder.map("b_e", STEP, SQUARE, between, reads=("b_g", "b_p"), note=note)
-        builder.map("b_p", STEP, SQUARE, "b_p = b_p * b_e", name="decay", reads=("b_p", "b_e"))
-        factors.append("b_e")
-    else:
+        if values:
+            line = "b_p = b_p * b_e"
+            builder.map("b_p", STEP, SQUARE, line, name="decay", reads=("b_p", "b_e"))
+    elif values:
         line = f"b_p = tl.where({seen}, b_p, 0.0)"
         builder.map("b_p", STEP, SQUARE, line, name="visible", reads=("b_p",))
     left = Operand("b_do", "b_do", ("BC", "BV"))
@@ -131,20 +162,36 @@ def _inside(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> N
     if facts.summed:
         line = "b_dw = b_dw + b_d[:, None]"
         builder.map("b_dw", STEP, SQUARE, line, name="normaliser", reads=("b_dw", "b_d"))
-    if facts.derivation.decay:
-        lines = ("b_px = b_dw * b_p", "b_r = tl.sum(b_px, 1) - tl.sum(b_px, 0)")
-        note = "exponents' gradients: what each row gained less what each key lost"
-        builder.map("b_r", STEP, ("BC",), *lines, reads=("b_dw", "b_p"), note=note)
+    factors = (["b_y"] if slope else []) + (["b_e"] if algebra.decay is not None else [])
     line = " * ".join(["b_ds = b_dw", *factors])
-    builder.map("b_ds", STEP, SQUARE, line, reads=("b_dw", "b_p", "b_e"), note="of the scores")
+    reads = ("b_dw", "b_p", "b_e", "b_y")
+    builder.map("b_ds", STEP, SQUARE, line, reads=reads, note="gradient of the scores")
     if algebra.decay is None:
         line = f"b_ds = tl.where({seen}, b_ds, 0.0)"
         builder.map("b_ds", STEP, SQUARE, line, name="visible gradient", reads=("b_ds",))
+
+
+def _rows(builder: GraphBuilder, facts: GradientFacts) -> None:
+    if facts.derivation.decay:
+        line = "b_r = tl.sum(b_dw * b_p, 1)"
+        note = "gradient of the exponents, by rows"
+        builder.map("b_r", STEP, ("BC",), line, reads=("b_dw", "b_p"), note=note)
     square = Operand("b_ds", "b_ds.to(b_k.dtype)", SQUARE)
     builder.dot(
         "b_dq", STEP, ("BC", "BK"), square, Operand("b_k", "b_k", ("BC", "BK")),
         note="[BC, BC] @ [BC, BK]",
     )  # fmt: skip
+
+
+def _keys(builder: GraphBuilder, facts: GradientFacts) -> None:
+    if facts.derivation.decay:
+        builder.load(
+            "b_r", STEP, ("BC",), tensor="drows", guard="m_t", reads=("p_q",),
+            address="drows + (i_b * HQ + i_h) * T + o_t",
+        )  # fmt: skip
+        line = "b_r = b_r - tl.sum(b_dw * b_p, 0)"
+        note = "gradient of the exponents: what each row gained less what each key lost"
+        builder.map("b_r", STEP, ("BC",), line, reads=("b_dw", "b_p", "b_r"), note=note)
     for name, tile, other, column in (
         ("dk", "b_ds", "b_q", "BK"),
         ("dv", "b_p", "b_do", "BV"),

@@ -16,50 +16,71 @@ from attnc.codegen.kernels.monomials import column_text, tile_nodes
 from attnc.codegen.kernels.operand import join_guards
 
 
-def from_states(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
-    """Add the states' part to dq, dk and dv; for a decay, `b_r`, `b_cj` and `b_dd` too."""
-    outputs, values = "b_do", "b_v"
+def from_state_before(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
+    """Add to dq, and to `b_r` where a decay has a gradient, what the state before the chunk gives."""
+    outputs = "b_do"
     if chunk.algebra.decay is not None:
-        outputs, values = "b_dog", "b_vu"
-        lines = ("b_l = tl.exp2(b_g)", "b_u = tl.exp2(b_gl - b_g)")
-        note = "decay from the chunk's start to each row, from each key to the chunk's end"
-        builder.map("b_u", STEP, ("BC",), *lines, reads=("b_g", "b_gl"), note=note)
-        shape = ("BC", "BV")
+        outputs = "b_dog"
+        note = "decay from the chunk's start to each row"
+        builder.map("b_l", STEP, ("BC",), "b_l = tl.exp2(b_g)", reads=("b_g",), note=note)
         line = "b_dog = b_do * b_l[:, None]"
-        builder.map("b_dog", STEP, shape, line, dtype="io", reads=("b_do", "b_u"))
+        builder.map("b_dog", STEP, ("BC", "BV"), line, dtype="io", reads=("b_do", "b_l"))
+    for n in range(len(chunk.features.tiles)):
+        _load_tile(builder, chunk, n, "b_h", "carried", "the state before the chunk")
+        _queries(builder, chunk, facts, n, outputs)
+
+
+def from_state_after(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
+    """Add to dk and dv what the state after the chunk leads to; for a decay `b_cj` and `b_dd` too."""
+    values = "b_v"
+    decay = bool(facts.derivation.decay)
+    if chunk.algebra.decay is not None:
+        values = "b_vu"
+        note = "decay from each key to the chunk's end"
+        line = "b_u = tl.exp2(b_gl - b_g)"
+        builder.map("b_u", STEP, ("BC",), line, reads=("b_g", "b_gl"), note=note)
         line = "b_vu = b_v * b_u[:, None]"
-        builder.map("b_vu", STEP, shape, line, dtype="io", reads=("b_v", "b_u"))
-    if facts.derivation.decay:
+        builder.map("b_vu", STEP, ("BC", "BV"), line, dtype="io", reads=("b_v", "b_u"))
+    if decay:
         builder.map("b_cj", STEP, ("BC",), "b_cj = tl.zeros([BC], ACC)")
         builder.map("b_dd", STEP, (), "b_dd = tl.zeros([], ACC)")
-    for n, tile in enumerate(chunk.features.tiles):
-        _load_tile(builder, chunk, n, tile.start, tile.width)
-        _queries(builder, chunk, facts, n, outputs)
+    for n in range(len(chunk.features.tiles)):
+        _load_tile(builder, chunk, n, "b_j", "dcarried", "what the state after the chunk leads to")
         _keys(builder, chunk, facts, n, values)
-        if facts.derivation.decay:
+        if decay:
+            _load_tile(builder, chunk, n, "b_h", "carried", "the state before the chunk")
             _boundary(builder, chunk, n)
-    if facts.derivation.decay:
+    if decay:
         line = "b_dd = b_dd * tl.exp2(b_gl)"
         note = "pairs from before the chunk to after it"
         builder.map("b_dd", STEP, (), line, name="across", reads=("b_dd", "b_gl"), note=note)
 
 
-def _load_tile(builder: GraphBuilder, chunk: ChunkFacts, n: int, start: int, width: int) -> None:
-    shape = (str(width), "BV")
-    rows = (f"r_f{n} = {column_text(start, width)}",)
-    for buffer, tensor in ((f"b_h{n}", "carried"), (f"b_j{n}", "dcarried")):
-        builder.load(
-            buffer, STEP, shape, dtype="io", tensor=tensor, guard=join_guards("", chunk.v_mask),
-            lines=rows if tensor == "carried" else (), reads=("p_q",),
-            address=f"p_{tensor} + r_f{n}[:, None] * V + o_v[None, :]",
-            note="the state before the chunk" if tensor == "carried" else "and what it leads to",
-        )  # fmt: skip
+def _load_tile(
+    builder: GraphBuilder, chunk: ChunkFacts, n: int, buffer: str, tensor: str, note: str
+) -> None:
+    """One tile of a state, and of its sums: h and z before the chunk, their gradients after it."""
+    tile, after = chunk.features.tiles[n], tensor == "dcarried"
+    head = "(i_b * HQ + i_h)" if after else "(i_b * HS + i_hs)"
+    place = f"({head} * NC + i_c) * FP"
+    lines = [f"r_f{n} = {column_text(tile.start, tile.width)}"] if after or not _both(builder) else []
+    lines.append(f"p_{tensor} = {tensor} + {place} * V")
+    builder.load(
+        f"{buffer}{n}", STEP, (str(tile.width), "BV"), dtype="io", tensor=tensor, note=note,
+        guard=join_guards("", chunk.v_mask), lines=tuple(lines), reads=("p_q",),
+        address=f"p_{tensor} + r_f{n}[:, None] * V + o_v[None, :]",
+    )  # fmt: skip
     if chunk.summed:
-        for buffer, tensor in ((f"b_z{n}", "sums"), (f"b_dz{n}", "dsums")):
-            builder.load(
-                buffer, STEP, (str(width),), tensor=tensor, address=f"p_{tensor} + r_f{n}",
-                reads=("p_q",),
-            )  # fmt: skip
+        sums, target = ("dsums", f"b_dz{n}") if after else ("sums", f"b_z{n}")
+        builder.load(
+            target, STEP, (str(tile.width),), tensor=sums, reads=("p_q",),
+            address=f"{sums} + {place} + r_f{n}",
+        )  # fmt: skip
+
+
+def _both(builder: GraphBuilder) -> bool:
+    """Whether the pass reads the states on both sides, and has numbered their rows already."""
+    return builder.kernel == "dkey"
 
 
 def _queries(
@@ -82,12 +103,12 @@ def _queries(
         builder.dot("b_dq", STEP, shape, left, right, name="state dq", into="b_dq", note=note)
         if sums:
             line = f"b_dq = b_dq{sums}"
-            reads = ("b_dq", "b_d", f"b_z{n}", "b_u")
+            reads = ("b_dq", "b_d", f"b_z{n}", "b_l")
             builder.map("b_dq", STEP, shape, line, name="sums dq", reads=reads)
         return
     builder.dot("b_df", STEP, ("BC", width), left, right, name=f"state dq{n}", note=note)
     if sums:
-        reads = ("b_df", "b_d", f"b_z{n}", "b_u")
+        reads = ("b_df", "b_d", f"b_z{n}", "b_l")
         line = f"b_df = b_df{sums}"
         builder.map("b_df", STEP, ("BC", width), line, name=f"sums dq{n}", reads=reads)
     source = "b_q" if features.direct else f"b_p{n}"
