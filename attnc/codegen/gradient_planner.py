@@ -48,7 +48,7 @@ def gradient_plans(request: Request, algebra: Algebra, form: str, reason: str) -
     derivation = derive(request.variant, algebra, request.wanted)
     printer = Printer({})
     facts = GradientFacts(
-        request.variant, algebra, derivation, request.dims, printer, request.device.min_columns
+        request.variant, algebra, derivation, request.dims, printer, _least(request)
     )
     features: Features | None = None
     passes: list[_Ranked] = []
@@ -113,13 +113,21 @@ def _no_fit(request: Request, why: str) -> PlanError:
 
 
 def _features(request: Request, algebra: Algebra) -> Features:
-    least = request.device.min_columns
+    least = _least(request)
     return features_of(algebra, request.dims[0], narrowest=least, channels=least)
 
 
+def _least(request: Request) -> int:
+    """The narrowest tile of channels: gradients are products over K's too, so both are padded.
+
+    fp32 tiles have too few rows for the warp-group products that go wrong on narrow operands.
+    """
+    return MIN_TILE if is_wide(request) else max(MIN_TILE, request.device.min_columns)
+
+
 def _tiles(request: Request) -> tuple[int, int]:
-    """BK and BV: gradients are products over either, so both are padded to what is safe."""
-    least = max(MIN_TILE, request.device.min_columns)
+    """BK and BV: whole heads, in powers of two."""
+    least = _least(request)
     head_dim, value_dim = request.dims
     return max(least, power_of_two(head_dim)), max(least, power_of_two(value_dim))
 
@@ -174,20 +182,19 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
     """All passes of one chunk size: the largest at which the last pass fits, and the rest of it."""
     chunk = ChunkFacts(
         request.variant, facts.algebra, features, request.dims, facts.printer, request.stateful,
-        request.device.min_columns, request.device.min_columns,
+        facts.min_columns, facts.min_columns,
     )  # fmt: skip
     makers = (dquery_kernel, dkey_kernel)
     declared = request.variant.chunk
     sizes: tuple[int, ...] = (64, 32, 16)
     if is_wide(request):
-        sizes = (32, 16) if features.direct else (16,)
+        # split products double what stands in registers: wide heads and monomials take 16 rows
+        sizes = (32, 16) if features.direct and sum(_tiles(request)) <= 128 else (16,)
     if isinstance(declared, int):
         sizes = tuple(size for size in (128, 64, 32, 16) if size <= declared)
     found: list[_Ranked] = []
     for size in sizes:
-        last = [
-            _rank(request, make(chunk, facts), _chunk_tiles(request, size)) for make in makers
-        ]
+        last = [_rank(request, make(chunk, facts), _chunk_tiles(request, size)) for make in makers]
         found = [*_folds(request, facts, chunk, size), *last]
         if all(ranked.steps for ranked in found):
             return found
@@ -196,13 +203,13 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
 
 def _chunk_tiles(request: Request, rows: int) -> Candidates:
     tile_k, tile_v = _tiles(request)
-    for warps in (8, 4):
+    for warps in (4, 8):
         yield {"BC": rows, "BK": tile_k, "BV": tile_v}, warps, 1
 
 
 def _fold_tiles(request: Request, rows: int) -> Candidates:
     tile_k, tile_v = _tiles(request)
-    least = request.device.min_columns
+    least = _least(request)
     widths = [width for width in (256, 128, 64, 32, 16) if least <= width <= tile_v]
     if is_wide(request):
         widths = [width for width in widths if width <= 64]

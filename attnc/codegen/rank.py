@@ -21,6 +21,8 @@ _EXPOSED = {1: 1.4, 2: 1.12, 3: 1.0}
 # more rows a warp than a 16-row product, or more carried words a thread, and registers spill over
 _CROWDED = 1.25
 _CARRIED_WORDS = 96
+# seen there too, of dkv: benchmarks.backward --sweep
+_PAIR_WORDS = 144
 # what a chunk longer than 64 loses to barriers and to scores in registers, seen there too
 _LONG_CHUNK = 1.6
 
@@ -30,6 +32,9 @@ def rank_us(step: PassPlan, request: Request) -> float:
     tile = step.tile
     if step.kernel.name in {"dq", "dkv"}:
         return _pairs_us(step, request)
+    if step.kernel.name in {"dquery", "dkey"}:
+        # one program a chunk waits for its loads: more programs at once hide that, more warps do not
+        return step.cost.time_us * step.num_warps
     if "BS" in tile:
         return _attend_us(step, request)
     if "BV" in tile:
@@ -57,7 +62,12 @@ def _pairs_us(step: PassPlan, request: Request) -> float:
     columns = 2 * sum(request.dims) - (request.dims[1] if rows else 0)
     steps = step.cost.flops / (2.0 * columns) / (tile["BT"] * tile["BS"])
     moved = steps * tile[streamed] * sum(request.dims) * DTYPES[request.dtype]
-    return _total(step, request.device, programs, steps, moved)
+    busy = _total(step, request.device, programs, steps, moved)
+    if not rows:
+        # dk, dv and two tiles of pairs at once: past this many words a thread all of it spills
+        words = carried_words(step.kernel.graph, tile) + 2 * tile["BT"] * tile["BS"]
+        busy *= max(1.0, words / (_PAIR_WORDS * step.num_warps * request.device.warp_size)) ** 2
+    return busy
 
 
 def _chunk_us(step: PassPlan, request: Request) -> float:

@@ -142,9 +142,7 @@ class _Checker:
             yield Row.of(f"{other} against {first}", name, shape, verdict)
         if self.gradients:
             forms = tuple(found)
-            yield from gradient_rows(
-                self.op, inputs, shape, name, dtype, forms, self.generator
-            )
+            yield from gradient_rows(self.op, inputs, shape, name, dtype, forms, self.generator)
         if "chunked" in found and shape.tq > 1:
             yield from self._state_rows(inputs, shape, name)
 

@@ -63,7 +63,9 @@ def _load_tile(
     tile, after = chunk.features.tiles[n], tensor == "dcarried"
     head = "(i_b * HQ + i_h)" if after else "(i_b * HS + i_hs)"
     place = f"({head} * NC + i_c) * FP"
-    lines = [f"r_f{n} = {column_text(tile.start, tile.width)}"] if after or not _both(builder) else []
+    lines = (
+        [f"r_f{n} = {column_text(tile.start, tile.width)}"] if after or not _both(builder) else []
+    )
     lines.append(f"p_{tensor} = {tensor} + {place} * V")
     builder.load(
         f"{buffer}{n}", STEP, (str(tile.width), "BV"), dtype="io", tensor=tensor, note=note,
