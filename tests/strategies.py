@@ -163,15 +163,20 @@ def decays() -> st.SearchStrategy[str]:
 
 
 @st.composite
-def declarations(draw: st.DrawFn, family: str | None = None, *, causal: bool = False) -> str:
-    """The TOML of one variant named `drawn`; `causal` asks for exactly the causal mask."""
+def declarations(
+    draw: st.DrawFn, family: str | None = None, *, causal: bool = False, grad: bool = False
+) -> str:
+    """The TOML of one variant named `drawn`; `causal` asks for exactly the causal mask.
+
+    `grad` declares every tensor with a gradient.
+    """
     family = family or draw(st.sampled_from(["softmax", "state"]))
     scale = draw(st.sampled_from(['"rsqrt(d)"', "1.0", "0.125", "0.3"]))
     mask = "causal" if causal or draw(st.booleans()) else draw(masks())
     if family == "softmax":
         score = draw(scores())
         fields = {"feature_map": '"softmax"', "scale": scale, "mask": f'"{mask}"'}
-        return _toml({**fields, "score": f'"{score}"'}, score)
+        return _toml({**fields, "score": f'"{score}"'}, score, grad)
     normalize = draw(st.sampled_from(["sum", "none"]))
     maps = NONNEGATIVE if normalize == "sum" else (*NONNEGATIVE, *SIGNED)
     fields = {"feature_map": f'"{draw(st.sampled_from(maps))}"', "scale": scale}
@@ -181,16 +186,17 @@ def declarations(draw: st.DrawFn, family: str | None = None, *, causal: bool = F
         fields["log_decay"] = f'"{decay}"'
         # a decay towards the future would be growth
         mask = mask if mask == "causal" else f"causal & {mask}"
-    return _toml({**fields, "mask": f'"{mask}"'}, decay or "")
+    return _toml({**fields, "mask": f'"{mask}"'}, decay or "", grad)
 
 
-def _toml(fields: dict[str, str], expression: str) -> str:
+def _toml(fields: dict[str, str], expression: str, grad: bool) -> str:
     lines = ["[drawn]", *(f"{key} = {value}" for key, value in fields.items())]
     for kind, declared in (("params", PARAMS), ("inputs", INPUTS)):
         for name, axes in declared.items():
             if f"{name}[" in expression or (not axes and name in expression):
                 listed = ", ".join(f'"{axis}"' for axis in axes)
-                lines.append(f"{kind}.{name} = {{ shape = [{listed}] }}")
+                wanted = ", grad = true" if grad else ""
+                lines.append(f"{kind}.{name} = {{ shape = [{listed}]{wanted} }}")
     return "\n".join(lines)
 
 
@@ -232,9 +238,10 @@ def calls(
     causal: bool = False,
     square: bool = False,
     tokens: int = 90,
+    grad: bool = False,
 ) -> Call:
     """A variant with everything it takes to call it on the CPU."""
-    text = draw(declarations(family, causal=causal))
+    text = draw(declarations(family, causal=causal, grad=grad))
     # cubes of 96 channels are 152,096 features: such a state is the planner's to refuse
     high = any(f'"{feature_map}"' in text for feature_map in HIGH_DEGREE)
     shape = draw(shapes(tokens=tokens, highest_dim=20 if high else 96, square=square))

@@ -42,7 +42,7 @@ def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         return tensors  # the check of the inputs says which one is not
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind not in {"cpu", "cuda"} or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t.to(dtype) if t.dtype == torch.float32 else t for t in tensors)

@@ -44,7 +44,7 @@ class Op:
         self._device = None if device is None else device_named(device)
         self._built: dict[Key, Built] = {}
         self._algebra = analyse(variant)
-        self._registered = register(self)
+        self.key = register(self)
 
     @property
     def planned_for(self) -> str:
@@ -110,11 +110,11 @@ class Op:
         if needs_gradient(q, k, v, state, *values):
             check_gradients(self.variant, given)
             results = Attention.apply(  # type: ignore[no-untyped-call]
-                self._registered, form or "", precision, q, k, v, state, *values
+                self.key, form or "", precision, q, k, v, state, *values
             )
         elif torch.compiler.is_compiling():
             results = torch.ops.attnc.forward(
-                self._registered, q, k, v, values, state, form or "", precision
+                self.key, q, k, v, values, state, form or "", precision
             )
         else:
             results = self.forward(q, k, v, values, state, form, precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def op_gradients(
         label: x.detach().clone().requires_grad_(declared[label].grad)
         for label, x in inputs.tensors.items()
     }
-    options: dict[str, object] = {"form": form}
+    options: dict[str, Any] = {"form": form, **tensors}
     wanted = {**leaves, **{label: x for label, x in tensors.items() if x.requires_grad}}
     if initial_state is not None:
         wanted["initial_state"] = initial_state.detach().clone().requires_grad_()
@@ -93,7 +94,7 @@ def op_gradients(
     if op.softmax:
         options["return_lse"] = True
     with torch.enable_grad():
-        result = op(leaves["q"], leaves["k"], leaves["v"], **options, **tensors)
+        result = op(leaves["q"], leaves["k"], leaves["v"], **options)
         outputs = result if isinstance(result, tuple) else (result,)
         gradients = [incoming.out.to(outputs[0].dtype)]
         other = incoming.lse if op.softmax else incoming.state

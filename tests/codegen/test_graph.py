@@ -8,9 +8,9 @@ from dataclasses import replace
 import networkx as nx
 import pytest
 
+from attnc.codegen.candidate import pass_plan
 from attnc.codegen.graph import STEP, GraphBuilder, KernelGraph, Node, elements
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.planner import _pass
 from attnc.codegen.render import render
 from tests.codegen.emitted import all_plans
 
@@ -23,7 +23,7 @@ def with_graph(plan: Plan, graph: KernelGraph, place: int) -> Plan:
     step = plan.passes[place]
     kernel = replace(step.kernel, graph=graph)
     request = Request(plan.variant, plan.device, plan.dims, plan.dtype, plan.form, plan.stateful)
-    again = _pass(request, kernel, dict(step.tiles), step.num_warps, step.num_stages)
+    again = pass_plan(request, kernel, dict(step.tiles), step.num_warps, step.num_stages)
     return replace(plan, passes=(*plan.passes[:place], again, *plan.passes[place + 1 :]))
 
 

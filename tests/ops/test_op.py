@@ -81,7 +81,6 @@ REFUSED = {
     "a number for a vector": ("alibi", qkv(), {"slope": 1.0}),
     "an integer param": ("alibi", qkv(), {"slope": torch.ones(2, dtype=torch.int64)}),
     "a param on another device": ("alibi", qkv(), {"slope": torch.ones(2, device="meta")}),
-    "grad": ("flash", changed(q=qkv()[0].requires_grad_()), {}),
     "grad of a param": ("alibi", qkv(), {"slope": torch.ones(2, requires_grad=True)}),
     "lse of a state": ("lightning", qkv(), {"slope": SLOPE, "return_lse": True}),
     "state of softmax": ("flash", qkv(), {"return_state": True}),
@@ -166,12 +165,10 @@ error[A300]: 'slope' is a number, its shape is [h]
 error[A300]: 'slope' is torch.int64, it must be floating point
 == a param on another device
 error[A300]: 'slope' is on meta, q is on cpu
-== grad
-error[A300]: 'flash' was called on tensors that require grad; there is no backward yet
-  hint: call it under torch.no_grad(), or on detached tensors
 == grad of a param
-error[A300]: 'alibi' was called on tensors that require grad; there is no backward yet
-  hint: call it under torch.no_grad(), or on detached tensors
+error[A300]: param 'slope' of 'alibi' requires grad, and is declared without
+  note: a gradient that nobody asked for costs time at every step
+  hint: declare params.slope = { shape = ["h"], grad = true }, or detach the tensor
 == lse of a state
 error[A300]: 'lightning' has no lse: it belongs to the state family
   hint: return_state=True gives what a later call continues from

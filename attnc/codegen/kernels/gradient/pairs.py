@@ -173,7 +173,7 @@ def shared_lines(
     conditions: dict[sympy.Basic, sympy.Basic] = {}
     for name, shared in [*common, *zip(outputs, results, strict=True)]:
         target, value = str(name), shared.xreplace(conditions)
-        if isinstance(value, sympy.logic.boolalg.Boolean):
+        if isinstance(value, sympy.core.relational.Relational | sympy.logic.boolalg.BooleanFunction):
             # a condition is written where it decides: truth values have no buffer of their own
             conditions[name] = value
             continue

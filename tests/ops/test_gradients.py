@@ -1,0 +1,358 @@
+"""The derived backward: real gradcheck, the reference's own gradients, and what autograd asks for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import Phase, assume, given, settings
+from torch.autograd import gradcheck
+
+from attnc.codegen.kernels.gradient import pairs
+from attnc.dsl import loads
+from attnc.errors import InputError, PlanError
+from attnc.ops.draw import Inputs, Shape, draw_inputs
+from attnc.ops.library import op_named
+from attnc.ops.op import Op
+from attnc.ops.op import compile as compile_op
+from attnc.ops.reference_gradient import Incoming, reference_gradients
+from attnc.ops.shipped import shipped
+from attnc.ops.verify_gradients import gradient_rows, op_gradients
+from tests.ops.test_property import SETTINGS
+from tests.strategies import calls
+
+CPU = torch.device("cpu")
+# every kind of declared tensor: none, head, key/value head, query, key, both, token, pair
+DECLARED = """
+[biased]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+score = "s*sqrt(1 + z[h]**2) + u[b,i,h]*w[b,j,h] - r[h,i,j] + m*y[b,i] + tilt[hkv]*j + g[b,i,h] - g[b,j,h]"
+mask = "causal | (j < 4)"
+params.z = { shape = ["h"], grad = true }
+params.m = { shape = [], grad = true }
+params.tilt = { shape = ["hkv"], grad = true }
+params.r = { shape = ["h", "i", "j"], grad = true }
+inputs.u = { shape = ["b", "i", "h"], grad = true }
+inputs.w = { shape = ["b", "j", "h"], grad = true }
+inputs.y = { shape = ["b", "i"] }
+inputs.g = { shape = ["b", "t", "h"], grad = true }
+
+[gated]
+feature_map = "elu(x) + 1"
+scale = "rsqrt(d)"
+log_decay = "-exp(a[h])*softplus(g[b,t,h])"
+mask = "causal"
+normalize = "sum"
+params.a = { shape = ["h"], grad = true }
+inputs.g = { shape = ["b", "t", "h"], grad = true }
+
+[shared]
+feature_map = "taylor(2)"
+scale = "rsqrt(d)"
+log_decay = "-rate - g[b,t,hkv]**2"
+mask = "causal & window(20)"
+normalize = "none"
+params.rate = { shape = [], grad = true }
+inputs.g = { shape = ["b", "t", "hkv"], grad = true }
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def declared() -> dict[str, Op]:
+    return {name: compile_op(variant) for name, variant in loads(DECLARED).items()}
+
+
+@pytest.fixture(scope="module")
+def ops() -> dict[str, Op]:
+    return {name: compile_op(variant) for name, variant in shipped().items()}
+
+
+def forms_of_shipped() -> list[tuple[str, str]]:
+    return [(name, form) for name, variant in shipped().items()
+            for form in compile_op(variant).forms()]  # fmt: skip
+
+
+def wide(op: Op, shape: Shape, seed: int = 0) -> Inputs:
+    """Inputs of an fp64 call, declared tensors in fp64 too."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = draw_inputs(op.variant, shape, torch.float64, generator, CPU)
+    return Inputs(*inputs.qkv, {name: x.double() for name, x in inputs.tensors.items()})
+
+
+def function_of(op: Op, inputs: Inputs, form: str | None):
+    """The op as a function of every input that has a gradient, and those inputs."""
+    grads = {d.name for d in (*op.variant.params, *op.variant.inputs) if d.grad}
+    names = [name for name in inputs.tensors if name in grads]
+    fixed = {name: x for name, x in inputs.tensors.items() if name not in grads}
+    leaves = [x.clone().requires_grad_() for x in (*inputs.qkv, *map(inputs.tensors.get, names))]
+
+    def call(q, k, v, *tensors):
+        return op(q, k, v, form=form, **fixed, **dict(zip(names, tensors, strict=True)))
+
+    return call, tuple(leaves)
+
+
+@pytest.mark.parametrize(("name", "form"), forms_of_shipped())
+def test_gradcheck_passes_for_a_shipped_variant_in_every_form(name, form, ops):
+    call, leaves = function_of(ops[name], wide(ops[name], Shape(1, 37, 37, 2, 1, 16, 16)), form)
+    assert gradcheck(call, leaves, fast_mode=True)
+
+
+def test_gradcheck_element_by_element_passes_for_lightning(ops):
+    inputs = wide(ops["lightning"], Shape(1, 3, 3, 1, 1, 16, 16))
+    call, leaves = function_of(ops["lightning"], inputs, "chunked")
+    assert gradcheck(call, leaves)
+
+
+@settings(SETTINGS, max_examples=6, phases=[Phase.generate])
+@given(calls(tokens=40, grad=True))
+def test_gradcheck_passes_for_a_drawn_variant(call):
+    op = compile_op(call.variant)
+    function, leaves = function_of(op, wide(op, call.shape), None)
+    try:
+        assert gradcheck(function, leaves, fast_mode=True, nondet_tol=0.0, rtol=1e-2)
+    except PlanError:
+        assume(False)
+
+
+def hold_exactly(op: Op, shape: Shape, form: str | None = None, *, state: bool = False) -> None:
+    """An fp64 call's gradients are those of the formula, to fp64's rounding and tanh's series."""
+    inputs = wide(op, shape)
+    generator = torch.Generator().manual_seed(7)
+    normal = lambda *sizes: torch.randn(sizes, generator=generator, dtype=torch.float64)  # noqa: E731
+    initial = None
+    if state:
+        initial = normal(*op.state_shape(shape.batch, shape.hq, shape.hkv, shape.qk, shape.v)).abs()
+    incoming = Incoming(
+        normal(shape.batch, shape.tq, shape.hq, shape.v),
+        normal(shape.batch, shape.hq, shape.tq) if op.softmax else None,
+        None if initial is None else torch.randn_like(initial),
+    )
+    ref = reference_gradients(
+        op.variant, *inputs.qkv, inputs.tensors, incoming, initial_state=initial
+    )
+    found = op_gradients(op, inputs, incoming, form=form, initial_state=initial)
+    assert set(found) == set(ref)
+    for name, gradient in found.items():
+        scale = max(float(ref[name].norm()), 1e-6)
+        error = float((gradient - ref[name]).norm()) / scale
+        assert error < 1e-6, f"d {name}, {form} form, {shape}: {error:.3g}"
+
+
+@settings(SETTINGS, max_examples=20)
+@given(calls(tokens=70, grad=True))
+def test_gradients_of_a_drawn_variant_are_those_of_its_formula(call):
+    op = compile_op(call.variant)
+    try:
+        hold_exactly(op, call.shape)
+    except PlanError:
+        assume(False)
+
+
+@settings(SETTINGS, max_examples=12)
+@given(calls("state", causal=True, square=True, tokens=150, grad=True))
+def test_gradients_of_drawn_states_are_those_of_the_formula(call):
+    op = compile_op(call.variant)
+    try:
+        hold_exactly(op, call.shape, "chunked", state=True)
+    except PlanError:
+        assume(False)
+
+
+@settings(SETTINGS, max_examples=10)
+@given(calls(tokens=50, grad=True))
+def test_gradients_in_the_working_precision_err_as_eager_torch_does(call):
+    op = compile_op(call.variant)
+    generator = torch.Generator().manual_seed(0)
+    dtype = call.inputs.q.dtype
+    try:
+        rows = list(
+            gradient_rows(
+                op, call.inputs, call.shape, call.dtype, dtype, op.forms()[:1], generator
+            )
+        )
+    except PlanError:
+        assume(False)
+    for row in rows:
+        assert row.error <= row.bound, str(row)
+
+
+@pytest.mark.parametrize(("tq", "tk"), [(75, 75), (37, 80), (80, 37), (1, 50), (50, 1)])
+def test_every_declared_tensor_of_a_score_has_its_gradient(tq, tk, declared):
+    hold_exactly(declared["biased"], Shape(2, tq, tk, 4, 2, 16, 32))
+
+
+@pytest.mark.parametrize(("name", "form"), [("gated", "parallel"), ("gated", "chunked"),
+                                            ("shared", "parallel")])  # fmt: skip
+def test_every_declared_tensor_of_a_decay_has_its_gradient(name, form, declared):
+    hold_exactly(declared[name], Shape(2, 150, 150, 4, 2, 16, 32), form)
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 700])
+def test_gradients_pass_through_the_states_of_several_segments(tokens, ops):
+    hold_exactly(ops["lightning"], Shape(1, tokens, tokens, 2, 1, 16, 16), "chunked")
+    hold_exactly(ops["linear"], Shape(1, tokens, tokens, 2, 1, 16, 16), "chunked", state=True)
+
+
+def test_a_row_that_sees_nothing_gets_zeros_and_gives_none(ops):
+    op = ops["flash"]
+    q, k, v = (torch.randn(1, t, 1, 16, requires_grad=True) for t in (9, 4, 4))
+    op(q, k, v).sum().backward()
+    assert (q.grad[:, :5] == 0).all()
+    assert q.grad[:, 5:].isfinite().all()
+    assert k.grad.isfinite().all()
+
+
+def test_two_backwards_agree_bit_for_bit(ops):
+    op = ops["flash"]
+    q, k, v = (torch.randn(1, 150, h, 32, requires_grad=True) for h in (4, 2, 2))
+    out = op(q, k, v)
+    do = torch.randn_like(out)
+    first, second = (torch.autograd.grad(out, (q, k, v), do, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ["flash", "lightning", "linear"])
+def test_pytorchs_own_checks_of_an_operator_pass(name, ops):
+    op = ops[name]
+    q, k, v, do = (torch.randn(1, 20, 2, 32) for _ in range(4))
+    tensors = [torch.rand(2) * 0.1 for _ in op.tensor_names]
+    torch.library.opcheck(
+        torch.ops.attnc.forward, (op.key, q, k, v, tensors, None, "", "fp32")
+    )
+    kept = op.forward(q, k, v, tensors, None, None, "fp32")[:2] if op.keeps_row_sums else []
+    incoming = [do, torch.randn(1, 2, 20)] if op.softmax else [do]
+    wanted = " ".join(op.tensor_names)
+    torch.library.opcheck(
+        torch.ops.attnc.backward,
+        (op.key, q, k, v, tensors, None, kept, incoming, wanted, "", "fp32"),
+    )
+
+
+@pytest.mark.parametrize("name", ["flash", "lightning", "linear"])
+def test_one_compile_serves_many_lengths_forward_and_backward(name, ops):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    op = ops[name]
+    tensors = {key: torch.rand(2) * 0.1 for key in op.tensor_names}
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda q, k, v: op(2 * q, k, v, **tensors).sum(), backend=counter, fullgraph=True,
+        dynamic=True,
+    )  # fmt: skip
+    for tokens in (17, 40, 63):
+        q, k, v = (torch.randn(1, tokens, 2, 32, requires_grad=True) for _ in range(3))
+        compiled(q, k, v).backward()
+        plain = q.detach().clone().requires_grad_()
+        op(2 * plain, k.detach(), v.detach(), **tensors).sum().backward()
+        torch.testing.assert_close(q.grad, plain.grad)
+    assert counter.frame_count == 1
+
+
+def test_functional_grad_and_checkpointing_give_the_same_gradients(ops):
+    from torch.utils.checkpoint import checkpoint
+
+    op = ops["flash"]
+    q, k, v = (torch.randn(1, 20, 2, 32) for _ in range(3))
+    loss = lambda q, k, v: op(q, k, v).pow(2).sum()  # noqa: E731
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    loss(*leaves).backward()
+    for gradient, leaf in zip(torch.func.grad(loss, (0, 1, 2))(q, k, v), leaves, strict=True):
+        torch.testing.assert_close(gradient, leaf.grad)
+    again = q.clone().requires_grad_()
+    checkpoint(loss, again, k, v, use_reentrant=False).backward()
+    torch.testing.assert_close(again.grad, leaves[0].grad)
+
+
+def test_one_tensor_as_query_key_and_value_gets_the_sum_of_their_gradients(ops):
+    x = torch.randn(1, 30, 2, 16, dtype=torch.float64, requires_grad=True)
+    ops["flash"](x, x, x).pow(2).sum().backward()
+    apart = [x.detach().clone().requires_grad_() for _ in range(3)]
+    ops["flash"](*apart).pow(2).sum().backward()
+    torch.testing.assert_close(x.grad, sum(part.grad for part in apart))
+
+
+def test_autocast_takes_its_dtype_and_gives_gradients_in_the_leafs(ops):
+    q, k, v = (torch.randn(1, 30, 2, 32, requires_grad=True) for _ in range(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = ops["flash"](q, k, v)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert q.grad.dtype == torch.float32
+
+
+def test_an_expanded_gradient_and_strided_inputs_come_through(ops):
+    """`sum().backward()` hands over a gradient whose strides are all zero."""
+    op = ops["linear"]
+    q, k, v = (torch.rand(1, 2, 30, 16, dtype=torch.float64).transpose(1, 2) for _ in range(3))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    op(*leaves).sum().backward()
+    ones = torch.ones(1, 30, 2, 16, dtype=torch.float64)
+    ref = reference_gradients(op.variant, q, k, v, {}, Incoming(ones))
+    for leaf, name in zip(leaves, "qkv", strict=True):
+        torch.testing.assert_close(leaf.grad, ref[name])
+
+
+def saved_for_backward(op: Op, *inputs: torch.Tensor, **tensors: torch.Tensor) -> int:
+    """Elements that autograd keeps of one call, the inputs themselves not counted."""
+    kept: dict[int, int] = {}
+    own = {x.data_ptr() for x in (*inputs, *tensors.values())}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if x.data_ptr() not in own:
+            kept[x.data_ptr()] = x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = op(*inputs, **tensors)
+    assert out.requires_grad
+    return sum(kept.values())
+
+
+def test_softmax_keeps_o_and_lse_and_a_state_keeps_nothing_but_its_inputs(ops):
+    q, k, v = (torch.randn(1, 50, 2, 16, requires_grad=True) for _ in range(3))
+    assert saved_for_backward(ops["flash"], q, k, v) == 50 * 2 * 16 + 50 * 2
+    assert saved_for_backward(ops["linear"], q, k, v) == 50 * 2 * 16 + 50 * 2
+    slope = torch.rand(2, requires_grad=True)
+    assert saved_for_backward(ops["lightning"], q, k, v, slope=slope) == 0
+
+
+def test_no_gradient_is_computed_that_nobody_wants(ops):
+    op = ops["lightning"]
+    q, k, v = (torch.randn(1, 40, 2, 16, requires_grad=True) for _ in range(3))
+    slope = torch.rand(2) * 0.1
+    op(q, k, v, slope=slope).sum().backward()
+    # the operators find the first op of a variant, which holds what was built
+    built = op_named(op.key)._built
+    plans = [found.plan for key, found in built.items() if key.phase == "backward"]
+    assert any(not plan.derivation.decay for plan in plans)
+
+
+def test_a_tensor_that_was_declared_without_grad_says_so():
+    op = compile_op(loads(DECLARED)["biased"])
+    inputs = wide(op, Shape(1, 20, 20, 2, 1, 16, 16))
+    tensors = dict(inputs.tensors)
+    tensors["y"] = tensors["y"].clone().requires_grad_()
+    with pytest.raises(InputError) as caught:
+        op(*inputs.qkv, **tensors)
+    assert caught.value.message == (
+        "input 'y' of 'biased' requires grad, and is declared without"
+    )
+    assert caught.value.hints == (
+        'declare inputs.y = { shape = ["b", "i"], grad = true }, or detach the tensor',
+    )
+
+
+def test_a_flipped_sign_in_a_derivative_is_caught(monkeypatch):
+    """A mutation of the derivation, so that these tests are seen to fail."""
+    original = pairs.shared_lines
+
+    def flipped(outputs, bindings, printer):
+        mutated = {key: -value if key == "b_ls" else value for key, value in outputs.items()}
+        return original(mutated, bindings, printer)
+
+    monkeypatch.setattr(pairs, "shared_lines", flipped)
+    with pytest.raises(AssertionError, match="d q"):
+        hold_exactly(compile_op(shipped()["flash_softcap"]), Shape(1, 40, 40, 1, 1, 16, 16))
+
