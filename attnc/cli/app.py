@@ -57,6 +57,7 @@ Shape = Annotated[
 Stateful = Annotated[
     bool, typer.Option("--stateful", help="Take an initial state and return the last.")
 ]
+Backward = Annotated[bool, typer.Option("--backward", help="The gradients, not the forward.")]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Compilers at a time.")]
 
 
@@ -103,6 +104,7 @@ def plan_command(
     form: Form = None,
     shape: Shape = None,
     stateful: Stateful = False,
+    backward: Backward = False,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -115,7 +117,7 @@ def plan_command(
     from attnc.cli.facts import Facts
     from attnc.cli.plan import plan
 
-    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful)
+    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward)
     return plan(which, facts, compiled=compiled, as_json=as_json)
 
 
@@ -130,12 +132,13 @@ def explain_command(
     form: Form = None,
     shape: Shape = None,
     stateful: Stateful = False,
+    backward: Backward = False,
 ) -> int:
     """Print every stage: declaration, algebra, graph, plan."""
     from attnc.cli.explain import explain
     from attnc.cli.facts import Facts
 
-    return explain(which, Facts(device, dtype, dim, heads, sram, form, shape, stateful))
+    return explain(which, Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward))
 
 
 @app.command("emit")
@@ -152,12 +155,13 @@ def emit_command(
     form: Form = None,
     shape: Shape = None,
     stateful: Stateful = False,
+    backward: Backward = False,
 ) -> int:
     """Print the kernels of a variant as one Python module."""
     from attnc.cli.emit import emit
     from attnc.cli.facts import Facts
 
-    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful)
+    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward)
     return emit(which, facts, output)
 
 
@@ -180,12 +184,13 @@ def build_command(
         typer.Option("--dtype", metavar="TYPE", help="bf16 (default), fp16, fp32; repeatable."),
     ] = None,
     stateful: Stateful = False,
+    backward: Backward = False,
     jobs: Jobs = 2,
 ) -> int:
     """Compile ahead of time, with no GPU, into a package."""
     from attnc.cli.build import Order, build
 
-    order = Order(tuple(target), tuple(dim or ()), tuple(dtype or ()), heads, stateful)
+    order = Order(tuple(target), tuple(dim or ()), tuple(dtype or ()), heads, stateful, backward)
     return build(which, order, output, jobs=jobs)
 
 

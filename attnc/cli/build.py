@@ -31,6 +31,7 @@ class Order:
     dtypes: tuple[str, ...] = ()
     heads: str | None = None
     stateful: bool = False
+    backward: bool = False
 
     def facts(self) -> list[Facts]:
         """The facts of each module to build."""
@@ -38,7 +39,7 @@ class Order:
         targets = [device_of_target(name).target for name in self.targets]
         choices = product(targets, self.dims or (None,), self.dtypes or ("bf16",))
         facts = [
-            Facts(target, dtype, dim, self.heads, stateful=self.stateful)
+            Facts(target, dtype, dim, self.heads, stateful=self.stateful, backward=self.backward)
             for target, dim, dtype in choices
         ]
         return list(dict.fromkeys(facts))
@@ -66,7 +67,8 @@ def module_name(plan: Plan) -> str:
     dims = f"{plan.dims[0]}x{plan.dims[1]}"
     target = plan.device.target.replace(":", "")
     stateful = "_stateful" if plan.stateful else ""
-    return f"{plan.variant.name}_{plan.dtype}_{dims}{stateful}_{target}"
+    backward = "_backward" if plan.phase == "backward" else ""
+    return f"{plan.variant.name}_{plan.dtype}_{dims}{stateful}{backward}_{target}"
 
 
 def _ranked(variant: Variant, facts: Facts) -> tuple[Plan, ...]:
@@ -78,6 +80,7 @@ def _module(item: Fitted) -> PackagedModule:
     facts: tuple[tuple[str, str | int | float | bool], ...] = (
         ("target", plan.device.target),
         ("device", plan.device.name),
+        ("phase", plan.phase),
         ("form", plan.form),
         ("dtype", plan.dtype),
         ("qk", plan.dims[0]),

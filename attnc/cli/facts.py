@@ -30,6 +30,7 @@ class Facts:
     form: str | None = None
     shape: str | None = None
     stateful: bool = False
+    backward: bool = False
 
     def request(self, variant: Variant) -> Request:
         """The request for a plan of a variant.
@@ -47,6 +48,7 @@ class Facts:
             stateful=self.stateful,
             heads=heads or (1, 1),
             workload=_workload(self.shape, heads),
+            phase="backward" if self.backward else "forward",
         )
 
     def _device(self) -> Device:

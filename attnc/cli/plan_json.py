@@ -23,6 +23,7 @@ def plan_object(plan: Plan, fitted: Fitted | None) -> dict[str, object]:
         "target": plan.device.target,
         "backend": plan.backend,
         "family": plan.algebra.family,
+        "phase": plan.phase,
         "form": plan.form,
         "form_reason": plan.form_reason,
         "dtype": plan.dtype,

@@ -13,6 +13,7 @@ def explain(plan: Plan) -> str:
         plan.variant.summary,
         "== algebra",
         str(plan.algebra),
+        *(("== derivation", str(plan.derivation)) if plan.derivation is not None else ()),
         "== graph",
         *(str(step.kernel.graph) for step in plan.passes),
         "== plan",
@@ -25,7 +26,8 @@ def explain_plan(plan: Plan) -> str:
     """The decisions and their costs, the rejected candidates last."""
     work = plan.workload
     lines = [
-        f"{plan.variant.name} on {plan.device.name}: {plan.form} form, {plan.backend} backend, "
+        f"{plan.variant.name} {plan.phase} on {plan.device.name}: {plan.form} form, "
+        f"{plan.backend} backend, "
         f"{plan.dtype}, K={plan.dims[0]} V={plan.dims[1]}",
         f"why this form: {plan.form_reason}",
         f"workload: B={work.batch} TQ={work.tq} TK={work.tk} HQ={work.hq} HKV={work.hkv}, "

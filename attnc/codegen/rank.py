@@ -33,7 +33,7 @@ def rank_us(step: PassPlan, request: Request) -> float:
     if step.kernel.name in {"dq", "dkv"}:
         return _pairs_us(step, request)
     if step.kernel.name in {"dquery", "dkey"}:
-        # one program a chunk waits for its loads: more programs at once hide that, more warps do not
+        # one program a chunk waits for its loads: more programs hide that, more warps do not
         return step.cost.time_us * step.num_warps
     if "BS" in tile:
         return _attend_us(step, request)

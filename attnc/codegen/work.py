@@ -79,10 +79,14 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
         return float(q + o + states), flops
     if kernel.name in {"carry", "dcarry", "dquery", "dkey"}:
         kept = _carried_bytes(request, kernel, chunk)
-        moved = {"carry": k + v + states + kept, "dcarry": q + o + states + kept}
-        written = {"dquery": q, "dkey": k + v}
-        read = q + k + v + o + kept
-        return float(moved.get(kernel.name) or read + written[kernel.name]), flops
+        read = q + k + v + o
+        moved = {
+            "carry": k + v + states,
+            "dcarry": q + o + states,
+            "dquery": read + q,
+            "dkey": read + k + v,
+        }
+        return float(moved[kernel.name] + kept), flops
     return float(q + k + v + o + states), flops
 
 

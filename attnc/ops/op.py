@@ -224,14 +224,23 @@ class Op:
         dtype: str = "bf16",
         form: str | None = None,
         stateful: bool = False,
+        backward: bool = False,
         workload: Workload | None = None,
     ) -> Plan:
         """The first-ranked plan at head dims (K, V), from the declaration where not given."""
-        return plans(self._request(dim, dtype, form, stateful, workload=workload))[0]
+        request = self._request(dim, dtype, form, stateful, workload=workload)
+        phase = "backward" if backward else "forward"
+        return plans(replace(request, phase=phase))[0]
 
-    def explain(self, *, dim: tuple[int, int] | None = None, dtype: str = "bf16") -> str:
-        """Every stage as text: the variant, its algebra, the graph and the plan."""
-        return explain(self.plan(dim=dim, dtype=dtype))
+    def explain(
+        self,
+        *,
+        dim: tuple[int, int] | None = None,
+        dtype: str = "bf16",
+        backward: bool = False,
+    ) -> str:
+        """Every stage as text: the variant, its algebra, what is derived, the graph, the plan."""
+        return explain(self.plan(dim=dim, dtype=dtype, backward=backward))
 
     def source(
         self,
@@ -240,9 +249,11 @@ class Op:
         dtype: str = "bf16",
         form: str | None = None,
         stateful: bool = False,
+        backward: bool = False,
     ) -> str:
         """The emitted module's text."""
-        return render(self.plan(dim=dim, dtype=dtype, form=form, stateful=stateful))
+        plan = self.plan(dim=dim, dtype=dtype, form=form, stateful=stateful, backward=backward)
+        return render(plan)
 
     def _request(
         self,

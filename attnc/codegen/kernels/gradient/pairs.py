@@ -140,7 +140,8 @@ def _state(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     if facts.summed:
         line = f"b_dp = b_dp + b_d{side.i}"
         builder.map("b_dp", STEP, side.tile, line, name="normaliser", reads=("b_dp", "b_d"))
-    if algebra.decay is not None and facts.derivation.decay:
+    # a constant decay is summed by rows alone, a gated one by keys too
+    if facts.derivation.decay and (side.kernel == "dq" or algebra.decay == "gated"):
         line = "b_x = b_dp * b_p"
         note = "gradient of the exponent of the decay"
         builder.map("b_x", STEP, side.tile, line, reads=("b_dp", "b_p"), note=note)
@@ -173,7 +174,9 @@ def shared_lines(
     conditions: dict[sympy.Basic, sympy.Basic] = {}
     for name, shared in [*common, *zip(outputs, results, strict=True)]:
         target, value = str(name), shared.xreplace(conditions)
-        if isinstance(value, sympy.core.relational.Relational | sympy.logic.boolalg.BooleanFunction):
+        if isinstance(
+            value, sympy.core.relational.Relational | sympy.logic.boolalg.BooleanFunction
+        ):
             # a condition is written where it decides: truth values have no buffer of their own
             conditions[name] = value
             continue

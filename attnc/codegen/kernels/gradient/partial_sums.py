@@ -177,13 +177,13 @@ def store_rate(
         return
     if side.kernel != "dq":
         return
-    builder.reduce("b_ds", FINISH, (), "b_ds = tl.sum(tl.where(m_t, b_dc, 0.0), 0)",
+    builder.reduce("b_dg", FINISH, (), "b_dg = tl.sum(tl.where(m_t, b_dc, 0.0), 0)",
                    reads=("b_dc",), name="sum b_dc")  # fmt: skip
     bound = Printer(bindings, facts.printer.helpers)
     for partial in facts.derivation.decay:
         lines = bound.statements("b_y", partial.slope)
         builder.store(
-            FINISH, (), *lines, "b_ds * b_y", name=f"store du_{partial.label}", reads=("b_ds",),
+            FINISH, (), *lines, "b_dg * b_y", name=f"store du_{partial.label}", reads=("b_dg",),
             tensor=f"du_{partial.label}", address=f"du_{partial.label} + i_bh * NT + i_t",
         )  # fmt: skip
 

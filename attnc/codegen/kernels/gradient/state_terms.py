@@ -17,7 +17,7 @@ from attnc.codegen.kernels.operand import join_guards
 
 
 def from_state_before(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
-    """Add to dq, and to `b_r` where a decay has a gradient, what the state before the chunk gives."""
+    """Add to dq, and to a decay's `b_r`, what the state before the chunk gives."""
     outputs = "b_do"
     if chunk.algebra.decay is not None:
         outputs = "b_dog"
@@ -31,7 +31,7 @@ def from_state_before(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientF
 
 
 def from_state_after(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
-    """Add to dk and dv what the state after the chunk leads to; for a decay `b_cj` and `b_dd` too."""
+    """Add to dk and dv, and to a decay's `b_cj` and `b_dd`, what the state after it leads to."""
     values = "b_v"
     decay = bool(facts.derivation.decay)
     if chunk.algebra.decay is not None:

@@ -1,4 +1,4 @@
-"""A decay's gradients once `b_ds`, that of each token's log decay, is known."""
+"""A decay's gradients once `b_dg`, that of each token's log decay, is known."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def start_token_sums(builder: GraphBuilder, facts: GradientFacts, region: str) -
 def add_token_sums(
     builder: GraphBuilder, facts: GradientFacts, bindings: Mapping[str, str], *, tokens: str
 ) -> None:
-    """Chain `b_ds` into every declared tensor: stored a token, or added up."""
+    """Chain `b_dg` into every declared tensor: stored a token, or added up."""
     slopes = {f"b_l_{p.label}": p.slope for p in facts.derivation.decay}
-    lines = ["b_ds = tl.where(m_t, b_ds, 0.0)", *shared_lines(slopes, bindings, facts.printer)]
+    lines = ["b_dg = tl.where(m_t, b_dg, 0.0)", *shared_lines(slopes, bindings, facts.printer)]
     note = "through the declared log decay; padding has none"
-    builder.map("b_ds", STEP, ("BC",), *lines, name="slopes", reads=("b_ds", "b_gs"), note=note)
+    builder.map("b_dg", STEP, ("BC",), *lines, name="slopes", reads=("b_dg", "b_gs"), note=note)
     for partial in facts.derivation.decay:
         name = f"b_a_{partial.label}"
-        value = f"b_ds * b_l_{partial.label}"
+        value = f"b_dg * b_l_{partial.label}"
         if _varies(partial):
             place = f"du_{partial.label} + (i_b * HQ + i_h) * {tokens} + o_t"
             builder.store(
-                STEP, ("BC",), value, name=f"store du_{partial.label}", reads=("b_ds",),
+                STEP, ("BC",), value, name=f"store du_{partial.label}", reads=("b_dg",),
                 tensor=f"du_{partial.label}", address=place, guard="m_t",
             )  # fmt: skip
         else:
             line = f"{name} = {name} + {value}"
-            builder.fold(name, STEP, ("BC",), line, name=f"fold {name}", reads=("b_ds", name))
+            builder.fold(name, STEP, ("BC",), line, name=f"fold {name}", reads=("b_dg", name))
 
 
 def store_token_sums(
