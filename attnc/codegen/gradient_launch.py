@@ -181,6 +181,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "dscan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HQ"],
         "dquery": lambda: ["NC", "B * HKV"],
         "dkey": lambda: ["NC", "B * HKV"],
+        "dvalue": lambda: ["NC", "B * HKV"],
     }
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",

@@ -14,7 +14,11 @@ from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.chunk import ChunkFacts
 from attnc.codegen.kernels.gates import gates_kernel
 from attnc.codegen.kernels.gradient.carry import carry_kernel, dcarry_kernel, dstate_kernel
-from attnc.codegen.kernels.gradient.chunk_gradient import dkey_kernel, dquery_kernel
+from attnc.codegen.kernels.gradient.chunk_gradient import (
+    dkey_kernel,
+    dquery_kernel,
+    dvalue_kernel,
+)
 from attnc.codegen.kernels.gradient.columns import columns_kernel
 from attnc.codegen.kernels.gradient.delta import delta_kernel
 from attnc.codegen.kernels.gradient.facts import GradientFacts
@@ -184,7 +188,7 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
         request.variant, facts.algebra, features, request.dims, facts.printer, request.stateful,
         facts.min_columns, facts.min_columns,
     )  # fmt: skip
-    makers = (dquery_kernel, dkey_kernel)
+    makers = (dquery_kernel, dkey_kernel, dvalue_kernel)
     declared = request.variant.chunk
     sizes: tuple[int, ...] = (64, 32, 16)
     if is_wide(request):

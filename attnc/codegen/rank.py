@@ -32,7 +32,7 @@ def rank_us(step: PassPlan, request: Request) -> float:
     tile = step.tile
     if step.kernel.name in {"dq", "dkv"}:
         return _pairs_us(step, request)
-    if step.kernel.name in {"dquery", "dkey"}:
+    if step.kernel.name in {"dquery", "dkey", "dvalue"}:
         # one program a chunk waits for its loads: more programs hide that, more warps do not
         return step.cost.time_us * step.num_warps
     if "BS" in tile:

@@ -28,6 +28,7 @@ _TEMPLATES = {
     "dcarry": "fold",
     "dquery": "dchunk",
     "dkey": "dchunk",
+    "dvalue": "dchunk",
 }
 _STEP_LINES = {
     "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
@@ -53,6 +54,7 @@ _HEADERS = {
     "dgates": "for i_c in range({start}, {stop}, -1):",
     "dquery": "for i_g in range({stop}):",
     "dkey": "for i_g in range({stop}):",
+    "dvalue": "for i_g in range({stop}):",
 }
 
 

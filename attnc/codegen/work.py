@@ -77,14 +77,15 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
         return float(k + v + states), flops
     if kernel.name == "dstate":
         return float(q + o + states), flops
-    if kernel.name in {"carry", "dcarry", "dquery", "dkey"}:
+    if kernel.name in {"carry", "dcarry", "dquery", "dkey", "dvalue"}:
         kept = _carried_bytes(request, kernel, chunk)
         read = q + k + v + o
         moved = {
             "carry": k + v + states,
             "dcarry": q + o + states,
             "dquery": read + q,
-            "dkey": read + k + v,
+            "dkey": read + k,
+            "dvalue": read,
         }
         return float(moved[kernel.name] + kept), flops
     return float(q + k + v + o + states), flops

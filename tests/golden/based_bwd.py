@@ -11,8 +11,9 @@ plan        carry: BC=64 BK=64 BV=64, 4 warps, 3 stages
 plan        dcarry: BC=64 BK=64 BV=64, 4 warps, 3 stages
 plan        dquery: BC=64 BK=64 BV=64, 4 warps, 1 stages
 plan        dkey: BC=64 BK=64 BV=64, 4 warps, 1 stages
+plan        dvalue: BC=64 BK=64 BV=64, 4 warps, 1 stages
 sram        155648 of 232448 bytes (h100)
-digest      c4db18b89bde3106
+digest      423989089572366a
 regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16 --backward
 """
@@ -1007,7 +1008,6 @@ def based_dkey(
     dcarried,  # [B, HQ, NC, FP, V]: gradients of states after chunks
     dsums,  # [B, HQ, NC, FP]
     dk,  # [B, T, HKV, K]
-    dv,  # [B, T, HKV, V]
     stride_q_b,
     stride_q_t,
     stride_q_h,
@@ -1088,9 +1088,6 @@ def based_dkey(
     # dk of the chunk
     b_dk = tl.zeros([BC, BK], tl.float32)
 
-    # dv of the chunk
-    b_dv = tl.zeros([BC, BV], tl.float32)
-
     # the query heads that read this key/value head
     for i_g in range(HQ // HKV):
         i_h = i_hkv * (HQ // HKV) + i_g
@@ -1134,9 +1131,6 @@ def based_dkey(
         # the weight's derivative, a polynomial of s
         b_y = 0.25 * b_s + 1.0
         b_y = b_y * 0.25
-        b_p = 0.03125 * b_s + 0.25
-        b_p = b_p * b_s + 1.0
-        b_p = tl.where(r_c[None, :] >= r_c[:, None], b_p, 0.0)
 
         # gradient of the weights
         b_dw = tl.dot(b_v, tl.trans(b_do))
@@ -1149,9 +1143,6 @@ def based_dkey(
         # [BC, BC] @ [BC, BK]
         b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk)
 
-        # [BC, BC] @ [BC, BV]
-        b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv)
-
         # what the state after the chunk leads to
         r_f0 = tl.arange(0, 128)
         p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V
@@ -1163,11 +1154,6 @@ def based_dkey(
 
         # factor 1 of features 0: [BC, BK] @ [BK, 128]
         b_x1 = tl.dot(b_k, b_e01)
-        b_f0 = b_x0 * b_x1
-        b_f0 = b_f0.to(v.dtype.element_ty)
-
-        # [BC, 128] @ [128, BV]
-        b_dv = tl.dot(b_f0, b_j0, b_dv)
 
         # [BC, BV] @ [BV, 128]
         b_df = tl.dot(b_v, tl.trans(b_j0))
@@ -1196,11 +1182,6 @@ def based_dkey(
 
         # factor 1 of features 128: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
-        b_f1 = b_x0 * b_x1
-        b_f1 = b_f1.to(v.dtype.element_ty)
-
-        # [BC, 64] @ [64, BV]
-        b_dv = tl.dot(b_f1, b_j1, b_dv)
 
         # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_v, tl.trans(b_j1))
@@ -1224,6 +1205,155 @@ def based_dkey(
         b_dk.to(dk.dtype.element_ty),
         mask=m_t[:, None] & m_k[None, :],
     )
+
+
+@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NC"])
+def based_dvalue(
+    q,  # [B, T, HQ, K]
+    k,  # [B, T, HKV, K]
+    do,  # [B, T, HQ, V]
+    norm,  # [B, HQ, T]: sums of weights
+    index,  # [ORDER, FP]: factors of each feature
+    dcarried,  # [B, HQ, NC, FP, V]: gradients of states after chunks
+    dv,  # [B, T, HKV, V]
+    stride_q_b,
+    stride_q_t,
+    stride_q_h,
+    stride_q_k,
+    stride_k_b,
+    stride_k_t,
+    stride_k_h,
+    stride_k_k,
+    stride_do_b,
+    stride_do_t,
+    stride_do_h,
+    stride_do_v,
+    T,
+    HQ,
+    HKV,
+    HS,
+    NC,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BC: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    FP: tl.constexpr,
+):
+    # one program: one chunk of one key/value head
+    i_c = tl.program_id(0)
+    i_bh = tl.program_id(1).to(tl.int64)
+    i_b = i_bh // HKV
+    i_hkv = i_bh % HKV
+
+    r_c = tl.arange(0, BC)
+    o_t = i_c * BC + r_c
+    o_k = tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_t = o_t < T
+    m_k = o_k < K
+
+    p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
+    p_index = index
+
+    # columns 0 to 127: which factors each takes
+    o_f0 = tl.arange(0, 128)
+    b_i00 = tl.load(p_index + o_f0)
+    b_e00 = (o_k[:, None] == b_i00[None, :]).to(do.dtype.element_ty)
+    b_i01 = tl.load(p_index + FP + o_f0)
+    b_e01 = (o_k[:, None] == b_i01[None, :]).to(do.dtype.element_ty)
+
+    # columns 128 to 152: which factors each takes
+    o_f1 = 128 + tl.arange(0, 64)
+    b_i10 = tl.load(p_index + o_f1)
+    b_e10 = (o_k[:, None] == b_i10[None, :]).to(do.dtype.element_ty)
+    b_i11 = tl.load(p_index + FP + o_f1)
+    b_e11 = (o_k[:, None] == b_i11[None, :]).to(do.dtype.element_ty)
+    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
+    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
+
+    # [BC, BK]
+    p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t
+    b_k = tl.load(
+        p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
+        mask=m_t[:, None] & m_k[None, :],
+        other=0.0,
+    )
+
+    # dv of the chunk
+    b_dv = tl.zeros([BC, BV], tl.float32)
+
+    # the query heads that read this key/value head
+    for i_g in range(HQ // HKV):
+        i_h = i_hkv * (HQ // HKV) + i_g
+        p_q = q + i_b * stride_q_b + i_h * stride_q_h
+        p_do = do + i_b * stride_do_b + i_h * stride_do_h
+        p_norm = norm + (i_b * HQ + i_h) * T
+
+        # [BC, BK]
+        p_qt = p_q + tl.cast(i_c * BC, tl.int64) * stride_q_t
+        b_q = tl.load(
+            p_qt + r_c[:, None] * stride_q_t + o_k[None, :] * stride_q_k,
+            mask=m_t[:, None] & m_k[None, :],
+            other=0.0,
+        )
+
+        # [BC, BV]
+        p_dot = p_do + tl.cast(i_c * BC, tl.int64) * stride_do_t
+        b_do = tl.load(
+            p_dot + r_c[:, None] * stride_do_t + o_v[None, :] * stride_do_v,
+            mask=m_t[:, None],
+            other=0.0,
+        )
+        b_n = tl.load(
+            p_norm + o_t,
+            mask=m_t,
+            other=0.0,
+        )
+        b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)
+        b_do = b_do * b_n[:, None]
+        b_do = b_do.to(do.dtype.element_ty)
+
+        # inside the chunk: the scores again
+        b_s = tl.dot(b_k, tl.trans(b_q))
+        b_p = 0.03125 * b_s + 0.25
+        b_p = b_p * b_s + 1.0
+        b_p = tl.where(r_c[None, :] >= r_c[:, None], b_p, 0.0)
+
+        # [BC, BC] @ [BC, BV]
+        b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv)
+
+        # what the state after the chunk leads to
+        r_f0 = tl.arange(0, 128)
+        p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V
+        b_j0 = tl.load(p_dcarried + r_f0[:, None] * V + o_v[None, :])
+
+        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        b_x0 = tl.dot(b_k, b_e00)
+
+        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        b_x1 = tl.dot(b_k, b_e01)
+        b_f0 = b_x0 * b_x1
+        b_f0 = b_f0.to(do.dtype.element_ty)
+
+        # [BC, 128] @ [128, BV]
+        b_dv = tl.dot(b_f0, b_j0, b_dv)
+
+        # what the state after the chunk leads to
+        r_f1 = 128 + tl.arange(0, 64)
+        p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V
+        b_j1 = tl.load(p_dcarried + r_f1[:, None] * V + o_v[None, :])
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
+        b_f1 = b_x0 * b_x1
+        b_f1 = b_f1.to(do.dtype.element_ty)
+
+        # [BC, 64] @ [64, BV]
+        b_dv = tl.dot(b_f1, b_j1, b_dv)
 
     # [BC, BV]
     tl.store(
@@ -1484,10 +1614,35 @@ def backward(q, k, v, o, norm, do):
         dcarried,
         dsums,
         dk,
-        dv,
         *q.stride(),
         *k.stride(),
         *v.stride(),
+        *do.stride(),
+        T,
+        HQ,
+        HKV,
+        HS,
+        NC,
+        K=16,
+        V=64,
+        BC=64,
+        BK=64,
+        BV=64,
+        FP=192,
+        num_warps=4,
+        num_stages=1,
+    )
+
+    based_dvalue[(NC, B * HKV)](
+        q,
+        k,
+        do,
+        norm,
+        index,
+        dcarried,
+        dv,
+        *q.stride(),
+        *k.stride(),
         *do.stride(),
         T,
         HQ,

@@ -10,8 +10,9 @@ plan        carry: BC=64 BK=64 BV=64, 4 warps, 3 stages
 plan        dcarry: BC=64 BK=64 BV=64, 4 warps, 3 stages
 plan        dquery: BC=64 BK=64 BV=64, 4 warps, 1 stages
 plan        dkey: BC=64 BK=64 BV=64, 4 warps, 1 stages
+plan        dvalue: BC=64 BK=64 BV=64, 4 warps, 1 stages
 sram        57344 of 232448 bytes (h100)
-digest      11f412e2ea97be33
+digest      a5e630e5f5c27fe4
 regenerate  attnc emit lightning --dim 64,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16 --backward
 """
@@ -688,7 +689,6 @@ def lightning_dkey(
     dcarried,  # [B, HQ, NC, FP, V]: gradients of states after chunks
     drows,  # [B, HQ, T]: exponents
     dk,  # [B, T, HKV, K]
-    dv,  # [B, T, HKV, V]
     du_slope_h,  # [B, HQ, NT]: sums of d slope[h]
     stride_q_b,
     stride_q_t,
@@ -753,9 +753,6 @@ def lightning_dkey(
     # dk of the chunk
     b_dk = tl.zeros([BC, BK], tl.float32)
 
-    # dv of the chunk
-    b_dv = tl.zeros([BC, BV], tl.float32)
-
     # the query heads that read this key/value head
     for i_g in range(HQ // HKV):
         i_h = i_hkv * (HQ // HKV) + i_g
@@ -814,9 +811,6 @@ def lightning_dkey(
         # [BC, BC] @ [BC, BK]
         b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk)
 
-        # [BC, BC] @ [BC, BV]
-        b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv)
-
         # decay from each key to the chunk's end
         b_u = tl.exp2(b_gl - b_g)
         b_vu = b_v * b_u[:, None]
@@ -828,11 +822,6 @@ def lightning_dkey(
         r_f0 = tl.arange(0, 64)
         p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V
         b_j0 = tl.load(p_dcarried + r_f0[:, None] * V + o_v[None, :])
-        b_ku = b_k * b_u[:, None]
-        b_ku = b_ku.to(v.dtype.element_ty)
-
-        # [BC, 64] @ [64, BV]
-        b_dv = tl.dot(b_ku, b_j0, b_dv)
 
         # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_vu, tl.trans(b_j0))
@@ -866,6 +855,121 @@ def lightning_dkey(
         b_dk.to(dk.dtype.element_ty),
         mask=m_t[:, None],
     )
+
+
+@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NC"])
+def lightning_dvalue(
+    q,  # [B, T, HQ, K]
+    k,  # [B, T, HKV, K]
+    do,  # [B, T, HQ, V]
+    u_slope,  # [h]
+    dcarried,  # [B, HQ, NC, FP, V]: gradients of states after chunks
+    dv,  # [B, T, HKV, V]
+    stride_q_b,
+    stride_q_t,
+    stride_q_h,
+    stride_q_k,
+    stride_k_b,
+    stride_k_t,
+    stride_k_h,
+    stride_k_k,
+    stride_do_b,
+    stride_do_t,
+    stride_do_h,
+    stride_do_v,
+    stride_u_slope_h,
+    T,
+    HQ,
+    HKV,
+    HS,
+    NC,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BC: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    FP: tl.constexpr,
+):
+    # one program: one chunk of one key/value head
+    i_c = tl.program_id(0)
+    i_bh = tl.program_id(1).to(tl.int64)
+    i_b = i_bh // HKV
+    i_hkv = i_bh % HKV
+
+    r_c = tl.arange(0, BC)
+    o_t = i_c * BC + r_c
+    o_k = tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_t = o_t < T
+
+    p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
+
+    # [BC, BK]
+    p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t
+    b_k = tl.load(
+        p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
+        mask=m_t[:, None],
+        other=0.0,
+    )
+
+    # dv of the chunk
+    b_dv = tl.zeros([BC, BV], tl.float32)
+
+    # the query heads that read this key/value head
+    for i_g in range(HQ // HKV):
+        i_h = i_hkv * (HQ // HKV) + i_g
+        p_q = q + i_b * stride_q_b + i_h * stride_q_h
+        p_do = do + i_b * stride_do_b + i_h * stride_do_h
+        b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
+
+        # log2 decay a token
+        b_c = -b_u_slope
+        b_c = b_c * 1.4426950408889634
+
+        # [BC, BK]
+        p_qt = p_q + tl.cast(i_c * BC, tl.int64) * stride_q_t
+        b_q = tl.load(
+            p_qt + r_c[:, None] * stride_q_t + o_k[None, :] * stride_q_k,
+            mask=m_t[:, None],
+            other=0.0,
+        )
+
+        # [BC, BV]
+        p_dot = p_do + tl.cast(i_c * BC, tl.int64) * stride_do_t
+        b_do = tl.load(
+            p_dot + r_c[:, None] * stride_do_t + o_v[None, :] * stride_do_v,
+            mask=m_t[:, None],
+            other=0.0,
+        )
+
+        # log2 decay from the chunk's start through each token
+        n_c = tl.minimum(BC, T - i_c * BC)
+        b_g = tl.minimum(r_c + 1, n_c) * b_c
+        b_gl = n_c * b_c
+
+        # inside the chunk: the scores again
+        b_s = tl.dot(b_k, tl.trans(b_q))
+        b_p = b_s
+
+        # decay from key to query, 0 where the query is before the key
+        b_e = tl.where(r_c[None, :] >= r_c[:, None], tl.exp2(b_g[None, :] - b_g[:, None]), 0.0)
+        b_p = b_p * b_e
+
+        # [BC, BC] @ [BC, BV]
+        b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv)
+
+        # decay from each key to the chunk's end
+        b_u = tl.exp2(b_gl - b_g)
+        b_ku = b_k * b_u[:, None]
+        b_ku = b_ku.to(do.dtype.element_ty)
+
+        # what the state after the chunk leads to
+        r_f0 = tl.arange(0, 64)
+        p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V
+        b_j0 = tl.load(p_dcarried + r_f0[:, None] * V + o_v[None, :])
+
+        # [BC, 64] @ [64, BV]
+        b_dv = tl.dot(b_ku, b_j0, b_dv)
 
     # [BC, BV]
     tl.store(
@@ -1084,11 +1188,36 @@ def backward(q, k, v, u_slope, do):
         dcarried,
         drows,
         dk,
-        dv,
         du_slope_h,
         *q.stride(),
         *k.stride(),
         *v.stride(),
+        *do.stride(),
+        *u_slope.stride(),
+        T,
+        HQ,
+        HKV,
+        HS,
+        NC,
+        K=64,
+        V=64,
+        BC=64,
+        BK=64,
+        BV=64,
+        FP=64,
+        num_warps=4,
+        num_stages=1,
+    )
+
+    lightning_dvalue[(NC, B * HKV)](
+        q,
+        k,
+        do,
+        u_slope,
+        dcarried,
+        dv,
+        *q.stride(),
+        *k.stride(),
         *do.stride(),
         *u_slope.stride(),
         T,

@@ -135,9 +135,12 @@ def load_rows(builder: GraphBuilder, facts: ChunkFacts, tensor: str, region: str
     builder.extend(map_features(buffer, phi, ("BC", "BK"), region, facts.printer, guard=guard))
 
 
-def load_keys(builder: GraphBuilder, facts: ChunkFacts, region: str = STEP) -> None:
-    """A chunk of k and of v."""
-    load_rows(builder, facts, "k", region)
+def load_keys(
+    builder: GraphBuilder, facts: ChunkFacts, region: str = STEP, *, keys: bool = True
+) -> None:
+    """A chunk of k, unless `keys` is false, and of v."""
+    if keys:
+        load_rows(builder, facts, "k", region)
     guard = join_guards("m_t[:, None]", facts.v_mask)
     builder.add(
         load_tile(

@@ -136,6 +136,7 @@ def load_outputs(
     region: str = STEP,
     *,
     queries: bool = True,
+    delta: bool = True,
 ) -> None:
     """A chunk of q and of do as the weights see it, with the normaliser's gradient `b_d`."""
     if queries:
@@ -151,7 +152,9 @@ def load_outputs(
         builder.load("b_n", region, ("BC",), tensor="norm", address="p_norm + o_t", guard="m_t")
         safe = "b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)"
         builder.map("b_n", region, ("BC",), safe, name="normaliser's inverse", reads=("b_n",))
-        builder.load("b_d", region, ("BC",), tensor="delta", address="p_delta + o_t", guard="m_t")
+        if delta:
+            place = "p_delta + o_t"
+            builder.load("b_d", region, ("BC",), tensor="delta", address=place, guard="m_t")
     scale_outputs(builder, facts, region, ("BC", "BV"))
 
 

@@ -1,8 +1,8 @@
-"""The `dquery` and `dkey` passes: one chunk of one key/value head, from the states around it.
+"""The `dquery`, `dkey` and `dvalue` passes: one chunk of one key/value head, from its states.
 
 Inside the chunk pairs go by the polynomial of s and its derivative, as in the parallel form; the
-state before the chunk reaches its queries (`dquery`: dq), and the gradient of the state after it
-its keys (`dkey`: dk and dv). Two passes compute the pairs twice and keep half as much in registers.
+state before the chunk reaches its queries, and the gradient of the state after it its keys and
+values. A pass a gradient computes some pairs twice and keeps a third as much in registers.
 Heads of a group are summed in order, in registers.
 Source: Lightning Attention-2 (arXiv 2401.04658), algorithm 2, for any polynomial weight.
 """
@@ -14,12 +14,23 @@ from dataclasses import replace
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
-from attnc.codegen.kernels.chunk import TOKEN_AXES, ChunkFacts, decay_setup, decay_step, load_keys
+from attnc.codegen.kernels.chunk import (
+    TOKEN_AXES,
+    ChunkFacts,
+    decay_setup,
+    decay_step,
+    load_keys,
+    load_rows,
+)
 from attnc.codegen.kernels.gradient.carry import load_outputs, output_tensors
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.pairs import weight_slope_lines
 from attnc.codegen.kernels.gradient.rows import chain
-from attnc.codegen.kernels.gradient.state_terms import from_state_after, from_state_before
+from attnc.codegen.kernels.gradient.state_terms import (
+    dkey_from_state,
+    dvalue_from_state,
+    from_state_before,
+)
 from attnc.codegen.kernels.gradient.token_sums import (
     add_token_sums,
     start_token_sums,
@@ -47,9 +58,9 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     builder = GraphBuilder("dquery")
     builder.extend(selection_nodes(chunk.features, weights=True))
     load_keys(builder, chunk, SETUP)
-    reads_queries = _needs_queries(facts) or facts.derivation.phi_slope is not None
+    reads_queries = _needs_scores(facts) or facts.derivation.phi_slope is not None
     loaded = _head(builder, chunk, states=True, queries=reads_queries)
-    queries = _needs_queries(facts)
+    queries = _needs_scores(facts)
     load_outputs(builder, chunk, facts, queries=queries)
     decay_step(builder, chunk, loaded, total=False)
     _inside(builder, facts, values=bool(facts.derivation.decay))
@@ -71,38 +82,65 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     return Kernel("dquery", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (GROUP,))
 
 
-def _needs_queries(facts: GradientFacts) -> bool:
-    """Whether dq depends on q: a linear weight's does not, but through a feature map."""
+def _needs_scores(facts: GradientFacts) -> bool:
+    """Whether dq depends on q, and dk on k: a linear weight's do not, but through a feature map."""
     return not facts.algebra.direct or bool(facts.derivation.decay)
 
 
 def dkey_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
-    """dk, dv and the decays' gradients of one chunk."""
+    """dk and the decays' gradients of one chunk."""
     decayed = bool(facts.derivation.decay)
     builder = GraphBuilder("dkey")
     builder.extend(selection_nodes(chunk.features, weights=False))
-    load_keys(builder, chunk, SETUP)
-    for name, column in (("dk", "BK"), ("dv", "BV")):
-        line = f"b_{name} = tl.zeros([BC, {column}], ACC)"
-        builder.fold(f"b_{name}", SETUP, ("BC", column), line, note=f"{name} of the chunk")
+    keys = _needs_scores(facts)
+    load_keys(builder, chunk, SETUP, keys=keys)
+    _accumulator(builder, "dk", "BK")
     loaded = _head(builder, chunk, states=decayed)
     load_outputs(builder, chunk, facts)
     decay_step(builder, chunk, loaded)
-    _inside(builder, facts, values=True)
-    _keys(builder, facts)
-    from_state_after(builder, chunk, facts)
+    _inside(builder, facts, values=decayed)
+    _exponents(builder, facts)
+    _fold(builder, "dk", "b_ds", "b_q", "BK")
+    dkey_from_state(builder, chunk, facts)
     _decays(builder, facts, loaded)
-    _store_keys(builder, chunk, facts)
+    _store_keys(builder, chunk, facts, loaded=keys)
     q, *others = output_tensors(chunk, facts)
     tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=False)]
     tensors += _states(chunk, before=decayed, after=True)
     if decayed:
         tensors.append(TensorArgument("drows", (), "acc", "[B, HQ, T]: exponents"))
     tensors.append(TensorArgument("dk", (), "io", "[B, T, HKV, K]", written=True))
-    tensors.append(TensorArgument("dv", (), "io", "[B, T, HKV, V]", written=True))
     tensors += token_arguments(facts)
     graph = builder.build()
     return Kernel("dkey", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (GROUP,))
+
+
+def dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
+    """dv of one chunk."""
+    builder = GraphBuilder("dvalue")
+    builder.extend(selection_nodes(chunk.features, weights=False))
+    load_rows(builder, chunk, "k", SETUP)
+    _accumulator(builder, "dv", "BV")
+    loaded = _head(builder, chunk, states=False, delta=False)
+    load_outputs(builder, chunk, facts, delta=False)
+    decay_step(builder, chunk, loaded)
+    _inside(builder, facts, values=True, scores=False)
+    _fold(builder, "dv", "b_p", "b_do", "BV")
+    dvalue_from_state(builder, chunk)
+    _store(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
+    q, do, *others = output_tensors(chunk, facts)
+    k, _ = chunk.key_tensors()
+    tensors = [q, k, do, *others[:1], *loaded.tensors, *chunk.tables(weights=False)]
+    dcarried, *_ = _states(chunk, before=False, after=True)
+    tensors.append(dcarried)
+    tensors.append(TensorArgument("dv", (), "io", "[B, T, HKV, V]", written=True))
+    graph = builder.build()
+    return Kernel("dvalue", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (GROUP,))
+
+
+def _accumulator(builder: GraphBuilder, name: str, column: str) -> None:
+    line = f"b_{name} = tl.zeros([BC, {column}], ACC)"
+    builder.fold(f"b_{name}", SETUP, ("BC", column), line, note=f"{name} of the chunk")
 
 
 def _states(chunk: ChunkFacts, *, before: bool, after: bool) -> list[TensorArgument]:
@@ -121,7 +159,12 @@ def _states(chunk: ChunkFacts, *, before: bool, after: bool) -> list[TensorArgum
 
 
 def _head(
-    builder: GraphBuilder, chunk: ChunkFacts, *, states: bool, queries: bool = True
+    builder: GraphBuilder,
+    chunk: ChunkFacts,
+    *,
+    states: bool,
+    queries: bool = True,
+    delta: bool = True,
 ) -> Loaded:
     lines = [
         "i_h = i_hkv * (HQ // HKV) + i_g",
@@ -130,24 +173,25 @@ def _head(
         "p_do = do + i_b * stride_do_b + i_h * stride_do_h",
     ]
     if chunk.summed:
-        lines += [
-            "p_norm = norm + (i_b * HQ + i_h) * T",
-            "p_delta = delta + (i_b * HQ + i_h) * T",
-        ]
+        lines.append("p_norm = norm + (i_b * HQ + i_h) * T")
+        if delta:
+            lines.append("p_delta = delta + (i_b * HQ + i_h) * T")
     builder.map("p_q", STEP, (), *lines, name="head")
     return decay_setup(builder, chunk, HEAD_AXES, STEP)
 
 
-def _inside(builder: GraphBuilder, facts: GradientFacts, *, values: bool) -> None:
-    """Pairs inside the chunk: `b_ds` of the scores and, with `values`, the weights `b_p`.
+def _inside(
+    builder: GraphBuilder, facts: GradientFacts, *, values: bool, scores: bool = True
+) -> None:
+    """Pairs inside the chunk: with `values` the weights `b_p`, with `scores` `b_ds` of the scores.
 
-    Rows are queries in `dquery` and keys in `dkey`, so that either tile is the left operand of the
-    product that it goes into, straight from registers.
+    Rows are queries in `dquery` and keys in the others, so that either tile is the left operand of
+    the product that it goes into, straight from registers.
     """
     algebra = facts.algebra
-    by_keys = builder.kernel == "dkey"
+    by_keys = builder.kernel != "dquery"
     i, j = ("[None, :]", "[:, None]") if by_keys else ("[:, None]", "[None, :]")
-    slope = weight_slope_lines("b_y", "b_s", facts)
+    slope = weight_slope_lines("b_y", "b_s", facts) if scores else ()
     seen = f"r_c{i} >= r_c{j}"
     if values or slope:
         pairs = _product("b_k", "b_q", "BK") if by_keys else _product("b_q", "b_k", "BK")
@@ -168,6 +212,8 @@ def _inside(builder: GraphBuilder, facts: GradientFacts, *, values: bool) -> Non
     elif values:
         line = f"b_p = tl.where({seen}, b_p, 0.0)"
         builder.map("b_p", STEP, SQUARE, line, name="visible", reads=("b_p",))
+    if not scores:
+        return
     pairs = _product("b_v", "b_do", "BV") if by_keys else _product("b_do", "b_v", "BV")
     builder.dot("b_dw", STEP, SQUARE, *pairs, note="gradient of the weights")
     if facts.summed:
@@ -202,7 +248,7 @@ def _rows(builder: GraphBuilder, facts: GradientFacts) -> None:
     )  # fmt: skip
 
 
-def _keys(builder: GraphBuilder, facts: GradientFacts) -> None:
+def _exponents(builder: GraphBuilder, facts: GradientFacts) -> None:
     if facts.derivation.decay:
         builder.load(
             "b_r", STEP, ("BC",), tensor="drows", guard="m_t", reads=("p_q",),
@@ -210,17 +256,19 @@ def _keys(builder: GraphBuilder, facts: GradientFacts) -> None:
         )  # fmt: skip
         line = "b_r = b_r - tl.sum(b_dw * b_p, 1)"
         note = "gradient of the exponents: what each row gained less what each key lost"
-        builder.map("b_r", STEP, ("BC",), line, reads=("b_dw", "b_p", "b_r"), note=note)
-    for name, tile, other, column in (
-        ("dk", "b_ds", "b_q", "BK"),
-        ("dv", "b_p", "b_do", "BV"),
-    ):
-        left = Operand(tile, f"{tile}.to({other}.dtype)", SQUARE)
-        right = Operand(other, other, ("BC", column))
-        builder.dot(
-            f"b_{name}", STEP, ("BC", column), left, right, name=f"inside {name}",
-            into=f"b_{name}", carried=True, note=f"[BC, BC] @ [BC, {column}]",
+        builder.map(
+            "b_r", STEP, ("BC",), line, name="keys' exponents", reads=("b_dw", "b_p", "b_r"),
+            note=note,
         )  # fmt: skip
+
+
+def _fold(builder: GraphBuilder, name: str, tile: str, other: str, column: str) -> None:
+    left = Operand(tile, f"{tile}.to({other}.dtype)", SQUARE)
+    builder.dot(
+        f"b_{name}", STEP, ("BC", column), left, Operand(other, other, ("BC", column)),
+        name=f"inside {name}", into=f"b_{name}", carried=True,
+        note=f"[BC, BC] @ [BC, {column}]",
+    )  # fmt: skip
 
 
 def _decays(builder: GraphBuilder, facts: GradientFacts, loaded: Loaded) -> None:
@@ -259,21 +307,28 @@ def _store_queries(
     )  # fmt: skip
 
 
-def _store_keys(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
+def _store_keys(
+    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, *, loaded: bool
+) -> None:
     shape = ("BC", "BK")
     guard = join_guards("m_t[:, None]", chunk.k_mask)
     if facts.derivation.phi_slope is not None:
         place = "p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k"
-        builder.load("b_kx", FINISH, shape, tensor="k", dtype="io", address=place, guard=guard)
-        chain(builder, facts, FINISH, shape, "b_dk", "b_kx")
-    for name, columns, column, mask in (
-        ("dk", "K", "o_k", guard),
-        ("dv", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask)),
-    ):
-        tile = "BK" if name == "dk" else "BV"
-        row = "((i_b * T + o_t) * HKV + i_hkv)[:, None]"
-        builder.store(
-            FINISH, ("BC", tile), f"b_{name}.to({name}.dtype.element_ty)", name=f"store {name}",
-            reads=(f"b_{name}",), tensor=name, guard=mask, note=f"[BC, {tile}]",
-            address=f"{name} + {row} * {columns} + {column}[None, :]",
+        start = "p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t"
+        builder.load(
+            "b_kx", FINISH, shape, tensor="k", dtype="io", address=place, guard=guard,
+            lines=() if loaded else (start,),
         )  # fmt: skip
+        chain(builder, facts, FINISH, shape, "b_dk", "b_kx")
+    _store(builder, "dk", "BK", "K", "o_k", guard)
+
+
+def _store(
+    builder: GraphBuilder, name: str, tile: str, columns: str, column: str, guard: str
+) -> None:
+    row = "((i_b * T + o_t) * HKV + i_hkv)[:, None]"
+    builder.store(
+        FINISH, ("BC", tile), f"b_{name}.to({name}.dtype.element_ty)", name=f"store {name}",
+        reads=(f"b_{name}",), tensor=name, guard=guard, note=f"[BC, {tile}]",
+        address=f"{name} + {row} * {columns} + {column}[None, :]",
+    )  # fmt: skip

@@ -30,17 +30,13 @@ def from_state_before(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientF
         _queries(builder, chunk, facts, n, outputs)
 
 
-def from_state_after(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
-    """Add to dk and dv, and to a decay's `b_cj` and `b_dd`, what the state after it leads to."""
+def dkey_from_state(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
+    """Add to dk, and to a decay's `b_cj` and `b_dd`, what the state after the chunk leads to."""
     values = "b_v"
     decay = bool(facts.derivation.decay)
     if chunk.algebra.decay is not None:
         values = "b_vu"
-        note = "decay from each key to the chunk's end"
-        line = "b_u = tl.exp2(b_gl - b_g)"
-        builder.map("b_u", STEP, ("BC",), line, reads=("b_g", "b_gl"), note=note)
-        line = "b_vu = b_v * b_u[:, None]"
-        builder.map("b_vu", STEP, ("BC", "BV"), line, dtype="io", reads=("b_v", "b_u"))
+        _to_end(builder, "b_v", "b_vu", "BV")
     if decay:
         builder.map("b_cj", STEP, ("BC",), "b_cj = tl.zeros([BC], ACC)")
         builder.map("b_dd", STEP, (), "b_dd = tl.zeros([], ACC)")
@@ -54,6 +50,39 @@ def from_state_after(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFa
         line = "b_dd = b_dd * tl.exp2(b_gl)"
         note = "pairs from before the chunk to after it"
         builder.map("b_dd", STEP, (), line, name="across", reads=("b_dd", "b_gl"), note=note)
+
+
+def dvalue_from_state(builder: GraphBuilder, chunk: ChunkFacts) -> None:
+    """Add to dv what the state after the chunk leads to."""
+    features, decayed = chunk.features, chunk.algebra.decay is not None
+    if decayed and features.direct:
+        _to_end(builder, "b_k", "b_ku", "BK")
+    for n, tile in enumerate(features.tiles):
+        width = str(tile.width)
+        _load_tile(builder, chunk, n, "b_j", "dcarried", "what the state after the chunk leads to")
+        key = "b_ku" if decayed else "b_k"
+        if not features.direct:
+            key = f"b_f{n}"
+            builder.extend(tile_nodes(features, n, "b_k", "b_f", rows="BC", weighted=False))
+            if decayed:
+                _to_end(builder, key, f"{key}u", width)
+                key = f"{key}u"
+        builder.dot(
+            "b_dv", STEP, ("BC", "BV"), Operand(key, key, ("BC", width)),
+            Operand(f"b_j{n}", f"b_j{n}", (width, "BV")), name=f"state dv{n}", into="b_dv",
+            carried=True, note=f"[BC, {width}] @ [{width}, BV]",
+        )  # fmt: skip
+
+
+def _to_end(builder: GraphBuilder, source: str, target: str, columns: str) -> None:
+    """`target` = rows of `source` decayed from each key to the chunk's end."""
+    lines = ["b_u = tl.exp2(b_gl - b_g)", f"{target} = {source} * b_u[:, None]"]
+    note = "decay from each key to the chunk's end"
+    reads = (source, "b_g", "b_gl")
+    builder.map(
+        "b_u", STEP, ("BC",), lines[0], name=f"to the end, {target}", reads=reads, note=note
+    )
+    builder.map(target, STEP, ("BC", columns), lines[1], dtype="io", reads=(source, "b_u"))
 
 
 def _load_tile(
@@ -72,7 +101,7 @@ def _load_tile(
         guard=join_guards("", chunk.v_mask), lines=tuple(lines), reads=("p_q",),
         address=f"p_{tensor} + r_f{n}[:, None] * V + o_v[None, :]",
     )  # fmt: skip
-    if chunk.summed:
+    if chunk.summed and builder.kernel != "dvalue":
         sums, target = ("dsums", f"b_dz{n}") if after else ("sums", f"b_z{n}")
         builder.load(
             target, STEP, (str(tile.width),), tensor=sums, reads=("p_q",),
@@ -123,24 +152,14 @@ def _queries(
 def _keys(
     builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, n: int, values: str
 ) -> None:
-    """dk and dv from the gradient of the state after the chunk."""
+    """dk from the gradient of the state after the chunk."""
     features, width = chunk.features, str(chunk.features.tiles[n].width)
     decayed = chunk.algebra.decay is not None
-    source = "b_k"
+    source = "b_k" if features.direct else f"b_f{n}"
     if not features.direct:
-        source = f"b_f{n}"
-        builder.extend(tile_nodes(features, n, "b_k", "b_f", rows="BC", weighted=False))
-    shape = ("BC", "BK" if features.direct else width)
-    key = source
-    if decayed:
-        key = f"{source}u"
-        line = f"{key} = {source} * b_u[:, None]"
-        builder.map(key, STEP, shape, line, dtype="io", reads=(source, "b_u"))
-    builder.dot(
-        "b_dv", STEP, ("BC", "BV"), Operand(key, key, ("BC", width)),
-        Operand(f"b_j{n}", f"b_j{n}", (width, "BV")), name=f"state dv{n}", into="b_dv",
-        carried=True, note=f"[BC, {width}] @ [{width}, BV]",
-    )  # fmt: skip
+        nodes = tile_nodes(features, n, "b_k", "b_f", rows="BC", weighted=False)
+        # the factors are what the derivative needs; the feature itself a decay's gradient alone
+        builder.extend(nodes if facts.derivation.decay else nodes[:-1])
     left = Operand(values, values, ("BC", "BV"))
     right = Operand(f"b_j{n}", f"tl.trans(b_j{n})", ("BV", width), transposed=True)
     note = f"[BC, BV] @ [BV, {width}]"
