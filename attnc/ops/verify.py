@@ -84,6 +84,7 @@ def default_shapes(variant: Variant, device: torch.device) -> tuple[Shape, ...]:
         Shape(1, 4096, 1000, 4, 2, qk, v),
         Shape(2, 1000, 1000, 4, 4, 80, 80),
         Shape(1, 1000, 1000, 4, 4, 128, 128),
+        Shape(1, 300, 300, 2, 1, 256, 256),
     )
 
 

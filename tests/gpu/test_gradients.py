@@ -1,4 +1,4 @@
-"""Compiled backwards against autograd through the formula, on the shapes that went wrong elsewhere."""
+"""Compiled backwards against autograd through the formula, on shapes that went wrong elsewhere."""
 
 from __future__ import annotations
 
