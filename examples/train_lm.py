@@ -144,7 +144,7 @@ def train(options: argparse.Namespace, variants: list[Variant], *, eager: bool) 
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             progress.update(task, advance=1, loss=losses[-1])
     return losses
 
