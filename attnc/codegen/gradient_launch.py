@@ -38,6 +38,7 @@ class GradientLaunch:
     value_dim: int
     slot: int
     carried: int
+    carried_type: str
     features: int
     tiles: dict[str, int]
     tile_count: str
@@ -82,12 +83,20 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         value_dim=plan.dims[1],
         slot=state_slot(plan),
         carried=plan.features.padded_count * plan.dims[1] if plan.features else 0,
+        carried_type=_carried_type(plan),
         features=plan.features.padded_count if plan.features else 0,
         tiles=tiles,
         tile_count=count if uses_tiles else "",
         programs=plan.programs,
         min_chunks=plan.min_chunks,
     )
+
+
+def _carried_type(plan: Plan) -> str:
+    """The type of the states at chunks, as the pass that keeps them declares it."""
+    kept = [step.kernel.tensor("carried") for step in plan.passes if step.kernel.name == "carry"]
+    wide = bool(kept) and kept[0] is not None and kept[0].dtype == "acc"
+    return TORCH_TYPES[plan.acc] if wide else "q.dtype"
 
 
 def wanted_names(plan: Plan) -> tuple[str, ...]:

@@ -187,6 +187,7 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
     chunk = ChunkFacts(
         request.variant, facts.algebra, features, request.dims, facts.printer, request.stateful,
         facts.min_columns, facts.min_columns,
+        exact_folds=bool(facts.derivation.decay) and request.dtype in {"bf16", "fp16"},
     )  # fmt: skip
     makers = (dquery_kernel, dkey_kernel, dvalue_kernel)
     declared = request.variant.chunk

@@ -107,12 +107,16 @@ def lightning_state(
         # decay from each token to the chunk's end, and over the whole chunk
         b_u = tl.exp2(b_gl - b_g)
         b_l = tl.exp2(b_gl)
-        b_vu = b_v * b_u[:, None]
-        b_vu = b_vu.to(v.dtype.element_ty)
+
+        # the decayed value in two parts, its rounding and what that left
+        b_ul = b_v * b_u[:, None]
+        b_vu = b_ul.to(v.dtype.element_ty)
+        b_ul = (b_ul - b_vu.to(tl.float32)).to(v.dtype.element_ty)
         b_h0 = b_h0 * b_l
 
         # [64, BC] @ [BC, BV]
         b_h0 = tl.dot(tl.trans(b_k), b_vu, b_h0)
+        b_h0 = tl.dot(tl.trans(b_k), b_ul, b_h0)
 
     # rows 0 to 63 of the state
     r_f0 = tl.arange(0, 64)
@@ -252,12 +256,16 @@ def lightning_dstate(
         # decay from the chunk's start to each row, and over the whole chunk
         b_u = tl.exp2(b_g)
         b_l = tl.exp2(b_gl)
-        b_dou = b_do * b_u[:, None]
-        b_dou = b_dou.to(do.dtype.element_ty)
+
+        # the decayed value in two parts, its rounding and what that left
+        b_ul = b_do * b_u[:, None]
+        b_dou = b_ul.to(do.dtype.element_ty)
+        b_ul = (b_ul - b_dou.to(tl.float32)).to(do.dtype.element_ty)
         b_h0 = b_h0 * b_l
 
         # [64, BC] @ [BC, BV]
         b_h0 = tl.dot(tl.trans(b_q), b_dou, b_h0)
+        b_h0 = tl.dot(tl.trans(b_q), b_ul, b_h0)
 
     # rows 0 to 63 of the state
     r_f0 = tl.arange(0, 64)
@@ -414,12 +422,16 @@ def lightning_carry(
         # decay from each token to the chunk's end, and over the whole chunk
         b_u = tl.exp2(b_gl - b_g)
         b_l = tl.exp2(b_gl)
-        b_vu = b_v * b_u[:, None]
-        b_vu = b_vu.to(v.dtype.element_ty)
+
+        # the decayed value in two parts, its rounding and what that left
+        b_ul = b_v * b_u[:, None]
+        b_vu = b_ul.to(v.dtype.element_ty)
+        b_ul = (b_ul - b_vu.to(tl.float32)).to(v.dtype.element_ty)
         b_h0 = b_h0 * b_l
 
         # [64, BC] @ [BC, BV]
         b_h0 = tl.dot(tl.trans(b_k), b_vu, b_h0)
+        b_h0 = tl.dot(tl.trans(b_k), b_ul, b_h0)
 
 
 @triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS", "NC"])
@@ -520,12 +532,16 @@ def lightning_dcarry(
         # decay from the chunk's start to each row, and over the whole chunk
         b_u = tl.exp2(b_g)
         b_l = tl.exp2(b_gl)
-        b_dou = b_do * b_u[:, None]
-        b_dou = b_dou.to(do.dtype.element_ty)
+
+        # the decayed value in two parts, its rounding and what that left
+        b_ul = b_do * b_u[:, None]
+        b_dou = b_ul.to(do.dtype.element_ty)
+        b_ul = (b_ul - b_dou.to(tl.float32)).to(do.dtype.element_ty)
         b_h0 = b_h0 * b_l
 
         # [64, BC] @ [BC, BV]
         b_h0 = tl.dot(tl.trans(b_q), b_dou, b_h0)
+        b_h0 = tl.dot(tl.trans(b_q), b_ul, b_h0)
 
 
 @triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NC"])
@@ -652,8 +668,6 @@ def lightning_dquery(
 
         # decay from the chunk's start to each row
         b_l = tl.exp2(b_g)
-        b_dog = b_do * b_l[:, None]
-        b_dog = b_dog.to(v.dtype.element_ty)
 
         # the state before the chunk
         r_f0 = tl.arange(0, 64)
@@ -661,7 +675,8 @@ def lightning_dquery(
         b_h0 = tl.load(p_carried + r_f0[:, None] * V + o_v[None, :])
 
         # [BC, BV] @ [BV, 64]
-        b_df = tl.dot(b_dog, tl.trans(b_h0))
+        b_df = tl.dot(b_do, tl.trans(b_h0.to(v.dtype.element_ty)))
+        b_df = b_df * b_l[:, None]
         b_r = b_r + tl.sum(b_q * b_df, 1)
         b_dq = b_dq + b_df
         tl.store(
@@ -813,8 +828,6 @@ def lightning_dkey(
 
         # decay from each key to the chunk's end
         b_u = tl.exp2(b_gl - b_g)
-        b_vu = b_v * b_u[:, None]
-        b_vu = b_vu.to(v.dtype.element_ty)
         b_cj = tl.zeros([BC], tl.float32)
         b_dd = tl.zeros([], tl.float32)
 
@@ -824,7 +837,8 @@ def lightning_dkey(
         b_j0 = tl.load(p_dcarried + r_f0[:, None] * V + o_v[None, :])
 
         # [BC, BV] @ [BV, 64]
-        b_df = tl.dot(b_vu, tl.trans(b_j0))
+        b_df = tl.dot(b_v, tl.trans(b_j0.to(v.dtype.element_ty)))
+        b_df = b_df * b_u[:, None]
         b_cj = b_cj + tl.sum(b_k * b_df, 1)
         b_dk = b_dk + b_df
 
@@ -969,7 +983,7 @@ def lightning_dvalue(
         b_j0 = tl.load(p_dcarried + r_f0[:, None] * V + o_v[None, :])
 
         # [BC, 64] @ [64, BV]
-        b_dv = tl.dot(b_ku, b_j0, b_dv)
+        b_dv = tl.dot(b_ku, b_j0.to(do.dtype.element_ty), b_dv)
 
     # [BC, BV]
     tl.store(
@@ -1002,8 +1016,8 @@ def backward(q, k, v, u_slope, do):
     # states of segments, then states before every chunk and gradients of states after it
     states = torch.empty((B, HS, NS, 4096), dtype=torch.float32, device=q.device)
     dstates = torch.empty((B, HQ, NS, 4096), dtype=torch.float32, device=q.device)
-    carried = torch.empty((B, HS, NC, 4096), dtype=q.dtype, device=q.device)
-    dcarried = torch.empty((B, HQ, NC, 4096), dtype=q.dtype, device=q.device)
+    carried = torch.empty((B, HS, NC, 4096), dtype=torch.float32, device=q.device)
+    dcarried = torch.empty((B, HQ, NC, 4096), dtype=torch.float32, device=q.device)
     drows = torch.empty((B, HQ, T), dtype=torch.float32, device=q.device)
 
     # partial sums of the declared tensors' gradients: each element has one writer

@@ -67,7 +67,10 @@ QUERIES = Fold(
 class ChunkFacts:
     """What the three passes are built from: the variant, its algebra and the features' tiles.
 
-    `min_channels` and `min_columns` are the narrowest tiles of K's and of V's channels.
+    `min_channels` and `min_columns` are the narrowest tiles of K's and of V's channels. With
+    `exact_folds` a decayed value enters a state as two parts: a decay near 1 is lost in bf16's
+    rounding, the same way token after token, and a gradient of the decay would sum that up; for
+    the same reason the states at chunks are kept unrounded.
     """
 
     variant: Variant
@@ -78,6 +81,16 @@ class ChunkFacts:
     stateful: bool
     min_columns: int
     min_channels: int = 16
+    exact_folds: bool = False
+
+    @property
+    def carried(self) -> str:
+        """The type of the states that a backward keeps at chunks."""
+        return "acc" if self.exact_folds else "io"
+
+    def carried_text(self, buffer: str) -> str:
+        """Such a state as the operand of a product."""
+        return f"{buffer}.to(IO)" if self.exact_folds else buffer
 
     @property
     def summed(self) -> bool:
@@ -224,7 +237,13 @@ def fold_state(builder: GraphBuilder, facts: ChunkFacts, fold: Fold = KEYS) -> N
         builder.map("b_l", STEP, (), "b_l = tl.exp2(b_gl)", reads=("b_gl",))
         value = f"{fold.value}u"
         scaled = f"{value} = {fold.value} * b_u[:, None]"
-        builder.map(value, STEP, ("BC", "BV"), scaled, dtype="io", reads=(fold.value, "b_u"))
+        if facts.exact_folds:
+            lines = (f"b_ul = {scaled.partition(' = ')[2]}", f"{value} = b_ul.to(IO)",
+                     f"b_ul = (b_ul - {value}.to(ACC)).to(IO)")  # fmt: skip
+            note = "the decayed value in two parts, its rounding and what that left"
+            builder.map(value, STEP, ("BC", "BV"), *lines, reads=(fold.value, "b_u"), note=note)
+        else:
+            builder.map(value, STEP, ("BC", "BV"), scaled, dtype="io", reads=(fold.value, "b_u"))
     for n, tile in enumerate(facts.features.tiles):
         rows, state, width = facts.features_of(fold, n), f"b_h{n}", str(tile.width)
         if facts.summed:
@@ -240,6 +259,12 @@ def fold_state(builder: GraphBuilder, facts: ChunkFacts, fold: Fold = KEYS) -> N
             state, STEP, (width, "BV"), left, right,
             name=f"fold {state}", into=state, carried=True, note=note,
         )  # fmt: skip
+        if decayed and facts.exact_folds:
+            right = Operand(value, "b_ul", ("BC", "BV"))
+            builder.dot(
+                state, STEP, (width, "BV"), left, right,
+                name=f"fold {state}, the rest", into=state, carried=True,
+            )  # fmt: skip
 
 
 def _fold_sums(builder: GraphBuilder, facts: ChunkFacts, fold: Fold, n: int) -> None:

@@ -103,8 +103,8 @@ def slots(heads: str, count: str, chunk: ChunkFacts) -> str:
 
 
 def carried_arguments(chunk: ChunkFacts, heads: str) -> tuple[TensorArgument, ...]:
-    """States at chunks, in the tensors' type; the normaliser's sums apart, in the accumulator's."""
-    carried = TensorArgument("carried", (), "io", f"[B, {heads}, NC, FP, V]", written=True)
+    """States at chunks, and the normaliser's sums apart, in the accumulators' type."""
+    carried = TensorArgument("carried", (), chunk.carried, f"[B, {heads}, NC, FP, V]", written=True)
     if not chunk.summed:
         return (carried,)
     return (carried, TensorArgument("sums", (), "acc", f"[B, {heads}, NC, FP]", written=True))

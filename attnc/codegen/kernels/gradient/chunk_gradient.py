@@ -147,12 +147,12 @@ def _states(chunk: ChunkFacts, *, before: bool, after: bool) -> list[TensorArgum
     found: list[TensorArgument] = []
     if before:
         layout = "[B, HS, NC, FP, V]: states before chunks"
-        found.append(TensorArgument("carried", (), "io", layout))
+        found.append(TensorArgument("carried", (), chunk.carried, layout))
         if chunk.summed:
             found.append(TensorArgument("sums", (), "acc", "[B, HS, NC, FP]"))
     if after:
         layout = "[B, HQ, NC, FP, V]: gradients of states after chunks"
-        found.append(TensorArgument("dcarried", (), "io", layout))
+        found.append(TensorArgument("dcarried", (), chunk.carried, layout))
         if chunk.summed:
             found.append(TensorArgument("dsums", (), "acc", "[B, HQ, NC, FP]"))
     return found

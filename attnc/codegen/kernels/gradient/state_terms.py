@@ -20,9 +20,10 @@ def from_state_before(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientF
     """Add to dq, and to a decay's `b_r`, what the state before the chunk gives."""
     outputs = "b_do"
     if chunk.algebra.decay is not None:
-        outputs = "b_dog"
         note = "decay from the chunk's start to each row"
         builder.map("b_l", STEP, ("BC",), "b_l = tl.exp2(b_g)", reads=("b_g",), note=note)
+    if chunk.algebra.decay is not None and not facts.derivation.decay:
+        outputs = "b_dog"
         line = "b_dog = b_do * b_l[:, None]"
         builder.map("b_dog", STEP, ("BC", "BV"), line, dtype="io", reads=("b_do", "b_l"))
     for n in range(len(chunk.features.tiles)):
@@ -34,10 +35,13 @@ def dkey_from_state(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFac
     """Add to dk, and to a decay's `b_cj` and `b_dd`, what the state after the chunk leads to."""
     values = "b_v"
     decay = bool(facts.derivation.decay)
-    if chunk.algebra.decay is not None:
+    if chunk.algebra.decay is not None and not decay:
         values = "b_vu"
         _to_end(builder, "b_v", "b_vu", "BV")
     if decay:
+        note = "decay from each key to the chunk's end"
+        line = "b_u = tl.exp2(b_gl - b_g)"
+        builder.map("b_u", STEP, ("BC",), line, reads=("b_g", "b_gl"), note=note)
         builder.map("b_cj", STEP, ("BC",), "b_cj = tl.zeros([BC], ACC)")
         builder.map("b_dd", STEP, (), "b_dd = tl.zeros([], ACC)")
     for n in range(len(chunk.features.tiles)):
@@ -69,8 +73,8 @@ def dvalue_from_state(builder: GraphBuilder, chunk: ChunkFacts) -> None:
                 key = f"{key}u"
         builder.dot(
             "b_dv", STEP, ("BC", "BV"), Operand(key, key, ("BC", width)),
-            Operand(f"b_j{n}", f"b_j{n}", (width, "BV")), name=f"state dv{n}", into="b_dv",
-            carried=True, note=f"[BC, {width}] @ [{width}, BV]",
+            Operand(f"b_j{n}", chunk.carried_text(f"b_j{n}"), (width, "BV")),
+            name=f"state dv{n}", into="b_dv", carried=True, note=f"[BC, {width}] @ [{width}, BV]",
         )  # fmt: skip
 
 
@@ -97,8 +101,8 @@ def _load_tile(
     )
     lines.append(f"p_{tensor} = {tensor} + {place} * V")
     builder.load(
-        f"{buffer}{n}", STEP, (str(tile.width), "BV"), dtype="io", tensor=tensor, note=note,
-        guard=join_guards("", chunk.v_mask), lines=tuple(lines), reads=("p_q",),
+        f"{buffer}{n}", STEP, (str(tile.width), "BV"), dtype=chunk.carried, tensor=tensor,
+        note=note, guard=join_guards("", chunk.v_mask), lines=tuple(lines), reads=("p_q",),
         address=f"p_{tensor} + r_f{n}[:, None] * V + o_v[None, :]",
     )  # fmt: skip
     if chunk.summed and builder.kernel != "dvalue":
@@ -123,11 +127,15 @@ def _queries(
     if not features.direct:
         builder.extend(tile_nodes(features, n, "b_q", "b_p", rows="BC", weighted=True))
     left = Operand(outputs, outputs, ("BC", "BV"))
-    right = Operand(f"b_h{n}", f"tl.trans(b_h{n})", ("BV", width), transposed=True)
+    right = Operand(
+        f"b_h{n}", f"tl.trans({chunk.carried_text(f'b_h{n}')})", ("BV", width), transposed=True
+    )
     note = f"[BC, BV] @ [BV, {width}]"
     sums = ""
+    # a gradient of the decay is a sum over all rows: they are decayed after the product, unrounded
+    late = bool(facts.derivation.decay)
     if chunk.summed:
-        row = "(b_d * b_l)[:, None]" if decayed else "b_d[:, None]"
+        row = "(b_d * b_l)[:, None]" if decayed and not late else "b_d[:, None]"
         sums = f" + {row} * b_z{n}[None, :]"
     if features.direct and not facts.derivation.decay:
         shape = ("BC", "BK")
@@ -142,6 +150,10 @@ def _queries(
         reads = ("b_df", "b_d", f"b_z{n}", "b_l")
         line = f"b_df = b_df{sums}"
         builder.map("b_df", STEP, ("BC", width), line, name=f"sums dq{n}", reads=reads)
+    if late:
+        line = "b_df = b_df * b_l[:, None]"
+        name = f"decay dq{n}"
+        builder.map("b_df", STEP, ("BC", width), line, name=name, reads=("b_df", "b_l"))
     source = "b_q" if features.direct else f"b_p{n}"
     if facts.derivation.decay:
         line = f"b_r = b_r + tl.sum({source} * b_df, 1)"
@@ -161,11 +173,14 @@ def _keys(
         # the factors are what the derivative needs; the feature itself a decay's gradient alone
         builder.extend(nodes if facts.derivation.decay else nodes[:-1])
     left = Operand(values, values, ("BC", "BV"))
-    right = Operand(f"b_j{n}", f"tl.trans(b_j{n})", ("BV", width), transposed=True)
+    right = Operand(
+        f"b_j{n}", f"tl.trans({chunk.carried_text(f'b_j{n}')})", ("BV", width), transposed=True
+    )
     note = f"[BC, BV] @ [BV, {width}]"
     sums = ""
     if chunk.summed:
-        sums = f" + b_u[:, None] * b_dz{n}[None, :]" if decayed else f" + b_dz{n}[None, :]"
+        early = decayed and not facts.derivation.decay
+        sums = f" + b_u[:, None] * b_dz{n}[None, :]" if early else f" + b_dz{n}[None, :]"
     if features.direct and not facts.derivation.decay:
         builder.dot(
             "b_dk", STEP, ("BC", "BK"), left, right, name="state dk", into="b_dk", carried=True,
@@ -182,6 +197,9 @@ def _keys(
         line = f"b_df = b_df{sums}"
         builder.map("b_df", STEP, ("BC", width), line, name=f"sums dk{n}", reads=reads)
     if facts.derivation.decay:
+        line = "b_df = b_df * b_u[:, None]"
+        name = f"decay dk{n}"
+        builder.map("b_df", STEP, ("BC", width), line, name=name, reads=("b_df", "b_u"))
         line = f"b_cj = b_cj + tl.sum({source} * b_df, 1)"
         builder.map("b_cj", STEP, ("BC",), line, name=f"keys {n}", reads=("b_cj", source, "b_df"))
     _through(builder, chunk, n, "b_dk", weighted=False)
