@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 PYTEST := -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-gpu check fmt golden picture clean
+.PHONY: help demo test test-oldest test-gpu mutate check fmt golden picture clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test-oldest: $(OLDEST)/.ready ## the suite on the oldest Triton supported
 
 test-gpu: ## the GPU tests, with the torch, triton and pytest that PYTHON already has
 	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+mutate: $(VENV)/.ready ## break every derived gradient in turn, and see a test fail; ten minutes
+	$(BIN)/python tests/mutate.py
 
 check: $(VENV)/.ready ## lint, format, types, import rules
 	$(BIN)/ruff check .

@@ -39,6 +39,8 @@ def explain_plan(plan: Plan) -> str:
             f"state: {features.count} features in tiles of "
             f"{' + '.join(str(tile.width) for tile in features.tiles)}, V = {plan.dims[1]}, fp32"
         )
+    if plan.phase == "backward":
+        lines.append(f"kept from the forward: {_kept(plan)}")
     for step in plan.passes:
         lines.extend(_pass_lines(step, plan))
     lines.append(f"roofline: {plan.time_us:.1f} us for all passes")
@@ -49,6 +51,22 @@ def explain_plan(plan: Plan) -> str:
         if len(plan.rejected) > len(shown):
             lines.append(f"  ... and {len(plan.rejected) - len(shown)} more (--json lists all)")
     return "\n".join(lines)
+
+
+def _kept(plan: Plan) -> str:
+    """What autograd keeps, and for states what recomputing costs against keeping them."""
+    rows = {"softmax": "the inputs, o and lse", "sum": "the inputs, o and the sums of weights"}
+    text = rows.get(plan.algebra.normalize, "the inputs")
+    if plan.features is None:
+        return text
+    work = plan.workload
+    again = [step.cost for step in plan.passes if step.kernel.name in {"state", "scan"}]
+    moved = sum(cost.hbm_bytes for cost in again)
+    state = plan.features.padded_count * plan.dims[1] * 4 * work.batch * work.hq
+    return (
+        f"{text}; states are folded again, {moved / 1e6:,.1f} MB of HBM and no memory between the "
+        f"passes, where keeping one a segment holds {state / 1e6:,.1f} MB a segment"
+    )
 
 
 def _pass_lines(step: PassPlan, plan: Plan) -> list[str]:

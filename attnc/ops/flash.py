@@ -60,7 +60,7 @@ def _flash(
     left, right = window_size
     score: Expr = s if cap == 0 else softcap_score(s, cap)
     if biased is not None:
-        slope = Param("slope", shape="h" if biased == 1 else "b,h")
+        slope = Param("slope", shape="h" if biased == 1 else "b,h", grad=True)
         index = slope[h] if biased == 1 else slope["b", "h"]
         # flash-attn's ALiBi falls off on both sides of the query
         score = score - index * abs_(i - j)

@@ -34,7 +34,7 @@ def lightning_attention(
 
 @lru_cache(maxsize=64)
 def _lightning(scale: float) -> Op:
-    slope = Param("slope", shape="h")
+    slope = Param("slope", shape="h", grad=True)
     return Op(
         Variant(
             "lightning_attention",

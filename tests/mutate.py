@@ -1,0 +1,107 @@
+"""Break every derived gradient in turn, and see that a test fails: `make mutate`.
+
+Each mutation flips a sign or drops a term in a copy of the package; the gradient tests then run on
+the copy. One that survives is printed, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import track
+
+ROOT = Path(__file__).parent.parent
+CODEGEN = "attnc/codegen"
+GRADIENT = f"{CODEGEN}/kernels/gradient"
+# the tests that know no tolerance but fp64's, and the drawn ones
+TESTS = ("tests/ops/test_gradients.py", "-k", "gradcheck or declared or segments or formula")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A text that stands once in a file, and what takes its place."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+
+
+MUTATIONS = (
+    Mutation("the score by s", f"{CODEGEN}/derive.py",
+             "differentiate(score, symbol(\"s\")),", "-differentiate(score, symbol(\"s\")),"),
+    Mutation("the weight by s", f"{CODEGEN}/derive.py", "tuple(m * c for", "tuple(-m * c for"),
+    Mutation("the feature map", f"{CODEGEN}/derive.py",
+             "else differentiate(algebra.phi, ", "else -differentiate(algebra.phi, "),
+    Mutation("a declared tensor", f"{CODEGEN}/derive.py",
+             "differentiate(expr, by))", "-differentiate(expr, by))"),
+    Mutation("the softmax's normaliser", f"{GRADIENT}/pairs.py",
+             "b_p * (b_dp - b_d", "b_p * (b_dp + b_d"),
+    Mutation("the sum's normaliser, by pairs", f"{GRADIENT}/pairs.py",
+             "b_dp = b_dp + b_d", "b_dp = b_dp - b_d"),
+    Mutation("the gradient of lse", f"{GRADIENT}/rows.py", "{line} - b_dl", "{line} + b_dl"),
+    Mutation("the sum's normaliser, by rows", f"{GRADIENT}/rows.py",
+             "-b_n * tl.sum", "b_n * tl.sum"),
+    Mutation("the sum's normaliser, by chunks", f"{GRADIENT}/delta.py",
+             "b_d = -b_n", "b_d = b_n"),
+    Mutation("the normaliser inside a chunk", f"{GRADIENT}/chunk_gradient.py",
+             "b_dw = b_dw + b_d", "b_dw = b_dw - b_d"),
+    Mutation("keys' exponents in a chunk", f"{GRADIENT}/chunk_gradient.py",
+             "b_r = b_r - tl.sum", "b_r = b_r + tl.sum"),
+    Mutation("a token's log decay, from rows", f"{GRADIENT}/chunk_gradient.py",
+             "tl.sum(b_r, 0) - tl.cumsum", "tl.sum(b_r, 0) + tl.cumsum"),
+    Mutation("a token's log decay, from keys", f"{GRADIENT}/chunk_gradient.py",
+             "b_dg + tl.cumsum(b_cj, 0) - b_cj", "b_dg - tl.cumsum(b_cj, 0) + b_cj"),
+    Mutation("pairs across a chunk", f"{GRADIENT}/state_terms.py",
+             "b_dd = b_dd + tl.sum(b_h", "b_dd = b_dd - tl.sum(b_h"),
+    Mutation("the sums' part of dq", f"{GRADIENT}/state_terms.py",
+             'sums = f" + {row} * b_z', 'sums = f" - {row} * b_z'),
+    Mutation("a constant decay by pairs", f"{GRADIENT}/partial_sums.py",
+             "b_dc = b_dc + tl.sum", "b_dc = b_dc - tl.sum"),
+    Mutation("a gated decay by pairs", f"{GRADIENT}/gate_sums.py",
+             "b_r.to(tl.float64) - b_x", "b_r.to(tl.float64) + b_x"),
+    Mutation("queries' part of a state", f"{GRADIENT}/carry.py",
+             "fold_state(builder, chunk, QUERIES)\n    states",
+             "fold_state(builder, chunk, KEYS)\n    states"),
+    Mutation("dk's order of features", f"{GRADIENT}/state_terms.py",
+             "if other != r]", "if other == r]"),
+)  # fmt: skip
+
+
+def survives(mutation: Mutation) -> bool:
+    """Whether the tests pass on a copy with the mutation."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("attnc", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        file = copy / mutation.file
+        text = file.read_text(encoding="utf-8")
+        if mutation.old not in text:
+            sys.exit(f"{mutation.what}: {mutation.old!r} does not stand in {mutation.file}")
+        file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+        cache = {"ATTNC_CACHE_DIR": str(copy / "cache"), "PYTHONPATH": folder}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+        done = subprocess.run(
+            command, cwd=copy, env={**os.environ, **cache}, capture_output=True, check=False
+        )
+    return done.returncode == 0
+
+
+def main() -> int:
+    survivors = [m.what for m in track(MUTATIONS, "mutating") if survives(m)]
+    for what in survivors:
+        print(f"SURVIVED: {what}")
+    print(f"{len(MUTATIONS) - len(survivors)} of {len(MUTATIONS)} mutations were caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
