@@ -167,7 +167,7 @@ def sweep(case: Case, top: int) -> Iterable[dict[str, object]]:
     slopes = torch.exp2(-torch.arange(1, case.heads + 1, device="cuda") / case.heads * 8).float()
     q, k, v, do = tensors(case)
     work = Workload(case.batch, case.tokens, case.tokens, case.heads, case.heads)
-    request = op._request(case.dims, "bf16", None, False, workload=work)
+    request = op.request(case.dims, "bf16", None, False, workload=work)
     ranked = plans(replace(request, phase="backward", wanted=()))
     arguments = [q, k, v, *[slopes for _ in op.variant.params], *_kept(op, q, k, v, slopes), do]
     if op.softmax:

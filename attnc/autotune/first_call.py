@@ -24,8 +24,10 @@ class _Recorder:
 
 def compile_passes(
     module: ModuleType, function: str, arguments: Sequence[Any], device: Any
-) -> None:
+) -> list[Any]:
     """Compile every kernel that a launcher of the module launches on these arguments, in threads.
+
+    Returns the compiled kernels, with their figures.
 
     The launcher runs once with its kernels replaced, so that it allocates and computes grids and
     nothing else; Triton releases the interpreter lock while LLVM and ptxas work.
@@ -38,8 +40,6 @@ def compile_passes(
         for name, value in vars(module).items()
         if isinstance(value, JITFunction) and not name.startswith("_")
     }
-    if len(kernels) < 2:
-        return
     recorders = {name: _Recorder(kernel) for name, kernel in kernels.items()}
     try:
         vars(module).update(recorders)
@@ -48,11 +48,12 @@ def compile_passes(
     finally:
         vars(module).update(kernels)
 
-    def build(recorder: _Recorder) -> None:
+    def build(recorder: _Recorder) -> list[Any]:
         with torch.cuda.device(device):
-            for grid, args, kwargs in recorder.launches:
+            return [
                 recorder.kernel.warmup(*args, grid=grid, **kwargs)
+                for grid, args, kwargs in recorder.launches
+            ]
 
-    with ThreadPoolExecutor(len(recorders)) as pool:
-        for _ in pool.map(build, recorders.values()):
-            pass
+    with ThreadPoolExecutor(max(1, len(recorders))) as pool:
+        return [kernel for built in pool.map(build, recorders.values()) for kernel in built]

@@ -113,6 +113,10 @@ class WorkerProcess:
         self._process.wait()
         self._close_files()
 
+    def stop(self) -> None:
+        """End the process from another thread: whoever asks sees it die."""
+        self._process.kill()
+
     def abandon(self) -> None:
         """In a forked child: let go of the parent's worker, without a word to it."""
         for pipe in (self._process.stdin, self._process.stdout):

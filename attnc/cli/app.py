@@ -215,6 +215,51 @@ def verify_command(
     return verify(which, device, tuple(dtype or ()), seed, as_json=as_json)
 
 
+@app.command("tune")
+def tune_command(
+    which: Annotated[str, typer.Argument(metavar="[NAME]", help=_WHICH)] = "",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="B,T,H[,Hkv],K,V", help="What to tune for; repeatable."),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option("--dtype", metavar="TYPE", help="bf16 (default), fp16, fp32; repeatable."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="cuda|cpu", help="Where to measure.")
+    ] = "cuda",
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="TIME", help="Of each kernel and shape: 60s, 2m.")
+    ] = "60s",
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Measure every legal plan.")
+    ] = False,
+    forward: Annotated[bool, typer.Option("--forward", help="The forward alone.")] = False,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Write the store to a file.")
+    ] = None,
+    take: Annotated[
+        Path | None, typer.Option("--import", metavar="FILE", help="Add an exported file.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Measure candidates on this GPU and keep the winners."""
+    from attnc.cli import tune as command
+
+    if take is not None:
+        return command.take(take)
+    if export is not None:
+        return command.export(None if device == "cuda" else device, export)
+    if not which or not shape:
+        raise UsageError("tune wants a variant and a --shape B,T,H,K,V")
+    phases = ("forward",) if forward else ("forward", "backward")
+    wanted = command.Wanted(
+        tuple(shape), tuple(dtype or ("bf16",)), phases, device, budget, exhaustive
+    )
+    return command.tune(which, wanted, as_json=as_json)
+
+
 @app.command("sram-table")
 def sram_table_command(
     device: Annotated[

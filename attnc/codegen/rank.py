@@ -37,7 +37,7 @@ def rank_us(step: PassPlan, request: Request) -> float:
         return step.cost.time_us * step.num_warps
     if "BS" in tile:
         return _attend_us(step, request)
-    if "BV" in tile:
+    if "BC" in tile and "BV" in tile:
         return _chunk_us(step, request)
     # a short launch: what it costs is mostly that it is one
     return step.cost.time_us + 2.0

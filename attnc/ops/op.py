@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from attnc.codegen.algebra import FORMS, analyse
+from attnc.codegen.choice import Bucket, Choice, choice_of
 from attnc.codegen.device import DEVICES, Device, device_named
 from attnc.codegen.explain import explain
 from attnc.codegen.features import features_of
@@ -26,6 +27,7 @@ from attnc.ops.inputs import DTYPE_NAMES, Sizes, check_qkv, check_state, check_t
 from attnc.ops.library import register
 from attnc.ops.placement import planner_device
 from attnc.ops.reference import reference
+from attnc.ops.tuned import tuned_plan
 
 # three tf32 products keep the accuracy of fp32: 1e-6 where one keeps 1e-3
 _PRECISIONS = {"fp32": "tf32x3", "tf32": "tf32"}
@@ -42,7 +44,8 @@ class Op:
     def __init__(self, variant: Variant, *, device: str | None = None) -> None:
         self.variant = variant
         self._device = None if device is None else device_named(device)
-        self._built: dict[Key, Built] = {}
+        self._ranked: dict[Key, tuple[Plan, ...]] = {}
+        self._built: dict[tuple[Key, Choice], Built] = {}
         self._algebra = analyse(variant)
         self.key = register(self)
 
@@ -228,7 +231,7 @@ class Op:
         workload: Workload | None = None,
     ) -> Plan:
         """The first-ranked plan at head dims (K, V), from the declaration where not given."""
-        request = self._request(dim, dtype, form, stateful, workload=workload)
+        request = self.request(dim, dtype, form, stateful, workload=workload)
         phase = "backward" if backward else "forward"
         return plans(replace(request, phase=phase))[0]
 
@@ -255,7 +258,7 @@ class Op:
         plan = self.plan(dim=dim, dtype=dtype, form=form, stateful=stateful, backward=backward)
         return render(plan)
 
-    def _request(
+    def request(
         self,
         dim: tuple[int, int] | None,
         dtype: str,
@@ -266,6 +269,7 @@ class Op:
         device: Device | None = None,
         workload: Workload | None = None,
     ) -> Request:
+        """What a plan is asked for; the declaration's dims and the op's device where not given."""
         declared = self.variant.dim
         fallback = (declared.qk, declared.v) if declared is not None else (64, 64)
         return Request(
@@ -353,12 +357,19 @@ class Op:
         phase = "forward" if wanted is None else "backward"
         dtype = DTYPE_NAMES[q.dtype]
         key = Key(dims, dtype, form, stateful, precision, device, phase, wanted or ())
-        built = self._built.get(key)
-        if built is None:
-            request = self._request(dims, dtype, form, stateful, precision=precision, device=device)
+        ranked = self._ranked.get(key)
+        if ranked is None:
+            request = self.request(dims, dtype, form, stateful, precision=precision, device=device)
             ranked = plans(replace(request, phase=phase, wanted=wanted))
-            built = Built(ranked, 0, store_plan(ranked[0]))
-            self._built[key] = built
+            self._ranked[key] = ranked
+        bucket = Bucket.of(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        tuned = tuned_plan(ranked, q.device, bucket)
+        found = (key, () if tuned is None else choice_of(tuned))
+        built = self._built.get(found)
+        if built is None:
+            order = ranked if tuned is None else (tuned, *ranked)
+            built = Built(order, 0, store_plan(order[0]))
+            self._built[found] = built
         return built
 
 

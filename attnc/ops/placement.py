@@ -31,3 +31,8 @@ def planner_device(device: torch.device) -> Device:
         tflops=nearest.tflops,
         tbps=nearest.tbps,
     )
+
+
+def device_model(device: torch.device) -> str:
+    """The name of a device's model, as tuned kernels are stored for it."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_properties(device).name

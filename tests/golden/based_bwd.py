@@ -77,7 +77,8 @@ def based_delta(
 
     # what normalising gives back
     b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)
-    b_d = -b_n * tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), 1)
+    b_do = (b_do * b_n[:, None]).to(do.dtype.element_ty)
+    b_d = -tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), 1)
     tl.store(
         p_delta + r_t,
         b_d,

@@ -159,7 +159,7 @@ def test_gradients_of_drawn_states_are_those_of_the_formula(call):
         assume(False)
 
 
-@settings(SETTINGS, max_examples=10)
+@settings(SETTINGS, max_examples=10, phases=[Phase.generate])
 @given(calls(tokens=50, grad=True))
 def test_gradients_in_the_working_precision_err_as_eager_torch_does(call):
     op = compile_op(call.variant)
@@ -321,7 +321,7 @@ def test_no_gradient_is_computed_that_nobody_wants(ops):
     op(q, k, v, slope=slope).sum().backward()
     # the operators find the first op of a variant, which holds what was built
     built = op_named(op.key)._built
-    plans = [found.plan for key, found in built.items() if key.phase == "backward"]
+    plans = [found.plan for (key, _), found in built.items() if key.phase == "backward"]
     assert any(not plan.derivation.decay for plan in plans)
 
 

@@ -1,4 +1,7 @@
-"""The `delta` pass of a normalised chunked form: dn = -do . o / n of every row."""
+"""The `delta` pass of a normalised chunked form: dn = -do . o / n of every row.
+
+do / n is rounded as the passes that follow round it, so that a row of one key cancels exactly.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ def delta_kernel(facts: GradientFacts) -> Kernel:
         )  # fmt: skip
     lines = (
         "b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)",
-        "b_d = -b_n * tl.sum(b_do.to(ACC) * b_o.to(ACC), 1)",
+        "b_do = (b_do * b_n[:, None]).to(IO)",
+        "b_d = -tl.sum(b_do.to(ACC) * b_o.to(ACC), 1)",
     )
     note = "what normalising gives back"
     builder.reduce("b_d", SETUP, ("BT",), *lines, reads=("b_n", "b_o", "b_do"), note=note)

@@ -33,8 +33,8 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
     _load_queries(builder, facts)
     row_statistics(builder, facts, ROWS)
-    _delta(builder, facts)
     _scale_outputs(builder, facts)
+    _delta(builder, facts)
     loaded = pair_setup(builder, facts, ROWS, loaded)
     builder.fold("b_dq", SETUP, ("BT", "BK"), "b_dq = tl.zeros([BT, BK], ACC)", note="accumulator")
     start_sums(builder, facts, ROWS)
@@ -149,8 +149,9 @@ def _delta(builder: GraphBuilder, facts: GradientFacts) -> None:
             "b_d", SETUP, ("BT",), f"{line} - b_dl", reads=("b_do", "b_o", "b_dl"), note=note
         )
     else:
-        line = line.replace("tl.sum", "-b_n * tl.sum")
-        builder.reduce("b_d", SETUP, ("BT",), line, reads=("b_do", "b_o", "b_n"), note=note)
+        # of do over n as it is rounded: where one key is all a row sees, do.v - do.o is then 0
+        line = line.replace("tl.sum", "-tl.sum")
+        builder.reduce("b_d", SETUP, ("BT",), line, reads=("b_do", "b_o"), note=note)
     builder.store(
         SETUP, ("BT",), "b_d", name="store delta", reads=("b_d",), tensor="delta",
         address="p_delta + r_t", guard="m_t",
@@ -172,7 +173,7 @@ def scale_outputs(
         factor = number(facts.row_factor)
     if factor:
         line = f"b_do = b_do * {factor}"
-        reads = ("b_do", "b_n", "b_d")
+        reads = ("b_do", "b_n")
         builder.map("b_do", region, shape, line, name="scale do", dtype="io", reads=reads)
 
 

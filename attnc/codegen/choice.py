@@ -1,0 +1,72 @@
+"""A plan's tiles as text that outlives it: what tuning stores, and how it finds its plan again.
+
+The key of a kernel says what it computes and not how, so it survives every edit of the templates;
+a choice names the tiles of each pass, so one that no plan has any more is seen to be stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from attnc.codegen.plan import Plan
+
+Choice = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The shapes that share a choice: T and B * H, each up to the next power of two."""
+
+    tokens: int
+    heads: int
+
+    @classmethod
+    def of(cls, batch: int, heads: int, tq: int, tk: int) -> Bucket:
+        """The bucket of a call."""
+        return cls(_above(max(tq, tk)), _above(batch * heads))
+
+    def __str__(self) -> str:
+        return f"T<={self.tokens} B*H<={self.heads}"
+
+
+def _above(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()
+
+
+def kernel_key(plan: Plan) -> str:
+    """Names what the kernels of a plan compute: the variant's meaning, phase, form, dims, dtype."""
+    facts = {
+        "variant": plan.variant.digest,
+        "phase": plan.phase,
+        "form": plan.form,
+        "stateful": plan.stateful,
+        "precision": plan.precision if plan.dtype == "fp32" else "",
+        "dims": plan.dims,
+        "dtype": plan.dtype,
+        "gradients": []
+        if plan.derivation is None
+        else [partial.label for partial in (*plan.derivation.score, *plan.derivation.decay)],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def choice_of(plan: Plan) -> Choice:
+    """The tiles of every pass, one line each."""
+    return tuple(str(step) for step in plan.passes)
+
+
+def chosen(ranked: Sequence[Plan], choice: Choice) -> Plan | None:
+    """The plan of a choice, from passes of any of the ranked plans; None where one is not there."""
+    first = ranked[0]
+    if len(choice) != len(first.passes):
+        return None
+    passes = []
+    for place, wanted in enumerate(choice):
+        step = next((p.passes[place] for p in ranked if str(p.passes[place]) == wanted), None)
+        if step is None:
+            return None
+        passes.append(step)
+    return replace(first, passes=tuple(passes))

@@ -1,0 +1,188 @@
+"""Tuning: what is measured and what wins, who may go down, and what the store remembers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnc.autotune.measure import Bench, Trial, winner
+from attnc.autotune.module_cache import store_module
+from attnc.autotune.tuning_store import Tuned, TuningStore
+from attnc.codegen.choice import Bucket, choice_of, chosen, kernel_key
+from attnc.codegen.planner import plans
+from attnc.errors import CacheError
+from attnc.ops import tuned as tuned_module
+from attnc.ops.draw import Shape
+from attnc.ops.library import op_named
+from attnc.ops.op import compile as compile_op
+from attnc.ops.shipped import shipped
+from attnc.ops.tune import tune
+
+ANSWER = Tuned(
+    kernel="k" * 16, variant="flash", phase="forward", dtype="bf16", dims=(64, 64),
+    bucket=Bucket(4096, 64), choice=("online: BT=128, 8 warps, 3 stages",), ms=0.5, noise=0.01,
+    measured=10, candidates=20, triton="3.6.0", attnc="0.1.0", when="2026-11-24T00:00:00+00:00",
+)  # fmt: skip
+DEVICE = "NVIDIA H100 80GB HBM3"
+
+
+def ranked(name: str = "flash", *, backward: bool = False):
+    op = compile_op(shipped()[name], device="h100")
+    request = op.request((64, 64), "bf16", None, False)
+    return plans(replace(request, phase="backward" if backward else "forward"))
+
+
+@pytest.mark.parametrize("name", ["flash", "lightning"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_choice_finds_its_plan_again(name, backward):
+    found = ranked(name, backward=backward)
+    for plan in (found[0], found[len(found) // 2], found[-1]):
+        assert chosen(found, choice_of(plan)).passes == plan.passes
+
+
+def test_a_choice_that_no_plan_has_is_stale():
+    found = ranked()
+    assert chosen(found, ("online: BT=7 BS=7 BK=64 BV=64, 4 warps, 1 stages",)) is None
+    assert chosen(found, (*choice_of(found[0]), "gates: BC=1024, 4 warps, 1 stages")) is None
+
+
+def test_the_key_of_a_kernel_is_what_it_computes_and_not_its_tiles():
+    first, other = ranked()[0], ranked()[-1]
+    assert kernel_key(first) == kernel_key(other)
+    others = [ranked(backward=True)[0], ranked("flash_window")[0], replace(first, dtype="fp16")]
+    assert len({kernel_key(plan) for plan in (first, *others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "bucket"),
+    [((1, 1, 1, 1), (1, 1)), ((2, 3, 1000, 1000), (1024, 8)), ((8, 16, 4096, 100), (4096, 128)),
+     ((8, 16, 4097, 4097), (8192, 128))],
+)  # fmt: skip
+def test_shapes_share_a_bucket_up_to_the_next_power_of_two(call, bucket):
+    assert Bucket.of(*call) == Bucket(*bucket)
+
+
+def test_a_store_gives_back_what_it_was_given(tmp_path):
+    store = TuningStore(tmp_path)
+    store.record(DEVICE, [ANSWER])
+    assert store.lookup(DEVICE, ANSWER.kernel, ANSWER.bucket) == ANSWER
+    assert store.lookup("NVIDIA H200", ANSWER.kernel, ANSWER.bucket) is None
+    assert store.lookup(DEVICE, ANSWER.kernel, Bucket(8192, 64)) is None
+
+
+def test_a_store_moves_to_another_machine_as_a_file(tmp_path):
+    here, there = TuningStore(tmp_path / "here"), TuningStore(tmp_path / "there")
+    here.record(DEVICE, [ANSWER])
+    assert here.export_to(DEVICE, tmp_path / "tuned.json") == 1
+    assert there.import_from(tmp_path / "tuned.json") == (DEVICE, 1)
+    assert there.read(DEVICE) == here.read(DEVICE)
+
+
+def test_a_file_that_is_no_store_is_refused_with_its_name(tmp_path):
+    store = TuningStore(tmp_path)
+    store.path(DEVICE).write_text('{"format": 9}')
+    with pytest.raises(CacheError) as caught:
+        store.read(DEVICE)
+    assert caught.value.message == f"{store.path(DEVICE)} is not a store of tuned kernels"
+    assert caught.value.notes == ("ValueError: format 9, this attnc reads 1",)
+
+
+def test_many_processes_record_into_one_store_and_lose_nothing(tmp_path):
+    script = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from attnc.autotune.tuning_store import TuningStore
+from tests.autotune.test_tuning import ANSWER, DEVICE
+store = TuningStore(Path(sys.argv[1]))
+for n in range(20):
+    store.record(DEVICE, [replace(ANSWER, kernel=f"{sys.argv[2]}-{n}")])
+"""
+    root = Path(__file__).parents[2]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(n)], cwd=root)
+        for n in range(3)
+    ]
+    assert [worker.wait(120) for worker in workers] == [0, 0, 0]
+    assert len(TuningStore(tmp_path).read(DEVICE)) == 60
+
+
+@pytest.fixture
+def bench(tmp_path):
+    facts = {"arguments": [torch.arange(4.0)], "expected": [2 * torch.arange(4.0)], "bounds": [0.1]}
+    torch.save(facts, tmp_path / "inputs.pt")
+    with Bench("cpu", tmp_path / "inputs.pt", timeout_s=8.0) as made:
+        yield made
+
+
+def trial(body: str, footprint: int = 0) -> Trial:
+    source = f"import os, time, torch\n\ndef forward(x):\n    {body}\n"
+    return Trial(store_module(source, "trial"), body, body, 1.0, footprint)
+
+
+def test_what_crashes_hangs_or_errs_loses_itself_alone_and_its_time_never_counts(bench):
+    good = trial("return x * 2")
+    wrong = trial("return x * 3")
+    nothing = trial('return torch.full_like(x, float("nan"))')
+    crash = trial("os.abort()")
+    hang = trial("time.sleep(600)")
+    raises = trial('raise RuntimeError("no")')
+    everyone = [crash, wrong, hang, raises, nothing, good]
+    bench.time(everyone, "forward", until=time.monotonic() + 60, rounds=2, repeats=2)
+    assert len(good.samples) == 4
+    assert winner(everyone) is good
+    assert wrong.problem == "output 0 is 3 from the reference, 0.1 is allowed"
+    assert nothing.problem.startswith("output 0 is nan from the reference")
+    assert crash.problem.startswith("took its worker down, which was killed by SIGABRT")
+    assert hang.problem == "took longer than 8 s"
+    assert raises.problem == "RuntimeError: no"
+    assert not any(t.samples for t in everyone if t is not good)
+
+
+def test_the_fastest_wins_and_a_tie_goes_to_the_smaller_footprint():
+    slow, large, small = (
+        trial("return x * 2", 1),
+        trial("return x + x", 9),
+        trial("return 2 * x", 5),
+    )
+    slow.samples = [2.0, 2.0, 2.0, 2.0]
+    large.samples = [1.0, 0.9, 1.1, 1.0]
+    small.samples = [1.01, 1.02, 1.0, 1.01]
+    assert winner([slow, large, small]) is small
+    small.samples = [1.5] * 4
+    assert winner([slow, large, small]) is large
+
+
+def test_measuring_stops_when_its_time_is_up_with_as_many_samples_each(bench):
+    trials = [trial("time.sleep(0.05); return x * 2"), trial("time.sleep(0.05); return x + x")]
+    bench.time(trials, "forward", until=time.monotonic() - 1, rounds=50, repeats=2)
+    assert [len(t.samples) for t in trials] == [2, 2]
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_a_tuned_op_runs_the_plan_that_won_and_computes_the_same(phase, monkeypatch, tmp_path):
+    monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
+    tuned_module.forget()
+    op = compile_op(shipped()["linear"])
+    shape = Shape(1, 40, 40, 2, 1, 16, 16)
+    (result,) = tune(op, [shape], dtypes=["fp32"], phases=[phase], device="cpu", budget_s=0.5)
+    assert result.answer is not None
+    assert result.answer.measured <= 10 * len(result.answer.choice)
+    path = TuningStore().path("cpu")
+    stored = json.loads(path.read_text())["tuned"]
+    assert [tuple(row["choice"]) for row in stored.values()] == [result.answer.choice]
+
+    q, k, v = (torch.rand(1, 37, h, 16, requires_grad=True) for h in (2, 1, 1))
+    op(q, k, v).sum().backward()
+    used = {choice for (key, choice), _ in op_named(op.key)._built.items() if key.phase == phase}
+    assert result.answer.choice in used
+    reference = op.reference(q, k, v)
+    torch.testing.assert_close(op(q, k, v).double(), reference, rtol=1e-4, atol=1e-5)
+    tuned_module.forget()

@@ -1,0 +1,73 @@
+"""`attnc tune`: what it refuses, what it prints, and how a store moves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from attnc.autotune.tuning_store import TuningStore
+from attnc.cli.tune import seconds_of, shape_of
+from attnc.errors import UsageError
+from attnc.ops.draw import Shape
+from tests.autotune.test_tuning import ANSWER, DEVICE
+
+
+def test_a_shape_is_read_with_and_without_key_value_heads():
+    assert shape_of("8,4096,16,128,64") == Shape(8, 4096, 4096, 16, 16, 128, 64)
+    assert shape_of("1,100,8,2,64,64") == Shape(1, 100, 100, 8, 2, 64, 64)
+
+
+@pytest.mark.parametrize("text", ["", "8,4096", "8,4096,16,3,64,64", "1,0,1,64,64", "a,b,c,d,e"])
+def test_what_is_no_shape_is_refused(text):
+    with pytest.raises(UsageError, match="--shape"):
+        shape_of(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("2m", 120), ("90", 90), ("0.5s", 0.5)])
+def test_a_budget_is_a_time(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "soon", "-3s"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(UsageError, match="is not a time"):
+        seconds_of(text)
+
+
+def test_without_a_gpu_it_says_so_and_what_else_there_is(attnc):
+    done = attnc("tune", "flash", "--shape", "1,64,1,64,64")
+    assert done.status == 64
+    assert "there is no CUDA device here" in done.err
+    assert "--device cpu times the interpreter" in done.err
+
+
+def test_a_variant_alone_is_not_enough(attnc):
+    done = attnc("tune", "flash")
+    assert done.status == 64
+    assert "tune wants a variant and a --shape B,T,H,K,V" in done.err
+
+
+def test_a_store_is_exported_and_taken(attnc, tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "here"))
+    TuningStore().record(DEVICE, [ANSWER])
+    done = attnc("tune", "--export", str(tmp_path / "h100.json"), "--device", DEVICE)
+    assert done.status == 0
+    assert f"1 tuned kernels of {DEVICE}" in done.out
+    monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "there"))
+    assert attnc("tune", "--import", str(tmp_path / "h100.json")).status == 0
+    assert TuningStore().lookup(DEVICE, ANSWER.kernel, ANSWER.bucket) == ANSWER
+
+
+def test_tuning_on_a_cpu_reports_every_candidate_as_json(attnc, tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
+    done = attnc(
+        "tune", "flash_window", "--device", "cpu", "--shape", "1,20,1,16,16", "--dtype", "fp32",
+        "--budget", "0.1s", "--forward", "--json",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    (found,) = json.loads(done.out)
+    timed = [trial for trial in found["trials"] if trial["ms"] is not None]
+    assert 1 <= len(timed) <= 10
+    assert found["answer"]["ms"] in {trial["ms"] for trial in timed}
+    assert all(trial["problem"] for trial in found["trials"] if trial["ms"] is None)
