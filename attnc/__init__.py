@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from attnc.errors import AttncError
     from attnc.ops import based_attention, flash_attention, lightning_attention
     from attnc.ops.op import Op, compile
+    from attnc.ops.tune import tune
     from attnc.ops.verify import verify
 
 __version__ = "0.1.0"
@@ -62,7 +63,7 @@ __all__ = [
     "where", "eq", "softcap",
     "causal", "full", "window", "prefix",
     "Request", "plan",
-    "Op", "compile", "verify", "flash_attention", "based_attention", "lightning_attention",
+    "Op", "compile", "verify", "tune", "flash_attention", "based_attention", "lightning_attention",
     "AttncError",
 ]
 # fmt: on
@@ -73,6 +74,7 @@ _HOMES = {
     "Op": "attnc.ops.op",
     "compile": "attnc.ops.op",
     "verify": "attnc.ops.verify",
+    "tune": "attnc.ops.tune",
     "flash_attention": "attnc.ops",
     "based_attention": "attnc.ops",
     "lightning_attention": "attnc.ops",

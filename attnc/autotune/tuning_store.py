@@ -91,6 +91,28 @@ class TuningStore:
             write_atomically(path, _text(device, own).encode())
         return path
 
+    def keep_run(self, device: str, name: str, run: Mapping[str, Any]) -> Path:
+        """Keep all that one tuning run saw, for `attnc report`; the last run of a kernel stays."""
+        path = self.path(device).with_suffix("") / f"{name}.json"
+        write_atomically(path, (json.dumps({"device": device, **run}, indent=1) + "\n").encode())
+        return path
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Every run that was kept, by device and name.
+
+        Raises:
+            CacheError: a file is not one of ours.
+        """
+        found = []
+        for path in sorted(self.folder.glob("*/*.json")):
+            try:
+                found.append(json.loads(path.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise CacheError(
+                    f"{path} is not a tuning run", notes=(str(error),), hints=("delete it",)
+                ) from error
+        return found
+
     def export_to(self, device: str, target: Path) -> int:
         """Write all answers for a device to a file; how many there were."""
         found = self.read(device)

@@ -260,6 +260,18 @@ def tune_command(
     return command.tune(which, wanted, as_json=as_json)
 
 
+@app.command("report")
+def report_command(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The page to write.")
+    ] = Path("attnc-report.html"),
+) -> int:
+    """Write what tuning saw as one page of HTML."""
+    from attnc.cli.report import report
+
+    return report(output)
+
+
 @app.command("sram-table")
 def sram_table_command(
     device: Annotated[

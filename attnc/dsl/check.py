@@ -158,6 +158,13 @@ def _check_grad(
             smooth |= _smooth_names(expression)
     used = used_names(score, log_decay)
     for tensor in declared:
+        if tensor.grad and {"h", "hkv"} <= set(tensor.shape):
+            raise fields.refuse(
+                f"{tensor.kind}s.{tensor.name}",
+                f"{tensor.name!r} asks for a gradient, and has an axis h and an axis hkv",
+                notes=("query head h reads one key/value head: all other entries would get 0",),
+                hints=("give it the axis h alone", "or set grad = false"),
+            )
         if tensor.grad and tensor.name in used and tensor.name not in smooth:
             raise fields.refuse(
                 f"{tensor.kind}s.{tensor.name}",

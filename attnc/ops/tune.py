@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -51,10 +51,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a job: the answer, and every trial; `answer` is None where none could run."""
+    """What came of a job: the answer, its plan and every trial; None where no candidate works."""
 
     job: Job
     answer: Tuned | None
+    plan: Plan | None
     trials: tuple[Trial, ...]
 
 
@@ -92,8 +93,11 @@ def tune(
                 if show is not None:
                     shown = lambda trials, job=job: show(job, trials)  # noqa: E731
                 result = _tune(job, device, budget_s, exhaustive, shown)
+                model = device_model(torch.device(device))
                 if result.answer is not None:
-                    store.record(device_model(torch.device(device)), [result.answer])
+                    store.record(model, [result.answer])
+                    name = f"{result.answer.kernel}-{shape_name(shape)}"
+                    store.keep_run(model, name, run_facts(result))
                 results.append(result)
     forget()
     return results
@@ -131,8 +135,8 @@ def _tune(job: Job, device: str, budget_s: float, exhaustive: bool, show: Shown 
     timed = [trial for trial in everything if trial.text == "; ".join(choice_of(best))]
     last = next((trial for trial in reversed(timed) if trial.samples and not trial.problem), None)
     if last is None:
-        return Result(job, None, tuple(everything))
-    return Result(job, _answer(job, best, last, everything), tuple(everything))
+        return Result(job, None, None, tuple(everything))
+    return Result(job, _answer(job, best, last, everything), best, tuple(everything))
 
 
 def _ranked(job: Job, device: str) -> tuple[Plan, ...]:
@@ -234,6 +238,47 @@ def _facts(job: Job, plan: Plan, inputs: Inputs) -> dict[str, Any]:
 def _allowed(ref: Tensor, pt: Tensor, dtype: torch.dtype) -> float:
     """The criterion's bound, with room for fp32's own rounding."""
     return bound_of(ref, pt, dtype) + 1e-4 * float(ref.abs().max())
+
+
+def shape_name(shape: Shape) -> str:
+    """A shape in a file's name."""
+    sizes = (shape.batch, shape.tq, shape.tk, shape.hq, shape.hkv, shape.qk, shape.v)
+    return "x".join(map(str, sizes))
+
+
+def run_facts(result: Result) -> dict[str, Any]:
+    """All that one run saw, as `attnc report` draws it."""
+    plan, answer = result.plan, result.answer
+    assert plan is not None and answer is not None
+    buffers = [
+        {"pass": step.kernel.name, "name": use.name, "bytes": use.nbytes * use.copies}
+        for step in plan.passes
+        for use in step.cost.buffers
+    ]
+    return {
+        "variant": plan.variant.summary,
+        "answer": asdict(answer),
+        "shape": str(result.job.shape),
+        "flops": sum(step.cost.flops for step in plan.passes),
+        "hbm_bytes": sum(step.cost.hbm_bytes for step in plan.passes),
+        "peak_tflops": plan.device.tflops,
+        "peak_tbps": plan.device.tbps,
+        "budget": plan.device.sram_bytes,
+        "buffers": buffers,
+        "source": render(plan),
+        "trials": [
+            {
+                "label": trial.label,
+                "predicted_us": trial.predicted_us,
+                "footprint": trial.footprint,
+                "spills": trial.spills,
+                "ms": trial.ms if trial.samples and not trial.problem else None,
+                "noise": trial.noise if trial.samples else None,
+                "problem": trial.problem,
+            }
+            for trial in result.trials
+        ],
+    }
 
 
 def _answer(job: Job, plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Tuned:
