@@ -15,6 +15,8 @@ from attnc.autotune.worker_process import WorkerDied, WorkerProcess
 
 _MODULE = "attnc.autotune.measure_worker"
 _ROUNDS, _REPEATS = 5, 5
+# however noisy a device is, what is slower by more than this does not win
+_TIE = 0.02
 
 
 @dataclass(slots=True)
@@ -145,10 +147,11 @@ class Bench:
 
 
 def winner(trials: Sequence[Trial]) -> Trial | None:
-    """The fastest; of those within its noise the one with the smallest footprint."""
+    """The fastest; of those within its noise, 2% at most, the one with the smallest footprint."""
     timed = [trial for trial in trials if trial.samples and not trial.problem]
     if not timed:
         return None
     best = min(timed, key=lambda trial: trial.ms)
-    near = [trial for trial in timed if trial.ms <= best.ms * (1 + best.noise)]
+    tie = 1 + min(best.noise, _TIE)
+    near = [trial for trial in timed if trial.ms <= best.ms * tie]
     return min(near, key=lambda trial: (trial.footprint, trial.ms))
