@@ -237,6 +237,8 @@ def slot_text(plan: Plan) -> str:
 
 
 def _precision(plan: Plan) -> str:
+    if plan.dtype == "fp64":
+        return ", out_dtype=tl.float64"  # Triton 3.6 asks, later ones infer it
     return f', input_precision="{plan.precision}"' if plan.dtype == "fp32" else ""
 
 
