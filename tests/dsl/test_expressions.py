@@ -6,7 +6,7 @@ import pickle
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from attnc.dsl import (
@@ -52,11 +52,12 @@ from attnc.dsl.expr import (
     walk,
 )  # fmt: skip
 from attnc.dsl.grammar import FUNCTIONS
+from attnc.dsl.limits import constant_value
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Scope, Source
 from attnc.dsl.text import to_text
 from attnc.dsl.variant import Declared
-from attnc.errors import FieldError, SyntaxRefused
+from attnc.errors import FieldError, LimitExceeded, SyntaxRefused
 
 slope = Param("slope", shape="h")
 bias = Param("bias", shape="b,h")
@@ -189,9 +190,19 @@ def conditions() -> st.SearchStrategy[Expr]:
     )
 
 
-@given(st.recursive(LEAVES, _numbers, max_leaves=12))
+def is_refused(tree: Expr) -> bool:
+    """Whether the parser refuses a tree for a division by 0."""
+    divisions = (node for node in walk(tree) if isinstance(node, Binary) and node.op == "/")
+    return any(constant_value(node.right) == 0 for node in divisions)
+
+
+@given(st.recursive(LEAVES, _numbers, max_leaves=12).filter(lambda tree: not is_refused(tree)))
 def test_the_text_of_any_tree_parses_back_to_it(tree):
-    assert read(to_text(tree)) == tree
+    try:
+        again = read(to_text(tree))
+    except LimitExceeded:
+        assume(False)
+    assert again == tree
 
 
 @given(conditions())
