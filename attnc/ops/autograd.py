@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from attnc.ops.library import op_named
+from attnc.ops.operators import op_named
 
 
 class Attention(torch.autograd.Function):

@@ -85,7 +85,8 @@ def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -
         )
         module = load_module(path)
         try:
-            compile_passes(module, plan.phase, arguments, q.device)
+            if len(plan.passes) > 1:
+                compile_passes(module, plan.phase, arguments, q.device)
             with torch.cuda.device(q.device):
                 result = getattr(module, plan.phase)(*arguments)
         except OutOfResources as error:

@@ -24,7 +24,7 @@ from attnc.ops.autograd import Attention
 from attnc.ops.built import Built, Key, launch, store_plan
 from attnc.ops.gradients import autocast, check_gradients, needs_gradient, rows_adjacent
 from attnc.ops.inputs import DTYPE_NAMES, Sizes, check_qkv, check_state, check_tensors
-from attnc.ops.library import register
+from attnc.ops.operators import register
 from attnc.ops.placement import planner_device
 from attnc.ops.reference import reference
 from attnc.ops.tuned import tuned_plan

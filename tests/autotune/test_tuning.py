@@ -20,8 +20,8 @@ from attnc.codegen.planner import plans
 from attnc.errors import CacheError
 from attnc.ops import tuned as tuned_module
 from attnc.ops.draw import Shape
-from attnc.ops.library import op_named
 from attnc.ops.op import compile as compile_op
+from attnc.ops.operators import op_named
 from attnc.ops.shipped import shipped
 from attnc.ops.tune import tune
 
