@@ -15,8 +15,9 @@ from attnc.errors import InputError
 from attnc.ops.evaluate import Scope, evaluate, evaluate_mask, round_to
 from attnc.ops.reference_state import feature_count, monomials, query_weights, state_heads
 
-# entries of [b, h, rows, TK] at once: about ten such fp64 tensors live together, 160 MB in all
-BLOCK_ENTRIES = 1 << 21
+# entries of [b, h, rows, TK] at once: about ten such fp64 tensors live together, 160 MB in all;
+# a GPU has memory for more, and needs it, since small blocks cost it launches
+BLOCK_ENTRIES = {"cpu": 1 << 21, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class Run:
     def scale(self) -> float:
         return self.variant.scale.value(self.q.shape[-1])
 
+    @property
+    def block_entries(self) -> int:
+        """How many pairs are held at once."""
+        return BLOCK_ENTRIES.get(self.q.device.type, BLOCK_ENTRIES["cpu"])
+
     def check(self, return_lse: bool, return_state: bool) -> None:
         if return_lse and not self.softmax:
             raise InputError("only the softmax family has an lse")
@@ -62,13 +68,14 @@ class Run:
         return round_to(value, self.rounding)
 
     def blocks(self, sums: Tensor | None) -> Iterator[Block]:
-        """Blocks of at most BLOCK_ENTRIES pairs, given `decay_sums`; small inputs are one block."""
+        """Blocks of `block_entries` pairs, given `decay_sums`; small inputs are one block."""
         batch, rows, heads = self.q.shape[:3]
+        entries = self.block_entries
         keys = max(self.k.shape[1], self.feature_count() if self.initial_state is not None else 1)
-        if batch * heads * rows * keys <= BLOCK_ENTRIES:
+        if batch * heads * rows * keys <= entries:
             yield Block.of(self, sums, slice(0, batch), slice(0, heads), slice(0, rows))
             return
-        step = max(1, BLOCK_ENTRIES // keys)
+        step = max(1, entries // keys)
         for b in range(batch):
             for h in range(heads):
                 for start in range(0, rows, step):
@@ -143,7 +150,7 @@ class Run:
         of_query = torch.arange(heads, device=self.q.device) * (self.q.shape[2] // heads)
         of_key = of_query // self.group
         tokens = self.k.shape[1]
-        step = max(1, BLOCK_ENTRIES // (self.feature_count() * self.k.shape[0] * heads))
+        step = max(1, self.block_entries // (self.feature_count() * self.k.shape[0] * heads))
         total: Tensor | None = None
         if self.initial_state is not None:
             total = self.initial_state.to(self.dtype)
