@@ -37,7 +37,7 @@ class Buffers:
         self.ringed: set[Value] = set()
         self.own_slot: set[Value] = set()
         self.in_registers: set[Value] = set()
-        self._io = io
+        self.io = io
         self._matrix_stores = device.capability >= 90
 
     def accumulator(self, value: Value) -> Layout:
@@ -61,7 +61,7 @@ class Buffers:
 
     def scratch(self, value: Value, nbytes: int, when: int) -> None:
         """Add scratch that lives for one statement."""
-        dtype = self._io if value.node.dtype == "io" else "fp32"
+        dtype = self.io if value.node.dtype == "io" else "fp32"
         use = BufferUse(value.node.buffer, value.shape, dtype, "scratch", nbytes)
         self.made.append(Buffer(use, Span(nbytes, when, when + 1)))
 
@@ -79,7 +79,7 @@ class Buffers:
         nbytes = item
         for side in shape:
             nbytes *= side
-        dtype = self._io if item == self.item else f"fp{8 * item}"
+        dtype = self.io if item == self.item else f"fp{8 * item}"
         use = BufferUse(value.node.buffer, shape, dtype, "sram", nbytes, copies)
         buffer = Buffer(use, Span(nbytes * copies, start, end))
         self.made.append(buffer)

@@ -10,17 +10,8 @@ from collections.abc import Mapping
 from attnc.codegen.device import Device
 from attnc.codegen.graph import STEP, KernelGraph, elements
 from attnc.codegen.kernel import Kernel
-from attnc.codegen.plan import DTYPES, Cost
+from attnc.codegen.plan import DTYPES, Cost, item_bytes
 from attnc.codegen.sram import NEWEST, Release, sram_of
-
-
-def item_bytes(dtype: str, io: str) -> int:
-    """Bytes of one element of a node's type."""
-    if dtype == "io":
-        return DTYPES[io]
-    if dtype in {"acc", "tensor"}:
-        return 8 if io == "fp64" else 4
-    return {"fp32": 4, "fp64": 8, "i32": 4, "i1": 1}[dtype]
 
 
 def estimate(

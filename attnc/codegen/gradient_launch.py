@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from attnc.codegen.derive import Partial
@@ -168,6 +168,12 @@ def _reduced(sums: PartialSum, declared: Declared) -> str:
     return text
 
 
+def _splits(plan: Plan, tile: Mapping[str, int]) -> list[str]:
+    """The grid's third axis where programs share the columns of v."""
+    count = -(-plan.dims[1] // tile["BV"])
+    return [str(count)] if count > 1 else []
+
+
 def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     kernel, tile = step.kernel, step.tile
     back = _REVERSED if kernel.name in {"dstate", "dscan", "dcarry"} else {}
@@ -190,7 +196,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "dscan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HQ"],
         "dquery": lambda: ["NC", "B * HKV"],
         "dkey": lambda: ["NC", "B * HKV"],
-        "dvalue": lambda: ["NC", "B * HKV"],
+        "dvalue": lambda: ["NC", "B * HKV", *_splits(plan, tile)],
     }
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",

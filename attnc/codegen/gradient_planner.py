@@ -199,17 +199,23 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
         sizes = tuple(size for size in (128, 64, 32, 16) if size <= declared)
     found: list[_Ranked] = []
     for size in sizes:
-        last = [_rank(request, make(chunk, facts), _chunk_tiles(request, size)) for make in makers]
+        last = [
+            _rank(request, kernel, _chunk_tiles(request, kernel.name, size))
+            for kernel in (make(chunk, facts) for make in makers)
+        ]
         found = [*_folds(request, facts, chunk, size), *last]
         if all(ranked.steps for ranked in found):
             return found
     return found
 
 
-def _chunk_tiles(request: Request, rows: int) -> Candidates:
+def _chunk_tiles(request: Request, kernel: str, rows: int) -> Candidates:
+    """Whole heads; only columns of dv do not depend on each other, and may be split."""
     tile_k, tile_v = _tiles(request)
-    for warps in (4, 8):
-        yield {"BC": rows, "BK": tile_k, "BV": tile_v}, warps, 1
+    widths = (tile_v, tile_v // 2, tile_v // 4) if kernel == "dvalue" else (tile_v,)
+    for width, warps in product(widths, (4, 8)):
+        if width == tile_v or width >= max(64, _least(request)):
+            yield {"BC": rows, "BK": tile_k, "BV": width}, warps, 1
 
 
 def _fold_tiles(request: Request, rows: int) -> Candidates:

@@ -6,6 +6,7 @@ from attnc.codegen.buffers import AFTER, BEFORE, Buffer, Buffers
 from attnc.codegen.graph import SETUP
 from attnc.codegen.layout import coalesced
 from attnc.codegen.lowering import Home, Use, Value
+from attnc.codegen.plan import item_bytes
 
 # from 3.9 on, a wide constant operand is split before it is converted, half of it kept in SRAM
 _WIDE_CONSTANT = 128
@@ -110,17 +111,16 @@ class OperandBuffers:
     def _from_load(self, use: Use, load: Value) -> None:
         """Operands of mma.sync that are loads, or maps of loads: converted where they come in."""
         value, product = use.value, use.product
+        # what is narrowed on the way is converted first, at its own width
+        narrowed = ".to(" in use.operand.text
+        item = item_bytes(load.node.dtype, self._buffers.io) if narrowed else self._item
         if load in self._buffers.ringed:
             return
         if use.turned and load in self._buffers.in_registers:
-            self._buffers.add(
-                value, use.shape, self._item, product.time + BEFORE, product.time + AFTER
-            )
+            self._buffers.add(value, use.shape, item, product.time + BEFORE, product.time + AFTER)
         elif use.turned:
-            loaded = coalesced(load.tile, self._item, self._warps)
-            self._buffers.convert(
-                load, loaded, self._buffers.wanted(use), self._item, load.time + AFTER
-            )
+            loaded = coalesced(load.tile, item, self._warps)
+            self._buffers.convert(load, loaded, self._buffers.wanted(use), item, load.time + AFTER)
         elif (load, use.left) not in self._shared:
             start, end = load.time + AFTER, load.time + AFTER + 1
             if not self._split and load is value:
@@ -128,7 +128,7 @@ class OperandBuffers:
                 first = min(other.product.time for v in mapped for other in v.uses)
                 start = start if first == product.time else product.time + BEFORE - 1
                 end = product.time + AFTER
-            made = self._buffers.add(value, use.shape, self._item, start, end)
+            made = self._buffers.add(value, use.shape, item, start, end)
             self._shared[load, use.left] = made
 
     def _maps_an_operand(self, use: Use) -> bool:

@@ -29,6 +29,15 @@ TORCH_TYPES = {
 }
 
 
+def item_bytes(dtype: str, io: str) -> int:
+    """Bytes of one element of a node's type."""
+    if dtype == "io":
+        return DTYPES[io]
+    if dtype in {"acc", "tensor"}:
+        return 8 if io == "fp64" else 4
+    return {"fp32": 4, "fp64": 8, "i32": 4, "i1": 1}[dtype]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a plan is asked for.

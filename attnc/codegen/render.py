@@ -225,6 +225,7 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             by_query=kernel.name.startswith("d"),
             stateful=plan.stateful,
             summed=plan.algebra.normalize == "sum",
+            splits_v=plan.dims[1] > step.tile.get("BV", plan.dims[1]),
         )
     )
     text = re.sub(r"\bACC\b", TRITON_TYPES[plan.acc], text)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import ceil
 
-from attnc.codegen.cost import item_bytes
 from attnc.codegen.graph import STEP
 from attnc.codegen.kernel import Kernel
-from attnc.codegen.plan import DTYPES, Request
+from attnc.codegen.plan import DTYPES, Request, item_bytes
 from attnc.dsl.mask import MaskForm
 
 _SAMPLED_ROWS = 64
@@ -85,7 +84,7 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
             "dcarry": q + o + states,
             "dquery": read + q,
             "dkey": read + k,
-            "dvalue": read,
+            "dvalue": read + (q + k) * (splits - 1),
         }
         return float(moved[kernel.name] + kept), flops
     return float(q + k + v + o + states), flops

@@ -146,6 +146,10 @@ def flash_alibi_dq(
     # gradient of slope[h]
     b_a_slope_h = tl.zeros([BT], tl.float32)
 
+    # what each row's score gradients add up to
+    b_z = tl.zeros([BT], tl.float32)
+    b_w_slope_h = tl.zeros([BT], tl.float32)
+
     # full tiles: every row sees every key, no mask
     for i_s in range(0, full_hi, BS):
         o_s = i_s + r_s
@@ -176,6 +180,8 @@ def flash_alibi_dq(
         b_ds = b_p * (b_dp - b_d[:, None])
         b_g = b_ds
         b_a_slope_h = b_a_slope_h + tl.sum(b_ds * b_l_slope_h, 1)
+        b_w_slope_h = b_w_slope_h + tl.sum(b_p * b_l_slope_h, 1)
+        b_z = b_z + tl.sum(b_ds, 1)
 
         # [BT, BS] @ [BS, BK]
         b_dq = tl.dot(b_g.to(b_k.dtype), b_k, b_dq)
@@ -225,6 +231,8 @@ def flash_alibi_dq(
         b_ds = b_p * (b_dp - b_d[:, None])
         b_g = b_ds
         b_a_slope_h = b_a_slope_h + tl.sum(b_ds * b_l_slope_h, 1)
+        b_w_slope_h = b_w_slope_h + tl.sum(b_p * b_l_slope_h, 1)
+        b_z = b_z + tl.sum(b_ds, 1)
 
         # [BT, BS] @ [BS, BK]
         b_dq = tl.dot(b_g.to(b_k.dtype), b_k, b_dq)
@@ -238,6 +246,9 @@ def flash_alibi_dq(
         b_dq.to(dq.dtype.element_ty),
         mask=m_t[:, None],
     )
+
+    # less what delta's rounding gave each pair of the row
+    b_a_slope_h = b_a_slope_h - (b_z - b_dl) * b_w_slope_h
     tl.store(du_slope_h + i_bh * NT + i_t, tl.sum(tl.where(m_t, b_a_slope_h, 0.0), 0))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import Phase, assume, given, settings
 from torch.autograd import gradcheck
 
 from attnc.codegen.kernels.gradient import pairs
+from attnc.codegen.planner import plans
 from attnc.dsl import loads
 from attnc.errors import InputError, PlanError
 from attnc.ops.draw import Inputs, Shape, draw_inputs
@@ -336,6 +339,32 @@ def test_a_tensor_that_was_declared_without_grad_says_so():
     assert caught.value.hints == (
         'declare inputs.y = { shape = ["b", "i"], grad = true }, or detach the tensor',
     )
+
+
+def test_a_slope_owes_nothing_to_the_rounding_of_the_output(ops):
+    """One query of many keys: delta's rounding, times their distances, would be the error."""
+    op, shape = ops["flash_alibi"], Shape(1, 1, 700, 2, 1, 32, 32)
+    generator = torch.Generator().manual_seed(0)
+    inputs = draw_inputs(op.variant, shape, torch.float16, generator, CPU)
+    out = torch.randn(1, 1, 2, 32, generator=generator).half()
+    incoming = Incoming(out, torch.randn(1, 2, 1, generator=generator))
+    slope = op_gradients(op, inputs, incoming)["slope"]
+    ref = reference_gradients(op.variant, *inputs.qkv, inputs.tensors, incoming)["slope"]
+    assert (slope - ref).abs().max() < 1e-5 * ref.abs().max()
+
+
+def test_columns_of_dv_are_split_where_no_program_holds_the_whole_state():
+    """fp32 states of 256 x 256 exceed any SRAM; a program then takes some columns of dv."""
+    op = compile_op(shipped()["lightning"], device="h100")
+    request = replace(op.request((256, 256), "bf16", "chunked", False), phase="backward")
+    dvalue = plans(request)[0].passes[-1]
+    assert dvalue.kernel.name == "dvalue" and dvalue.tile["BV"] < 256
+    shape, generator = Shape(1, 70, 70, 1, 1, 256, 256), torch.Generator().manual_seed(0)
+    inputs = draw_inputs(op.variant, shape, torch.bfloat16, generator, CPU)
+    rows = [*gradient_rows(op, inputs, shape, "bf16", torch.bfloat16, ("chunked",), generator)]
+    assert {row.what: row.passed for row in rows} == {
+        f"d {name}, chunked form": True for name in ("q", "k", "v", "slope")
+    }
 
 
 def test_a_flipped_sign_in_a_derivative_is_caught(monkeypatch):

@@ -53,40 +53,66 @@ def summed_by(side: Side, partial: Partial) -> bool:
 
 
 def start_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
-    """Accumulators, one number a row of the tile; a head of a group starts anew."""
-    for partial in _mine(facts, side):
-        if {"i", "j"} <= set(partial.index):
-            continue
-        rows = side.tile[0]
+    """Accumulators, one number a row of the tile; a head of a group starts anew.
+
+    delta is a sum over the stored output, so its rounding enters every pair of a row alike. It
+    shows in what a row's `b_ds` add up to, which is exactly dlse: the `dq` pass keeps that and the
+    weighed derivatives too, and `store_sums` takes the rounding out.
+    """
+    region = SETUP if side.kernel == "dq" else HEAD
+    rows = side.tile[0]
+    mine = _by_lane(facts, side)
+    for partial in mine:
         line = f"b_a_{partial.label} = tl.zeros([{rows}], ACC)"
         note = f"gradient of {partial}"
-        region = SETUP if side.kernel == "dq" else HEAD
         builder.fold(f"b_a_{partial.label}", region, (rows,), line, note=note,
                      name=f"start b_a_{partial.label}")  # fmt: skip
+    if mine and side.kernel == "dq":
+        for name in ("b_z", *(f"b_w_{partial.label}" for partial in mine)):
+            line = f"{name} = tl.zeros([{rows}], ACC)"
+            note = "what each row's score gradients add up to" if name == "b_z" else ""
+            builder.fold(name, region, (rows,), line, note=note, name=f"start {name}")
 
 
 def add_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     """Add one tile: dscore times the derivative."""
+    rows = (side.tile[0],)
     for partial in _mine(facts, side):
-        slope = partial.slope
-        label = partial.label
-        value = f"b_ds * {number(float(slope))}" if slope.is_number else f"b_ds * b_l_{label}"
-        if slope == 1:
-            value = "b_ds"
+        value = _times("b_ds", partial)
         if {"i", "j"} <= set(partial.index):
             _store_pairs(builder, partial, value)
             continue
-        line = f"b_a_{label} = b_a_{label} + tl.sum({value}, 1)"
-        reads = ("b_ds", "b_e", f"b_a_{label}")
-        name = f"fold b_a_{label}"
-        builder.fold(f"b_a_{label}", STEP, (side.tile[0],), line, name=name, reads=reads)
+        _fold(builder, f"b_a_{partial.label}", rows, value, "b_ds")
+        if side.kernel == "dq":
+            _fold(builder, f"b_w_{partial.label}", rows, _times("b_p", partial), "b_p")
+    if _by_lane(facts, side) and side.kernel == "dq":
+        _fold(builder, "b_z", rows, "b_ds", "b_ds")
+
+
+def _fold(builder: GraphBuilder, name: str, rows: tuple[str], value: str, source: str) -> None:
+    line = f"{name} = {name} + tl.sum({value}, 1)"
+    builder.fold(name, STEP, rows, line, name=f"fold {name}", reads=(source, "b_e", name))
+
+
+def _times(value: str, partial: Partial) -> str:
+    """`value` times the derivative of the score by a declared tensor."""
+    slope = partial.slope
+    if slope == 1:
+        return value
+    return f"{value} * {number(float(slope)) if slope.is_number else f'b_l_{partial.label}'}"
 
 
 def store_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     """What the program summed, at its rows or its tile."""
-    for partial in _mine(facts, side):
-        if {"i", "j"} <= set(partial.index):
-            continue
+    mine = _by_lane(facts, side)
+    if mine and side.kernel == "dq":
+        labels = [partial.label for partial in mine]
+        lines = [f"b_a_{label} = b_a_{label} - (b_z - b_dl) * b_w_{label}" for label in labels]
+        reads = ("b_z", "b_dl", *(f"b_{kind}_{label}" for label in labels for kind in "aw"))
+        note = "less what delta's rounding gave each pair of the row"
+        builder.map(f"b_a_{labels[0]}", FINISH, (side.tile[0],), *lines, name="rounding of delta",
+                    reads=reads, note=note)  # fmt: skip
+    for partial in mine:
         label, (*_, lane) = partial.label, partial_sum(partial).axes
         region = FINISH if side.kernel == "dq" else TAIL
         place = {
@@ -114,6 +140,11 @@ def sum_arguments(facts: GradientFacts, side: Side) -> list[TensorArgument]:
 
 def _mine(facts: GradientFacts, side: Side) -> list[Partial]:
     return [partial for partial in facts.derivation.score if summed_by(side, partial)]
+
+
+def _by_lane(facts: GradientFacts, side: Side) -> list[Partial]:
+    """Those with one sum a row of the tile."""
+    return [part for part in _mine(facts, side) if not {"i", "j"} <= set(part.index)]
 
 
 def _store_pairs(builder: GraphBuilder, partial: Partial, value: str) -> None:
