@@ -33,14 +33,14 @@ def compile_passes(
     nothing else; Triton releases the interpreter lock while LLVM and ptxas work.
     """
     import torch
-    from triton.runtime.jit import JITFunction
 
-    kernels = {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, JITFunction) and not name.startswith("_")
+    from attnc.autotune.fast_kernel import FastKernel, kernels_of
+
+    kernels = kernels_of(module)
+    recorders = {
+        name: _Recorder(value.kernel if isinstance(value, FastKernel) else value)
+        for name, value in kernels.items()
     }
-    recorders = {name: _Recorder(kernel) for name, kernel in kernels.items()}
     try:
         vars(module).update(recorders)
         with torch.cuda.device(device):
@@ -50,10 +50,13 @@ def compile_passes(
 
     def build(recorder: _Recorder) -> list[Any]:
         with torch.cuda.device(device):
-            return [
+            built = [
                 recorder.kernel.warmup(*args, grid=grid, **kwargs)
                 for grid, args, kwargs in recorder.launches
             ]
+            for kernel in built:
+                kernel._init_handles()  # the driver says what spills, and whether it fits
+            return built
 
     with ThreadPoolExecutor(max(1, len(recorders))) as pool:
         return [kernel for built in pool.map(build, recorders.values()) for kernel in built]

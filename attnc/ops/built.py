@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,15 @@ class Key:
 
 @dataclass(slots=True)
 class Built:
-    """The plans of one key and the one in use; `path` is its emitted module."""
+    """The plans of one key and the one in use; `path` is its emitted module.
+
+    `run` is the module's launcher, once a first launch on a GPU has settled the plan.
+    """
 
     plans: Sequence[Plan]
     rank: int
     path: Path
-    module: Any = None
+    run: Callable[..., Any] | None = None
 
     @property
     def plan(self) -> Plan:
@@ -64,17 +67,26 @@ def launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> list
         from attnc.autotune.interpreter import run_interpreted
 
         result = run_interpreted(built.path, phase, tuple(arguments), {})
-    elif built.module is not None:
-        with torch.cuda.device(q.device):
-            result = getattr(built.module, phase)(*arguments)
+    elif built.run is not None:
+        result = run_on(q.device, built.run, arguments)
     else:
         result = first_launch(built, q, arguments)
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
+def run_on(device: torch.device, run: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Call a launcher with a device current; switching takes a microsecond that most calls save."""
+    if device.index == torch.cuda.current_device():
+        return run(*arguments)
+    with torch.cuda.device(device):
+        return run(*arguments)
+
+
 def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
     """Compile on this device; a plan that the compiler refuses gives way to the next."""
     from triton.runtime.errors import OutOfResources
+
+    from attnc.autotune.fast_kernel import quicken
 
     for rank in range(built.rank, len(built.plans)):
         plan = built.plans[rank]
@@ -92,7 +104,8 @@ def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -
         except OutOfResources as error:
             _say(f"the compiler refuses that plan: {error}")
             continue
-        built.rank, built.path, built.module = rank, path, module
+        quicken(module)
+        built.rank, built.path, built.run = rank, path, getattr(module, plan.phase)
         return result
     raise PlanError(
         f"the compiler refuses all {len(built.plans)} plans of {built.plan.variant.name!r} on "

@@ -10,11 +10,11 @@ from attnc.dsl.variant import Variant
 from attnc.errors import InputError
 
 
-def needs_gradient(*tensors: torch.Tensor | None) -> bool:
+def needs_gradient(*tensors: torch.Tensor | float | None) -> bool:
     """Whether autograd will want a backward of these inputs."""
     if not torch.is_grad_enabled():
         return False
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return any(getattr(tensor, "requires_grad", False) for tensor in tensors)
 
 
 def check_gradients(variant: Variant, given: Mapping[str, torch.Tensor]) -> None:

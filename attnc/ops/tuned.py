@@ -12,6 +12,8 @@ from attnc.codegen.choice import Bucket, chosen, kernel_key
 from attnc.codegen.plan import Plan
 from attnc.ops.placement import device_model
 
+_generation = [0]
+
 
 @cache
 def _answers(model: str) -> dict[str, Tuned]:
@@ -32,6 +34,12 @@ def tuned_plan(ranked: Sequence[Plan], device: torch.device, bucket: Bucket) -> 
     return None if found is None else chosen(ranked, found.choice)
 
 
+def generation() -> int:
+    """Rises whenever answers may have changed; what was chosen before is to be chosen anew."""
+    return _generation[0]
+
+
 def forget() -> None:
     """Read the store anew at the next call: this process has tuned."""
     _answers.cache_clear()
+    _generation[0] += 1

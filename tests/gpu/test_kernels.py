@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attnc.autotune.module_cache import load_module
 from attnc.ops.criterion import check
 from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import Op
@@ -91,12 +92,17 @@ def test_a_state_handed_on_continues_the_call(name, ops):
 
 def compiled(op: Op) -> int:
     """How many binaries all modules of an op hold."""
-    from triton.runtime.jit import JITFunction
+    from attnc.autotune.fast_kernel import kernels_of
 
     count = 0
     for built in op._built.values():
-        kernels = [x for x in vars(built.module).values() if isinstance(x, JITFunction)]
-        count += sum(len(caches[0]) for fn in kernels for caches in fn.device_caches.values())
+        kernels = kernels_of(load_module(built.path)).values()
+        caches = [
+            held
+            for kernel in kernels
+            for held in getattr(kernel, "kernel", kernel).device_caches.values()
+        ]
+        count += sum(len(held[0]) for held in caches)
     return count
 
 

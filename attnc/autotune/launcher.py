@@ -1,0 +1,121 @@
+"""Kernels launched through the CUDA driver itself: a few microseconds of host time each.
+
+Stands alone: it imports nothing of attnc and is copied as it is into wheels. Everything that does
+not change from one call to the next is packed once, so that a launch writes its pointers, its grid
+and its stream, and calls the driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+# how C types of a kernel's arguments are packed
+_CODES = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "fp32": "f", "fp64": "d"}
+_WORD = 8
+# CUfunction_attribute and CUfunc_cache, of cuda.h
+_MAX_DYNAMIC_SHARED = 8
+_PREFER_SHARED = 1
+# what every function may use without asking
+_PLAIN_SHARED_BYTES = 48 * 1024
+# CUlaunchConfig: seven u32 (grid, block, shared bytes), a stream, attributes, how many
+_CONFIG = struct.Struct("=7I4xQQI4x")
+_GRID = struct.Struct("=3I")
+_STREAM = struct.Struct("=Q")
+_STREAM_AT = 32
+
+
+class LaunchError(RuntimeError):
+    """The driver refused; the message holds its own words."""
+
+
+class Driver:
+    """libcuda, by its C interface.
+
+    Raises: LaunchError where the library is not there.
+    """
+
+    def __init__(self, library: Any = None) -> None:
+        if library is None:
+            try:
+                library = ctypes.CDLL("libcuda.so.1")
+            except OSError as error:
+                raise LaunchError(f"there is no CUDA driver here: {error}") from error
+            library.cuLaunchKernelEx.argtypes = [ctypes.c_void_p] * 4
+        self._library = library
+        self.launch = library.cuLaunchKernelEx
+
+    def load(self, binary: bytes, entry: str, shared_bytes: int) -> int:
+        """The handle of a function of a cubin, loaded into the current context.
+
+        Raises: LaunchError where the device cannot run it.
+        """
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        self.check(self._library.cuModuleLoadData(ctypes.byref(module), binary), entry)
+        name = entry.encode()
+        found = self._library.cuModuleGetFunction(ctypes.byref(function), module, name)
+        self.check(found, entry)
+        if shared_bytes > _PLAIN_SHARED_BYTES:
+            self.check(self._library.cuFuncSetCacheConfig(function, _PREFER_SHARED), entry)
+            done = self._library.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared_bytes)
+            self.check(done, entry)
+        assert function.value is not None, f"{entry} has no handle"
+        return function.value
+
+    def check(self, result: int, what: str) -> None:
+        """Raise what a result that is not 0 means."""
+        if result:
+            text = ctypes.c_char_p()
+            self._library.cuGetErrorString(result, ctypes.byref(text))
+            said = text.value.decode() if text.value else "no message"
+            raise LaunchError(f"{what}: {said} (CUDA error {result})")
+
+
+class Prepared:
+    """One kernel with all its numbers packed; only pointers, grid and stream are open.
+
+    `types` are those of the arguments the binary takes, pointers (`*bf16`) first, then numbers with
+    their `values`; `hidden` null pointers follow, which Triton's compiler adds. One thread at a
+    time may launch it: a launch writes into its buffer.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        function: int,
+        types: Sequence[str],
+        values: Sequence[float],
+        *,
+        threads: int,
+        shared_bytes: int,
+        hidden: int = 2,
+    ) -> None:
+        pointers = sum(kind.startswith("*") for kind in types)
+        if not all(kind.startswith("*") for kind in types[:pointers]):
+            raise ValueError(f"pointers come first, then numbers: {', '.join(types)}")
+        count = len(types) + hidden
+        self._arguments = ctypes.create_string_buffer(_WORD * count)
+        for place, (kind, value) in enumerate(zip(types[pointers:], values, strict=True)):
+            struct.pack_into(f"={_CODES[kind]}", self._arguments, _WORD * (pointers + place), value)
+        base = ctypes.addressof(self._arguments)
+        self._table = (ctypes.c_void_p * count)(*(base + _WORD * n for n in range(count)))
+        self._config = ctypes.create_string_buffer(_CONFIG.size)
+        _CONFIG.pack_into(self._config, 0, 1, 1, 1, threads, 1, 1, shared_bytes, 0, 0, 0)
+        self._write_pointers = struct.Struct(f"={pointers}Q").pack_into
+        self._driver, self._run, self._function = driver, driver.launch, function
+        self._at = ctypes.addressof(self._config), ctypes.addressof(self._table)
+
+    def launch(self, grid: Sequence[int], stream: int, pointers: Sequence[int]) -> None:
+        """Queue one run of the kernel on a stream.
+
+        Raises: LaunchError where the driver refuses.
+        """
+        self._write_pointers(self._arguments, 0, *pointers)
+        _GRID.pack_into(self._config, 0, *grid)
+        _STREAM.pack_into(self._config, _STREAM_AT, stream)
+        config, table = self._at
+        result = self._run(config, self._function, table, None)
+        if result:
+            self._driver.check(result, "launch")

@@ -1,0 +1,86 @@
+"""What a call asks for beside its tensors, checked against what the variant has."""
+
+from __future__ import annotations
+
+from attnc.codegen.algebra import FORMS, Algebra
+from attnc.errors import InputError, PlanError
+from attnc.ops.inputs import Sizes
+
+# three tf32 products keep the accuracy of fp32: 1e-6 where one keeps 1e-3
+PRECISIONS = {"fp32": "tf32x3", "tf32": "tf32"}
+
+
+def forms_with_kernels(algebra: Algebra) -> tuple[str, ...]:
+    """The legal forms that have kernels."""
+    return tuple(v.form for v in algebra.forms if v.legal and v.form != "recurrent")
+
+
+def check_options(
+    name: str,
+    algebra: Algebra,
+    sizes: Sizes,
+    *,
+    return_lse: bool,
+    stateful: bool,
+    form: str | None,
+    precision: str,
+) -> None:
+    """Refuse what the variant of that name does not have.
+
+    Raises:
+        InputError: an lse, a state, a form or a precision that is not there for these sizes.
+        PlanError: a form that is not legal.
+    """
+    softmax = algebra.family == "softmax"
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is neither 'fp32' nor 'tf32'")
+    if return_lse and not softmax:
+        raise InputError(
+            f"{name!r} has no lse: it belongs to the {algebra.family} family",
+            hints=("return_state=True gives what a later call continues from",),
+        )
+    if stateful and softmax:
+        raise InputError(
+            f"{name!r} has no state: it belongs to the softmax family",
+            notes=(algebra.legal("chunked").reason,),
+            hints=("return_lse=True gives what combines with another call's keys",),
+        )
+    if form is not None:
+        _check_form(name, algebra, form)
+    if form in {"chunked", "recurrent"} and sizes.tq != sizes.tk:
+        raise InputError(
+            f"the {form} form needs TQ = TK, not {sizes.tq} and {sizes.tk}",
+            hints=("the parallel form takes any lengths; it is chosen when form is left out",),
+        )
+    if not stateful:
+        return
+    verdict = algebra.legal("chunked")
+    if not verdict.legal:
+        raise InputError(f"{name!r} has no state", notes=(verdict.reason,))
+    if form not in {None, "chunked"}:
+        raise InputError(f"the {form} form keeps no state", hints=("leave form out",))
+    if sizes.tq != sizes.tk:
+        raise InputError(
+            f"a state needs TQ = TK, not {sizes.tq} and {sizes.tk}",
+            notes=("each token of k and v enters the state at its query's position",),
+        )
+
+
+def _check_form(name: str, algebra: Algebra, form: str) -> None:
+    usable = ", ".join(forms_with_kernels(algebra))
+    if form not in FORMS:
+        raise InputError(
+            f"{form!r} is no form", notes=(f"forms of {name!r} with kernels: {usable}",)
+        )
+    verdict = algebra.legal(form)
+    if not verdict.legal:
+        raise PlanError(
+            f"{name!r} has no {form} form",
+            notes=(verdict.reason,),
+            hints=(f"its forms with kernels are: {usable}",),
+        )
+    if form not in forms_with_kernels(algebra):
+        raise InputError(
+            f"the {form} form of {name!r} has no kernel yet",
+            hints=(f"its forms with kernels are: {usable}",),
+        )

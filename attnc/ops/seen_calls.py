@@ -1,0 +1,64 @@
+"""Calls like one seen before: what was checked and chosen for that one holds for them too.
+
+All that the checks and the choice of a plan look at is in a key of shapes, dtypes, devices and
+options; a second call with the same key goes straight to the emitted launcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from attnc.ops.tuned import generation
+
+# keys kept a variant: lengths that never repeat would fill memory
+_MOST = 1024
+
+
+def call_key(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Hashable,
+    tensors: Mapping[str, torch.Tensor | float],
+) -> Hashable | None:  # fmt: skip
+    """The key of a call; None where one has to look again: numbers for tensors, autocast, a CPU."""
+    try:
+        if not q.is_cuda or torch.is_autocast_enabled("cuda"):
+            return None
+        key = (
+            q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
+            options,
+        )  # fmt: skip
+        if not tensors:
+            return key
+        return (*key, *((name, x.shape, x.dtype, x.device) for name, x in tensors.items()))  # type: ignore[union-attr]
+    except AttributeError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenCall:
+    """A launcher, the declared tensors that it takes by name, and which answers chose it."""
+
+    run: Callable[..., Any]
+    names: tuple[str, ...]
+    generation: int
+
+
+@dataclass(slots=True)
+class SeenCalls:
+    """The calls of one op, by key."""
+
+    _by_key: dict[Hashable, SeenCall] = field(default_factory=dict)
+
+    def find(self, key: Hashable) -> SeenCall | None:
+        """The call of a key, None where there was none or tuning has answered since."""
+        seen = self._by_key.get(key)
+        return seen if seen is not None and seen.generation == generation() else None
+
+    def add(self, key: Hashable, run: Callable[..., Any], names: Sequence[str]) -> None:
+        """Keep a call that went well."""
+        if len(self._by_key) >= _MOST:
+            self._by_key.clear()
+        self._by_key[key] = SeenCall(run, tuple(names), generation())
