@@ -23,7 +23,7 @@ GRADIENT = f"{CODEGEN}/kernels/gradient"
 TESTS = (
     "tests/ops/test_gradients.py",
     "-k",
-    "gradcheck_passes_for_a_shipped or declared_tensor or segments",
+    "gradcheck_passes_for_a_shipped or declared_tensor or states_of",
 )
 
 

@@ -49,6 +49,14 @@ normalize = "sum"
 params.a = { shape = ["h"], grad = true }
 inputs.g = { shape = ["b", "t", "h"], grad = true }
 
+[powers]
+feature_map = "taylor(2)"
+scale = "rsqrt(d)"
+log_decay = "-slope[h]"
+mask = "causal"
+normalize = "sum"
+params.slope = { shape = ["h"], grad = true }
+
 [shared]
 feature_map = "taylor(2)"
 scale = "rsqrt(d)"
@@ -193,6 +201,12 @@ def test_every_declared_tensor_of_a_decay_has_its_gradient(name, form, declared)
 def test_gradients_pass_through_the_states_of_several_segments(tokens, ops):
     hold_exactly(ops["lightning"], Shape(1, tokens, tokens, 2, 1, 16, 16), "chunked")
     hold_exactly(ops["linear"], Shape(1, tokens, tokens, 2, 1, 16, 16), "chunked", state=True)
+
+
+@pytest.mark.parametrize("decayed", [False, True])
+def test_gradients_pass_through_the_states_of_monomials(decayed, ops, declared):
+    op = declared["powers"] if decayed else ops["based"]
+    hold_exactly(op, Shape(1, 150, 150, 2, 1, 16, 16), "chunked")
 
 
 def test_a_row_that_sees_nothing_gets_zeros_and_gives_none(ops):
