@@ -27,7 +27,7 @@ test-oldest: $(OLDEST)/.ready ## the suite on the oldest Triton supported
 test-gpu: ## the GPU tests, with the torch, triton and pytest that PYTHON already has
 	$(PYTHON) -m pytest -m gpu $(ARGS)
 
-mutate: $(VENV)/.ready ## break every derived gradient in turn, and see a test fail; ten minutes
+mutate: $(VENV)/.ready ## break every derived gradient in turn, and see a test fail; half an hour
 	$(BIN)/python tests/mutate.py
 
 check: $(VENV)/.ready ## lint, format, types, import rules

@@ -7,7 +7,6 @@ just these, and a launch that differs in any goes the long way once.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ import torch
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
-from attnc.autotune.launcher import Driver, Prepared
+from attnc.autotune.launcher import Driver, Prepared, parameters
 
 # launches remembered a kernel and thread; lengths that never repeat would fill memory
 _MOST = 1024
@@ -80,13 +79,6 @@ class FastKernel:
             shared_bytes=metadata.shared,
             hidden=parameters(compiled.asm["ptx"]) - len(taken),
         )
-
-
-def parameters(ptx: str) -> int:
-    """How many parameters the entry of a PTX text has."""
-    entry = re.search(r"\.entry\s+\w+\((.*?)\)", ptx, re.DOTALL)
-    assert entry is not None, "PTX without an entry"
-    return entry[1].count(".param")
 
 
 def kernels_of(module: ModuleType) -> dict[str, JITFunction[Any] | FastKernel]:

@@ -8,6 +8,7 @@ and its stream, and calls the driver.
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -119,3 +120,10 @@ class Prepared:
         result = self._run(config, self._function, table, None)
         if result:
             self._driver.check(result, "launch")
+
+
+def parameters(ptx: str) -> int:
+    """How many parameters the entry of a PTX text has."""
+    entry = re.search(r"\.entry\s+\w+\((.*?)\)", ptx, re.DOTALL)
+    assert entry is not None, "PTX without an entry"
+    return entry[1].count(".param")

@@ -185,12 +185,18 @@ def build_command(
     ] = None,
     stateful: Stateful = False,
     backward: Backward = False,
+    wheel: Annotated[
+        str | None,
+        typer.Option("--wheel", metavar="NAME", help="A pip-installable wheel, backward included."),
+    ] = None,
     jobs: Jobs = 2,
 ) -> int:
     """Compile ahead of time, with no GPU, into a package."""
     from attnc.cli.build import Order, build
 
-    order = Order(tuple(target), tuple(dim or ()), tuple(dtype or ()), heads, stateful, backward)
+    order = Order(
+        tuple(target), tuple(dim or ()), tuple(dtype or ()), heads, stateful, backward, wheel
+    )
     return build(which, order, output, jobs=jobs)
 
 

@@ -16,6 +16,7 @@ from attnc.cli.progress import Waiting
 from attnc.cli.screen import console, table
 from attnc.cli.status import OK
 from attnc.cli.targets import device_of_target
+from attnc.cli.wheel_modules import compile_general, wheel_module, wheel_requests
 from attnc.codegen.plan import Plan
 from attnc.codegen.planner import plans
 from attnc.dsl.variant import Variant
@@ -32,6 +33,7 @@ class Order:
     heads: str | None = None
     stateful: bool = False
     backward: bool = False
+    wheel: str | None = None
 
     def facts(self) -> list[Facts]:
         """The facts of each module to build."""
@@ -50,15 +52,46 @@ def build(names: Sequence[str], order: Order, folder: Path, *, jobs: int) -> int
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, and a package is a folder")
     variants = find_all(names)
+    if order.wheel is not None:
+        return _build_wheel(variants, order, order.wheel, folder, jobs=jobs)
     ranked = [_ranked(variant, facts) for variant in variants for facts in order.facts()]
     ranked = list({module_name(plans[0]): plans for plans in ranked}.values())
     with Waiting("compiling") as waiting:
         built = fit_plans(ranked, jobs=jobs, progress=waiting.update)
     try:
-        manifest = write_package(folder, [_module(item) for item in built])
+        manifest = write_package(folder, [_packaged(item) for item in built])
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
     _print(built, manifest)
+    return OK
+
+
+def _build_wheel(
+    variants: Sequence[Variant], order: Order, name: str, folder: Path, *, jobs: int
+) -> int:
+    from attnc.ops.wheel import check_name, write_wheel
+
+    check_name(name)
+    requests = wheel_requests(variants, order)
+    for request in requests:
+        if not request.device.target.startswith("cuda:"):
+            raise UsageError(
+                f"a wheel launches through the CUDA driver, and {request.device.target} has none",
+                hints=("leave --wheel out: the folder holds binaries for any target",),
+            )
+    with Waiting("compiling") as waiting:
+        built = fit_plans([plans(r) for r in requests], jobs=jobs, progress=waiting.update)
+        general = compile_general(built, jobs=jobs, progress=waiting.update)
+    modules = [
+        wheel_module(request, item.plan, _packaged(item), spare)
+        for request, item, spare in zip(requests, built, general, strict=True)
+    ]
+    try:
+        path = write_wheel(folder, name, modules, variants)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+    _print(built, path)
+    console().print(f"pip install {path}", soft_wrap=True)
     return OK
 
 
@@ -75,7 +108,7 @@ def _ranked(variant: Variant, facts: Facts) -> tuple[Plan, ...]:
     return plans(facts.request(variant))
 
 
-def _module(item: Fitted) -> PackagedModule:
+def _packaged(item: Fitted) -> PackagedModule:
     plan = item.plan
     facts: tuple[tuple[str, str | int | float | bool], ...] = (
         ("target", plan.device.target),
@@ -90,7 +123,10 @@ def _module(item: Fitted) -> PackagedModule:
         ("predicted_sram_bytes", plan.sram_bytes),
         ("sram_budget_bytes", plan.device.sram_bytes),
     )
-    return PackagedModule(module_name(plan), item.source, plan.variant.digest, item.kernels, facts)
+    name = plan.variant.name
+    return PackagedModule(
+        module_name(plan), item.source, plan.variant.digest, item.kernels, facts, name
+    )
 
 
 def _print(built: Sequence[Fitted], manifest: Path) -> None:

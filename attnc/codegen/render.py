@@ -131,6 +131,29 @@ def render(plan: Plan) -> str:
     return tidy(text)
 
 
+def render_text(template: str, **facts: object) -> str:
+    """A template that is no kernel, with what it prints."""
+    return _environment().get_template(template).render(**facts)
+
+
+def render_launcher(plan: Plan) -> str:
+    """The launcher of a plan whose kernels are binaries: the module's, without what compiles."""
+    back = plan.phase == "backward"
+    launch = (gradient_launch if back else launch_text)(plan, _render_call)
+    text = (
+        _environment()
+        .get_template("launcher.jinja")
+        .render(
+            title=f"{plan.variant.name}: {plan.form} {plan.phase}, built by attnc.",
+            header=_header(plan),
+            symbols=[kernel_symbol(plan, step.kernel) for step in plan.passes],
+            tables=_tables(plan),
+            **_launch_facts(launch),
+        )
+    )
+    return tidy(text.replace("triton.cdiv(", "cdiv("))
+
+
 def tidy(text: str) -> str:
     """Blank lines the way a formatter leaves them: none doubled inside a function, two between."""
     text = re.sub(r"[ \t]+\n", "\n", text)

@@ -8,23 +8,27 @@ from attnc.codegen.launch import constant
 from attnc.codegen.plan import PassPlan, Plan
 
 
-def kernel_specs(plan: Plan) -> tuple[KernelSpec, ...]:
+def kernel_specs(plan: Plan, *, general: bool = False) -> tuple[KernelSpec, ...]:
     """One spec a pass, in order of the passes.
 
     q, k, v and o are taken to be aligned to 16 bytes, their rows too, and their channels to be
-    adjacent; declared tensors are fp32 with any strides.
+    adjacent; declared tensors are fp32 with any strides. A `general` spec takes nothing for
+    granted: any alignment, any strides.
     """
-    return tuple(_spec(plan, step) for step in plan.passes)
+    return tuple(_spec(plan, step, general=general) for step in plan.passes)
 
 
-def _spec(plan: Plan, step: PassPlan) -> KernelSpec:
+def _spec(plan: Plan, step: PassPlan, *, general: bool) -> KernelSpec:
     kernel = step.kernel
     arguments = [
-        Argument(tensor.name, f"*{_type(plan, tensor)}", divisible16=True)
+        Argument(tensor.name, f"*{_type(plan, tensor)}", divisible16=not general)
         for tensor in kernel.tensors
     ]
     for tensor in kernel.tensors:
-        arguments.extend(_strides(plan, tensor))
+        if general:
+            arguments.extend(Argument(name, "i64") for name in tensor.strides)
+        else:
+            arguments.extend(_strides(plan, tensor))
     arguments.extend(Argument(name, "i32") for name in kernel.scalars)
     arguments.extend(
         Argument(name, "constexpr", value=constant(plan, step, name)) for name in kernel.constants

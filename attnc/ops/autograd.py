@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from attnc.ops.operators import op_named
+from attnc.ops.operators import BACKWARD, FORWARD, op_named
 
 
 class Attention(torch.autograd.Function):
@@ -23,9 +23,7 @@ class Attention(torch.autograd.Function):
         initial_state: torch.Tensor | None,
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        outputs = torch.ops.attnc.forward(
-            key, q, k, v, list(tensors), initial_state, form, precision
-        )
+        outputs = FORWARD(key, q, k, v, list(tensors), initial_state, form, precision)
         return tuple(outputs)
 
     @staticmethod
@@ -51,7 +49,7 @@ class Attention(torch.autograd.Function):
         incoming = list(gradients)
         if op.keeps_row_sums and not op.softmax:
             del incoming[1]
-        results = torch.ops.attnc.backward(
+        results = BACKWARD(
             ctx.key, q, k, v, tensors, initial_state, kept, incoming, " ".join(names), ctx.form,
             ctx.precision,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from attnc.codegen.device import Device
 from attnc.codegen.plan import Plan
 from attnc.codegen.render import render
 from attnc.errors import PlanError
+from attnc.ops.seen_calls import run_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,6 @@ def launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> list
     else:
         result = first_launch(built, q, arguments)
     return list(result) if isinstance(result, tuple | list) else [result]
-
-
-def run_on(device: torch.device, run: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Call a launcher with a device current; switching takes a microsecond that most calls save."""
-    if device.index == torch.cuda.current_device():
-        return run(*arguments)
-    with torch.cuda.device(device):
-        return run(*arguments)
 
 
 def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:

@@ -1,13 +1,16 @@
-"""Which calls need a backward, and what may ask for one."""
+"""Which calls need a backward, what may ask for one, and what it takes. Copied into wheels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from attnc.dsl.variant import Variant
 from attnc.errors import InputError
+
+if TYPE_CHECKING:
+    from attnc.dsl.variant import Variant
 
 
 def needs_gradient(*tensors: torch.Tensor | float | None) -> bool:
@@ -48,6 +51,37 @@ def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(t.to(dtype) if t.dtype == torch.float32 else t for t in tensors)
 
 
-def rows_adjacent(gradient: torch.Tensor) -> torch.Tensor:
-    """A gradient with adjacent channels: `sum().backward()` hands over one number, expanded."""
-    return gradient if gradient.stride(-1) == 1 else gradient.contiguous()
+def gradient_arguments(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tensors: Sequence[torch.Tensor],
+    kept: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    initial_state: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    """What an emitted `backward` takes, in order; `gradients` are those of o and what else came."""
+    # channels have to be adjacent: `sum().backward()` hands over one number, expanded
+    do, *others = (x if x.stride(-1) == 1 else x.contiguous() for x in gradients)
+    state = [] if initial_state is None else [initial_state]
+    return [q, k, v, *tensors, *kept, do.to(q.dtype), *state, *(x.contiguous() for x in others)]
+
+
+def gradient_results(
+    results: Sequence[torch.Tensor],
+    names: Sequence[str],
+    wanted: Sequence[str],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    stateful: bool,
+) -> list[torch.Tensor]:
+    """dq, dk, dv, the declared tensors in `wanted`, and the initial state's.
+
+    `names` are the declared tensors whose gradients an emitted `backward` returns after dv; one
+    that nothing depends on has none, and gets zeros.
+    """
+    found = dict(zip(names, results[3:], strict=False))
+    declared = [
+        found[name] if name in found else torch.zeros_like(tensors[name]) for name in wanted
+    ]
+    return [*results[:3], *declared, *([results[-1]] if stateful else [])]

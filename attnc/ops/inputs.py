@@ -1,15 +1,18 @@
-"""What a call hands over, checked against the declaration before any kernel sees it."""
+"""What a call hands over, checked against the declaration. Copied as it is into wheels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 import torch
 
-from attnc.dsl.variant import Declared, Variant
 from attnc.errors import InputError
+
+if TYPE_CHECKING:
+    from attnc.dsl.variant import Declared, Variant
 
 DTYPE_NAMES = {
     torch.float16: "fp16",

@@ -21,14 +21,20 @@ from attnc.codegen.render import render
 from attnc.dsl.variant import Variant
 from attnc.errors import AttncError, InputError
 from attnc.ops.autograd import Attention
-from attnc.ops.built import Built, Key, launch, run_on, store_plan
-from attnc.ops.gradients import autocast, check_gradients, needs_gradient, rows_adjacent
+from attnc.ops.built import Built, Key, launch, store_plan
+from attnc.ops.gradients import (
+    autocast,
+    check_gradients,
+    gradient_arguments,
+    gradient_results,
+    needs_gradient,
+)
 from attnc.ops.inputs import DTYPE_NAMES, check_qkv, check_state, check_tensors
-from attnc.ops.operators import register
+from attnc.ops.operators import FORWARD, register
 from attnc.ops.options import PRECISIONS, check_options, forms_with_kernels
 from attnc.ops.placement import planner_device
 from attnc.ops.reference import reference
-from attnc.ops.seen_calls import SeenCalls, call_key
+from attnc.ops.seen_calls import SeenCalls, call_key, run_on
 from attnc.ops.tuned import generation, tuned_plan
 
 
@@ -48,7 +54,7 @@ class Op:
         self._chosen: dict[Hashable, Built] = {}
         self._seen = SeenCalls()
         self._algebra = analyse(variant)
-        self.key = register(self)
+        self.key = register(f"{variant.name}-{variant.digest}-{self.planned_for}", self)
 
     @property
     def planned_for(self) -> str:
@@ -98,7 +104,7 @@ class Op:
         key: Hashable = None
         if initial_state is None and not return_state and not torch.compiler.is_compiling():
             key = call_key(q, k, v, (return_lse, form, precision), tensors)
-            seen = self._seen.find(key)
+            seen = self._seen.find(key, generation())
             if seen is not None and not needs_gradient(q, k, v, *tensors.values()):
                 results = run_on(q.device, seen.run, (q, k, v, *map(tensors.get, seen.names)))
                 if not isinstance(results, tuple):
@@ -129,15 +135,13 @@ class Op:
                 self.key, form or "", precision, q, k, v, state, *values
             )
         elif torch.compiler.is_compiling():
-            results = torch.ops.attnc.forward(
-                self.key, q, k, v, values, state, form or "", precision
-            )
+            results = FORWARD(self.key, q, k, v, values, state, form or "", precision)
         else:
             results = self.forward(q, k, v, values, state, form, precision)
             if key is not None:
                 built = self._build(q, k, v, form, precision, stateful=False)
                 if built.run is not None:
-                    self._seen.add(key, built.run, used_tensors(built.plan))
+                    self._seen.add(key, built.run, used_tensors(built.plan), generation())
         if return_lse:
             return results[0], results[1]
         return (results[0], results[-1]) if return_state else results[0]
@@ -182,18 +186,11 @@ class Op:
             q, k, v, form, precision, stateful=initial_state is not None, wanted=wanted
         )
         named = dict(zip(self.tensor_names, tensors, strict=True))
-        arguments = [q, k, v, *(named[name] for name in gradient_tensors(built.plan)), *kept]
-        do, *others = (rows_adjacent(gradient) for gradient in gradients)
-        arguments.append(do.to(q.dtype))
-        if initial_state is not None:
-            arguments.append(initial_state)
-        arguments += [other.contiguous() for other in others]
+        taken = [named[name] for name in gradient_tensors(built.plan)]
+        arguments = gradient_arguments(q, k, v, taken, kept, gradients, initial_state)
         results = launch(built, q, arguments)
-        found = dict(zip(wanted_names(built.plan), results[3:], strict=False))
-        flat = [torch.zeros_like(named[name]) for name in wanted if name not in found]
-        missing = dict(zip([name for name in wanted if name not in found], flat, strict=True))
-        declared = [{**found, **missing}[name] for name in wanted]
-        return [*results[:3], *declared, *([results[-1]] if initial_state is not None else [])]
+        stateful = initial_state is not None
+        return gradient_results(results, wanted_names(built.plan), wanted, named, stateful=stateful)
 
     def reference(
         self,

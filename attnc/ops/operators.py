@@ -1,20 +1,65 @@
 """The inner operators `attnc::forward` and `attnc::backward`, which PyTorch's compiler sees whole.
 
+Copied as it is into wheels, where the namespace is the wheel's own.
+
 An operator finds its op by the name and digest of the variant, so a compiled graph means the same
 in every process. Neither knows autograd: `autograd.Attention` stands around them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from attnc.ops.op import Op
 
+class Op(Protocol):
+    """What the operators and autograd ask of an op, compiled here or shipped as binaries."""
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Declared params and inputs, in declared order."""
+
+    @property
+    def softmax(self) -> bool:
+        """Whether there is an lse."""
+
+    @property
+    def keeps_row_sums(self) -> bool:
+        """Whether a forward returns lse or normaliser after o."""
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        initial_state: torch.Tensor | None,
+        form: str | None,
+        precision: str,
+    ) -> list[torch.Tensor]:
+        """o, then row sums, then the final state."""
+
+    def backward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        initial_state: torch.Tensor | None,
+        kept: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        wanted: tuple[str, ...],
+        form: str | None,
+        precision: str,
+    ) -> list[torch.Tensor]:
+        """Gradients of q, k, v, of the declared tensors in `wanted`, and of the initial state."""
+
+
+NAMESPACE = __name__.partition(".")[0]
 _OPS: dict[str, Op] = {}
-_LIBRARY: Any = torch.library.Library("attnc", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "forward(str op, Tensor q, Tensor k, Tensor v, Tensor[] tensors, Tensor? initial_state, "
     "str form, str precision) -> Tensor[]"
@@ -25,9 +70,8 @@ _LIBRARY.define(
 )
 
 
-def register(op: Op) -> str:
-    """The name by which the operators find an op; the same variant has the same name anywhere."""
-    key = f"{op.variant.name}-{op.variant.digest}-{op.planned_for}"
+def register(key: str, op: Op) -> str:
+    """Let the operators find an op by a name, which means the same in every process."""
     _OPS.setdefault(key, op)
     return key
 
@@ -112,5 +156,7 @@ def _fake_backward(
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("forward", _forward, _device)
     _LIBRARY.impl("backward", _backward, _device)
-torch.library.register_fake("attnc::forward", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("attnc::backward", _fake_backward, lib=_LIBRARY)
+torch.library.register_fake(f"{NAMESPACE}::forward", _fake_forward, lib=_LIBRARY)
+torch.library.register_fake(f"{NAMESPACE}::backward", _fake_backward, lib=_LIBRARY)
+FORWARD: Any = getattr(torch.ops, NAMESPACE).forward
+BACKWARD: Any = getattr(torch.ops, NAMESPACE).backward

@@ -1,7 +1,8 @@
 """Calls like one seen before: what was checked and chosen for that one holds for them too.
 
 All that the checks and the choice of a plan look at is in a key of shapes, dtypes, devices and
-options; a second call with the same key goes straight to the emitted launcher.
+options; a second call with the same key goes straight to the emitted launcher. Copied as it is
+into wheels.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
-from attnc.ops.tuned import generation
 
 # keys kept a variant: lengths that never repeat would fill memory
 _MOST = 1024
@@ -52,13 +51,23 @@ class SeenCalls:
 
     _by_key: dict[Hashable, SeenCall] = field(default_factory=dict)
 
-    def find(self, key: Hashable) -> SeenCall | None:
+    def find(self, key: Hashable, generation: int = 0) -> SeenCall | None:
         """The call of a key, None where there was none or tuning has answered since."""
         seen = self._by_key.get(key)
-        return seen if seen is not None and seen.generation == generation() else None
+        return seen if seen is not None and seen.generation == generation else None
 
-    def add(self, key: Hashable, run: Callable[..., Any], names: Sequence[str]) -> None:
+    def add(
+        self, key: Hashable, run: Callable[..., Any], names: Sequence[str], generation: int = 0
+    ) -> None:
         """Keep a call that went well."""
         if len(self._by_key) >= _MOST:
             self._by_key.clear()
-        self._by_key[key] = SeenCall(run, tuple(names), generation())
+        self._by_key[key] = SeenCall(run, tuple(names), generation)
+
+
+def run_on(device: torch.device, run: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Call a launcher with a device current; switching takes a microsecond that most calls save."""
+    if device.index == torch.cuda.current_device():
+        return run(*arguments)
+    with torch.cuda.device(device):
+        return run(*arguments)

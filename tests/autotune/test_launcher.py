@@ -8,8 +8,7 @@ import struct
 import pytest
 import torch
 
-from attnc.autotune.fast_kernel import parameters
-from attnc.autotune.launcher import Driver, LaunchError, Prepared
+from attnc.autotune.launcher import Driver, LaunchError, Prepared, parameters
 
 PTX = """
 .visible .entry flash_online(

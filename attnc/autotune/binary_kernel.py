@@ -1,0 +1,116 @@
+"""A kernel shipped as binaries: one made for what its calls usually are, one for all others.
+
+Copied as it is into wheels. The usual binary was promised adjacent channels and pointers and
+strides in multiples of 16; each call is held against the promises, and one that breaks any runs the
+general binary, which was promised nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import methodcaller
+from typing import Any
+
+import torch
+
+from attnc.autotune.launcher import Driver, Prepared
+
+# launches remembered a kernel and thread; lengths that never repeat would fill memory
+_MOST = 1024
+_pointer = methodcaller("data_ptr")
+_INT32 = range(-(1 << 31), 1 << 31)
+
+
+def cdiv(number: int, step: int) -> int:
+    """Steps that cover a number."""
+    return -(-number // step)
+
+
+class BinaryKernel:
+    """Launches as Triton's own kernels do: `kernel[grid](*tensors, *numbers, **constants)`.
+
+    `usual` and `general` are entries of a manifest; `read` gives the bytes of a file of theirs,
+    verified.
+    """
+
+    def __init__(
+        self,
+        usual: Mapping[str, Any],
+        general: Mapping[str, Any],
+        read: Callable[[Mapping[str, Any]], bytes],
+        driver: Driver,
+    ) -> None:
+        self._usual, self._general = usual, general
+        self._read, self._driver = read, driver
+        self._tensors = sum(kind["type"].startswith("*") for kind in usual["arguments"])
+        self._functions: dict[tuple[str, int], int] = {}
+        self._local = threading.local()
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return partial(self._launch, grid)
+
+    def _launch(self, grid: tuple[int, ...], *arguments: Any, **_constants: Any) -> None:
+        pointers = [*map(_pointer, arguments[: self._tensors])]
+        numbers = arguments[self._tensors :]
+        alignment = 0
+        for pointer in pointers:
+            alignment |= pointer
+        aligned = not alignment & 15
+        device = torch._C._cuda_getDevice()
+        key = (device, aligned, numbers)
+        try:
+            prepared: Prepared | None = self._local.known.get(key)
+        except AttributeError:
+            self._local.known, prepared = {}, None
+        if prepared is None:
+            if len(self._local.known) >= _MOST:
+                self._local.known.clear()
+            prepared = self._prepare(device, aligned, numbers)
+            self._local.known[key] = prepared
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        prepared.launch((*grid, 1, 1)[:3], stream, pointers)
+
+    def _prepare(self, device: int, aligned: bool, numbers: Sequence[int]) -> Prepared:
+        promised = self._usual["arguments"][self._tensors :]
+        usual = aligned and keeps_promises(promised, numbers)
+        entry = self._usual if usual else self._general
+        kinds = [argument["type"] for argument in entry["arguments"]]
+        given = kinds[self._tensors : self._tensors + len(numbers)]
+        taken = [(kind, x) for kind, x in zip(given, numbers, strict=True) if kind != "constexpr"]
+        types = [*kinds[: self._tensors], *(kind for kind, _ in taken)]
+        return Prepared(
+            self._driver,
+            self._function(entry, device),
+            types,
+            [x for _, x in taken],
+            threads=entry["num_warps"] * 32,
+            shared_bytes=entry["shared_bytes"],
+            hidden=entry["parameters"] - len(types),
+        )
+
+    def _function(self, entry: Mapping[str, Any], device: int) -> int:
+        known = self._functions.get((entry["file"], device))
+        if known is None:
+            torch.cuda.current_stream()  # a first call may find no context yet
+            known = self._driver.load(self._read(entry), entry["entry"], entry["shared_bytes"])
+            self._functions[entry["file"], device] = known
+        return known
+
+
+def keeps_promises(promised: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> bool:
+    """Whether the numbers of a call are what a binary was compiled for.
+
+    `promised` are a manifest's arguments from the first number on; constants of the kernel's own
+    follow, which no call passes.
+    """
+    for argument, number in zip(promised, numbers, strict=False):
+        if argument["type"] == "constexpr":
+            if number != argument["value"]:
+                return False
+        elif (argument["divisible16"] and number % 16) or (
+            argument["type"] == "i32" and number not in _INT32
+        ):
+            return False
+    return True

@@ -1,0 +1,339 @@
+"""The ops of a package of binaries: no compiler, no Triton and no attnc. Copied into wheels.
+
+A package is a folder with a manifest, launchers and binaries; nothing of it is used before its
+digest is compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnc.autotune.binary_kernel import BinaryKernel
+from attnc.autotune.launcher import Driver
+from attnc.errors import CacheError, InputError
+from attnc.ops.autograd import Attention
+from attnc.ops.gradients import (
+    autocast,
+    check_gradients,
+    gradient_arguments,
+    gradient_results,
+    needs_gradient,
+)
+from attnc.ops.inputs import DTYPE_NAMES, check_qkv, check_state, check_tensors
+from attnc.ops.operators import FORWARD, register
+from attnc.ops.seen_calls import SeenCalls, call_key, run_on
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredTensor:
+    """A param or an input as the variant declares it."""
+
+    name: str
+    shape: tuple[str, ...]
+    grad: bool
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredVariant:
+    """What the checks of a call read of a variant."""
+
+    name: str
+    params: tuple[DeclaredTensor, ...]
+    inputs: tuple[DeclaredTensor, ...]
+
+
+class Package:
+    """A folder of binaries, and its manifest, whose digest is known.
+
+    Raises: CacheError where the manifest is not the one that was built.
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self._folder = folder
+        self.name = folder.name
+        self.manifest: dict[str, Any] = json.loads(
+            self.read({"file": "manifest.json", "sha256": digest})
+        )
+        self._driver: Driver | None = None
+
+    def read(self, entry: Mapping[str, Any]) -> bytes:
+        """The bytes of a file that the manifest names, once they have its digest.
+
+        Raises: CacheError where they have not, or the file is missing.
+        """
+        path = self._folder / entry["file"]
+        try:
+            data: bytes = path.read_bytes()
+        except OSError as error:
+            raise CacheError(f"cannot read {path}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise CacheError(
+                f"{path} was altered after it was built",
+                notes=(f"its digest is not {entry['sha256'][:16]}…, as the manifest says",),
+                hints=("install the package anew",),
+            )
+        return data
+
+    def ops(self) -> dict[str, PackagedOp]:
+        """Every op of the package by the name of its variant."""
+        return {name: PackagedOp(self, name) for name in self.manifest["variants"]}
+
+    def launcher(self, module: Mapping[str, Any]) -> Callable[..., Any]:
+        """The launcher of a module, its kernels in place."""
+        if self._driver is None:
+            self._driver = Driver()
+        general = {entry["kernel"]: entry for entry in module["general"]}
+        space: dict[str, Any] = {
+            entry["kernel"]: BinaryKernel(
+                entry, general[entry["kernel"]], self.read, self._driver
+            )
+            for entry in module["kernels"]
+        }  # fmt: skip
+        package = __name__.rpartition(".")[0]
+        space |= {"__name__": f"{package}.{module['name']}", "__package__": package}
+        source = self.read(module["launcher"])
+        place = str(self._folder / module["launcher"]["file"])
+        exec(compile(source, place, "exec"), space)  # noqa: S102 - these very bytes were built
+        run: Callable[..., Any] = space[module["facts"]["phase"]]
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModule:
+    """A module that fits a call, and its launcher."""
+
+    facts: Mapping[str, Any]
+    run: Callable[..., Any]
+
+
+class PackagedOp:
+    """An attention op of a package, for the dims, dtypes and devices it was built for.
+
+    Shapes: q `[B, TQ, HQ, K]`, k `[B, TK, HKV, K]`, v `[B, TK, HKV, V]`, any strides; the output
+    is [B, TQ, HQ, V].
+    """
+
+    def __init__(self, package: Package, name: str) -> None:
+        self._package = package
+        self._facts = package.manifest["variants"][name]
+        tensors = [
+            DeclaredTensor(t["name"], tuple(t["shape"]), t["grad"], t["kind"])
+            for t in self._facts["tensors"]
+        ]
+        self.variant = DeclaredVariant(
+            name,
+            tuple(t for t in tensors if t.kind == "param"),
+            tuple(t for t in tensors if t.kind == "input"),
+        )
+        self.softmax: bool = self._facts["family"] == "softmax"
+        self.keeps_row_sums: bool = self._facts["normalize"] != "none"
+        self.tensor_names = tuple(tensor.name for tensor in tensors)
+        self._modules = [m for m in package.manifest["modules"] if m["variant"] == name]
+        self._loaded: dict[Hashable, LoadedModule] = {}
+        self._seen = SeenCalls()
+        self.key = register(f"{name}-{self._facts['digest']}", self)
+
+    def __repr__(self) -> str:
+        built = sorted({_shown(module) for module in self._modules})
+        return f"<{self.variant.name}: {self._facts['summary']}; built for {'; '.join(built)}>"
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        return_lse: bool = False,
+        initial_state: torch.Tensor | None = None,
+        return_state: bool = False,
+        **tensors: torch.Tensor | float,
+    ) -> Any:
+        """o, or (o, lse) with `return_lse`, or (o, state) with `return_state`.
+
+        Raises:
+            InputError: inputs that do not fit, or what the package was not built for.
+            CacheError: a file of the package was altered.
+        """
+        key: Hashable = None
+        if initial_state is None and not return_state and not torch.compiler.is_compiling():
+            key = call_key(q, k, v, return_lse, tensors)
+            seen = self._seen.find(key)
+            if seen is not None and not needs_gradient(q, k, v, *tensors.values()):
+                results = run_on(q.device, seen.run, (q, k, v, *map(tensors.get, seen.names)))
+                if not isinstance(results, tuple):
+                    return results
+                return results[:2] if return_lse else results[0]
+        q, k, v = autocast(q, k, v)
+        sizes = check_qkv(q, k, v)
+        # the binaries read fp32
+        given = {
+            name: x.float()
+            for name, x in check_tensors(self.variant, tensors, sizes, q).items()  # type: ignore[arg-type]
+        }
+        if return_lse and not self.softmax:
+            raise InputError(f"{self.variant.name!r} has no lse: it is of the state family")
+        state: torch.Tensor | None = None
+        if initial_state is not None or return_state:
+            shape = self._state_shape(q, k, v)
+            state = check_state(self.variant, initial_state, shape, q)  # type: ignore[arg-type]
+        values = list(given.values())
+        if needs_gradient(q, k, v, state, *values):
+            check_gradients(self.variant, given)  # type: ignore[arg-type]
+            results = Attention.apply(self.key, "", "fp32", q, k, v, state, *values)  # type: ignore[no-untyped-call]
+        elif torch.compiler.is_compiling():
+            results = FORWARD(self.key, q, k, v, values, state, "", "fp32")
+        else:
+            results = self.forward(q, k, v, values, state)
+            wide = all(isinstance(x, torch.Tensor) and x.dtype == torch.float32
+                       for x in tensors.values())  # fmt: skip
+            if key is not None and wide:
+                module = self._module(q, k, v, "forward", stateful=False)
+                self._seen.add(key, module.run, module.facts["tensors"])
+        if return_lse:
+            return results[0], results[1]
+        return (results[0], results[-1]) if return_state else results[0]
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        initial_state: torch.Tensor | None,
+        form: str | None = None,
+        precision: str = "fp32",
+    ) -> list[torch.Tensor]:
+        """What the kernels return of checked inputs: o, then row sums, then the final state."""
+        module = self._module(q, k, v, "forward", stateful=initial_state is not None)
+        named = dict(zip(self.tensor_names, tensors, strict=True))
+        arguments = [q, k, v, *(named[name] for name in module.facts["tensors"])]
+        if initial_state is not None:
+            arguments.append(initial_state)
+        results = run_on(q.device, module.run, arguments)
+        return list(results) if isinstance(results, tuple | list) else [results]
+
+    def backward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        initial_state: torch.Tensor | None,
+        kept: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        wanted: tuple[str, ...],
+        form: str | None = None,
+        precision: str = "fp32",
+    ) -> list[torch.Tensor]:
+        """Gradients of q, k, v, the declared tensors in `wanted`, and the initial state."""
+        stateful = initial_state is not None
+        module = self._module(q, k, v, "backward", stateful=stateful, wanted=wanted)
+        named = dict(zip(self.tensor_names, tensors, strict=True))
+        taken = [named[name] for name in module.facts["tensors"]]
+        arguments = gradient_arguments(q, k, v, taken, kept, gradients, initial_state)
+        results = list(run_on(q.device, module.run, arguments))
+        return gradient_results(
+            results, module.facts["wanted"], wanted, named, stateful=stateful
+        )  # fmt: skip
+
+    def _state_shape(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[int, int, int, int]:
+        facts = self._module(q, k, v, "forward", stateful=True).facts
+        heads = q.shape[2] if facts["state_heads"] == "query" else k.shape[2]
+        return (q.shape[0], heads, facts["state_rows"], facts["state_columns"])
+
+    def _module(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        phase: str,
+        *,
+        stateful: bool,
+        wanted: tuple[str, ...] = (),
+    ) -> LoadedModule:
+        whole = q.shape[1] == k.shape[1]
+        key = (q.device, q.dtype, q.shape[-1], v.shape[-1], whole, phase, stateful, wanted)
+        found = self._loaded.get(key)
+        if found is None:
+            facts = self._pick(q, v, phase, whole=whole, stateful=stateful, wanted=wanted)
+            with torch.cuda.device(q.device):
+                found = LoadedModule(facts["facts"], self._package.launcher(facts))
+            self._loaded[key] = found
+        return found
+
+    def _pick(
+        self,
+        q: torch.Tensor,
+        v: torch.Tensor,
+        phase: str,
+        *,
+        whole: bool,
+        stateful: bool,
+        wanted: tuple[str, ...],
+    ) -> Mapping[str, Any]:
+        """The module for a call, and of several the one that computes least beside."""
+        if not q.is_cuda:
+            raise InputError(f"q is on {q.device}; the package holds binaries for CUDA devices")
+        asked = {
+            "phase": phase, "dtype": DTYPE_NAMES[q.dtype], "qk": q.shape[-1], "v": v.shape[-1],
+            "stateful": stateful,
+        }  # fmt: skip
+        fitting = [
+            module
+            for module in self._modules
+            if all(module["facts"][name] == value for name, value in asked.items())
+            and (whole or module["facts"]["form"] != "chunked")
+            and set(wanted) <= {*module["facts"].get("gradients", ())}
+        ]
+        capability = torch.cuda.get_device_capability(q.device)
+        running = [module for module in fitting if runs_on(module["facts"]["target"], capability)]
+        if running:
+            return min(
+                running,
+                key=lambda m: (
+                    -int(m["facts"]["target"].partition(":")[2]),
+                    # tokens of one length have the chunked form, where there is one
+                    m["facts"]["form"] != "chunked",
+                    len(m["facts"].get("gradients", ())),
+                ),
+            )
+        what = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not False)
+        lengths = "" if whole else ", TQ other than TK"
+        raise InputError(
+            f"{self.variant.name!r} was not built for {what}{lengths} on "
+            f"{torch.cuda.get_device_name(q.device)} (cuda:{capability[0]}{capability[1]})",
+            notes=tuple(f"built: {text}" for text in sorted({_shown(m) for m in self._modules})),
+            hints=("attnc build NAME --target cuda:.. --wheel makes another package",),
+        )
+
+
+def runs_on(target: str, capability: tuple[int, int]) -> bool:
+    """Whether binaries for a target run on a device.
+
+    From 9.0 on they use what only that very architecture has; before, a later one of the same
+    major version runs them.
+    """
+    backend, _, arch = target.partition(":")
+    major, minor = divmod(int(arch), 10) if backend == "cuda" else (-1, 0)
+    if major >= 9:
+        return (major, minor) == capability
+    return major == capability[0] and minor <= capability[1]
+
+
+def _shown(module: Mapping[str, Any]) -> str:
+    facts = module["facts"]
+    stateful = " with state" if facts["stateful"] else ""
+    return (
+        f"{facts['phase']}{stateful} {facts['dtype']} K={facts['qk']} V={facts['v']} "
+        f"{facts['target']}"
+    )

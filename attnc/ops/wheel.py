@@ -1,0 +1,128 @@
+"""A package of binaries as a wheel: what runs it is copied from here, so it needs no attnc."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import keyword
+import re
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import attnc
+from attnc.autotune.atomic_file import write_atomically
+from attnc.autotune.package import MANIFEST, PackagedModule, write_package
+from attnc.codegen.render import render_text
+from attnc.dsl.variant import Variant
+from attnc.errors import UsageError
+
+# what a package runs on, by the folder it stands in here; it imports nothing else of ours
+_VENDORED = (
+    ("", "errors"),
+    ("autotune", "launcher"),
+    ("autotune", "binary_kernel"),
+    ("ops", "autograd"),
+    ("ops", "gradients"),
+    ("ops", "inputs"),
+    ("ops", "operators"),
+    ("ops", "packaged_op"),
+    ("ops", "seen_calls"),
+)
+_IMPORT = re.compile(r"^from attnc(?:\.ops|\.autotune)?\.(\w+) import", re.MULTILINE)
+_TYPING_ONLY = re.compile(r"^if TYPE_CHECKING:\n(?:    .*\n)+\n*", re.MULTILINE)
+_TYPING_IMPORT = re.compile(r"^(from typing import .*?)(?:TYPE_CHECKING, |, TYPE_CHECKING)", re.M)
+_ALONE = re.compile(r"^from typing import TYPE_CHECKING\n", re.M)
+# a wheel's bytes do not depend on when it was made
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def write_wheel(
+    folder: Path, name: str, modules: Sequence[PackagedModule], variants: Sequence[Variant]
+) -> Path:
+    """Write `NAME-VERSION-py3-none-any.whl` into a folder; equal modules give equal bytes."""
+    check_name(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / name
+        manifest = write_package(package, modules, {v.name: _facts(v) for v in variants})
+        contents = {f"{name}/{path.name}": path.read_bytes() for path in package.iterdir()}
+        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert f"{name}/{MANIFEST}" in contents, "a package has a manifest"
+    for place, module in _VENDORED:
+        text = (files("attnc") / place / f"{module}.py").read_text(encoding="utf-8")
+        contents[f"{name}/{module}.py"] = vendored(text).encode()
+    ops = [{"name": v.name, "summary": v.summary} for v in variants]
+    first = render_text(
+        "wheel_init.jinja", name=name, version=attnc.__version__, ops=ops, digest=digest
+    )
+    contents[f"{name}/__init__.py"] = first.encode()
+    path = folder / f"{name}-{attnc.__version__}-py3-none-any.whl"
+    write_atomically(path, _zip(name, contents))
+    return path
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no name for a package.
+
+    Raises:
+        UsageError: a name that Python cannot import, or that is taken.
+    """
+    if not name.isidentifier() or keyword.iskeyword(name) or name in {"attnc", "torch", "triton"}:
+        raise UsageError(
+            f"--wheel {name!r} is no name for a package",
+            hints=("letters, digits and underscores, for example --wheel my_kernels",),
+        )
+
+
+def vendored(text: str) -> str:
+    """A module of ours as it stands in a wheel: beside its neighbours, with no types of ours."""
+    text = _TYPING_ONLY.sub("\n", text)
+    text = _ALONE.sub("", _TYPING_IMPORT.sub(r"\1", text))
+    return _IMPORT.sub(r"from .\1 import", text)
+
+
+def _facts(variant: Variant) -> dict[str, Any]:
+    return {
+        "digest": variant.digest,
+        "summary": variant.summary,
+        "family": variant.family,
+        "normalize": variant.normalize,
+        "tensors": [
+            {"name": t.name, "shape": list(t.shape), "grad": t.grad, "kind": t.kind}
+            for t in (*variant.params, *variant.inputs)
+        ],
+    }
+
+
+def _zip(name: str, contents: Mapping[str, bytes]) -> bytes:
+    info = f"{name}-{attnc.__version__}.dist-info"
+    metadata = (
+        f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {attnc.__version__}\n"
+        f"Summary: Attention kernels as binaries, built by attnc {attnc.__version__}\n"
+        "Requires-Python: >=3.10\nRequires-Dist: torch>=2.4\n"
+    )
+    wheel = "Wheel-Version: 1.0\nGenerator: attnc\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    everything = {
+        **dict(sorted(contents.items())),
+        f"{info}/METADATA": metadata.encode(),
+        f"{info}/WHEEL": wheel.encode(),
+    }
+    record = [f"{path},sha256={_hash(data)},{len(data)}" for path, data in everything.items()]
+    record.append(f"{info}/RECORD,,")
+    everything[f"{info}/RECORD"] = ("\n".join(record) + "\n").encode()
+    with tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path, data in everything.items():
+                entry = zipfile.ZipInfo(path, _EPOCH)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, data)
+        file.seek(0)
+        return file.read()
+
+
+def _hash(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
