@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from attnc.autotune.launcher import Driver, Prepared
+from attnc.autotune.launcher import Driver, LaunchError, Prepared
 
 # launches remembered a kernel and thread; lengths that never repeat would fill memory
 _MOST = 1024
@@ -31,14 +31,14 @@ def cdiv(number: int, step: int) -> int:
 class BinaryKernel:
     """Launches as Triton's own kernels do: `kernel[grid](*tensors, *numbers, **constants)`.
 
-    `usual` and `general` are entries of a manifest; `read` gives the bytes of a file of theirs,
-    verified.
+    `usual` and `general` are entries of a manifest, None where all calls keep the promises; `read`
+    gives the bytes of a file of theirs, verified.
     """
 
     def __init__(
         self,
         usual: Mapping[str, Any],
-        general: Mapping[str, Any],
+        general: Mapping[str, Any] | None,
         read: Callable[[Mapping[str, Any]], bytes],
         driver: Driver,
     ) -> None:
@@ -76,6 +76,8 @@ class BinaryKernel:
         promised = self._usual["arguments"][self._tensors :]
         usual = aligned and keeps_promises(promised, numbers)
         entry = self._usual if usual else self._general
+        if entry is None:
+            raise LaunchError(f"{self._usual['entry']} was promised other strides or alignment")
         kinds = [argument["type"] for argument in entry["arguments"]]
         given = kinds[self._tensors : self._tensors + len(numbers)]
         taken = [(kind, x) for kind, x in zip(given, numbers, strict=True) if kind != "constexpr"]
@@ -97,6 +99,20 @@ class BinaryKernel:
             known = self._driver.load(self._read(entry), entry["entry"], entry["shared_bytes"])
             self._functions[entry["file"], device] = known
         return known
+
+
+def load_launcher(
+    source: bytes, place: str, package: str, kernels: Mapping[str, BinaryKernel]
+) -> dict[str, Any]:
+    """Run the text of a launcher with its kernels in place; its functions by name.
+
+    `package` is the one that holds this module, under whatever name.
+    """
+    space: dict[str, Any] = {"__name__": f"{package}.launcher_text", "__package__": package}
+    # the caller has compared these very bytes with their digest
+    exec(compile(source, place, "exec"), space)  # noqa: S102
+    space.update(kernels)
+    return space
 
 
 def keeps_promises(promised: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from attnc.autotune.tuning_journal import TuningJournal
 from attnc.autotune.worker_process import WorkerDied, WorkerProcess
 
 _MODULE = "attnc.autotune.measure_worker"
@@ -23,8 +24,9 @@ _TIE = 0.02
 class Trial:
     """One candidate: its emitted module, its text, and what became of it.
 
-    `label` is the pass that it varies, for lists; `footprint` is its SRAM in bytes; `problem` says
-    why it has no time.
+    On a GPU the module is a launcher of `kernels`, entries as a manifest has them. `label` is the
+    pass that it varies, for lists; `footprint` is its SRAM in bytes; `problem` says why it has no
+    time.
     """
 
     path: Path
@@ -33,6 +35,7 @@ class Trial:
     predicted_us: float
     footprint: int
     spills: int | None = None
+    kernels: list[dict[str, Any]] = field(default_factory=list)
     samples: list[float] = field(default_factory=list)
     problem: str = ""
 
@@ -54,11 +57,15 @@ Shown = Callable[[Sequence[Trial]], None]
 
 
 class Bench:
-    """A worker with inputs on a device; started again whenever a candidate takes it down."""
+    """A worker with inputs on a device; started again whenever a candidate takes it down.
 
-    def __init__(self, device: str, inputs: Path, *, timeout_s: float = 30.0) -> None:
-        self._device, self._inputs, self._timeout_s = device, inputs, timeout_s
-        self._worker: WorkerProcess | None = None
+    The worker starts at once, so that it is ready when the inputs are: `load` names their file.
+    """
+
+    def __init__(self, device: str, *, timeout_s: float = 30.0) -> None:
+        self._device, self._timeout_s = device, timeout_s
+        self._inputs: Path | None = None
+        self._worker: WorkerProcess | None = self._start()
 
     def __enter__(self) -> Self:
         return self
@@ -72,28 +79,11 @@ class Bench:
         if self._worker is not None and self._worker.alive:
             self._worker.close()
 
-    def compile(self, trials: Sequence[Trial], function: str) -> None:
-        """Compile all side by side; where that takes the worker down, one by one."""
-        left = [trial for trial in trials if not trial.problem]
-        for group in ([left], [[trial] for trial in left]):
-            done = True
-            for part in group:
-                reply = self._ask(
-                    {"ask": "compile", "paths": [str(t.path) for t in part], "function": function},
-                    # a compiler takes seconds where a kernel takes none
-                    timeout_s=self._timeout_s * 4,
-                )
-                if "figures" not in reply:
-                    done = False
-                    if len(part) == 1:
-                        part[0].problem = str(reply["error"])
-                    continue
-                for trial, figures in zip(part, reply["figures"], strict=True):
-                    trial.problem = figures.get("error", "")
-                    trial.spills = figures.get("spills")
-                    trial.footprint = figures.get("shared", trial.footprint)
-            if done:
-                return
+    def load(self, inputs: Path) -> None:
+        """Take the arguments, expected outputs and bounds of a file for all that follows."""
+        self._inputs = inputs
+        if self._worker is not None and self._worker.alive:
+            self._worker.ask({"ask": "load", "inputs": str(inputs)})
 
     def time(
         self,
@@ -104,29 +94,39 @@ class Bench:
         rounds: int = _ROUNDS,
         repeats: int = _REPEATS,
         show: Shown | None = None,
+        journal: TuningJournal | None = None,
     ) -> None:
         """Sample all trials in turn, round after round, until the clock (`time.monotonic`) says so.
 
-        A round that is begun is finished, so that every candidate has as many samples.
+        A round that is begun is finished, so that every candidate has as many samples. What a
+        journal knows is not measured again.
         """
         for number in range(rounds):
             if number and time.monotonic() > until:
                 return
             for trial in trials:
-                if trial.problem:
+                if trial.problem or len(trial.samples) >= (number + 1) * repeats:
                     continue
                 request = {"ask": "sample", "path": str(trial.path), "function": function,
-                           "repeats": repeats}  # fmt: skip
+                           "repeats": repeats, "kernels": trial.kernels}  # fmt: skip
                 reply = self._ask(request, timeout_s=self._timeout_s)
                 trial.problem = str(reply.get("error") or reply.get("wrong") or "")
-                trial.samples += reply.get("ms", [])
+                samples = reply.get("ms", [])
+                trial.samples += samples
+                if journal is not None:
+                    journal.note(trial, samples)
                 if show is not None:
                     show(trials)
 
+    def _start(self) -> WorkerProcess:
+        environment = {"TRITON_INTERPRET": "1" if self._device == "cpu" else None}
+        return WorkerProcess(_MODULE, [self._device], environment)
+
     def _ask(self, request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         if self._worker is None or not self._worker.alive:
-            environment = {"TRITON_INTERPRET": "1" if self._device == "cpu" else None}
-            self._worker = WorkerProcess(_MODULE, [self._device, str(self._inputs)], environment)
+            self._worker = self._start()
+            if self._inputs is not None:
+                self._worker.ask({"ask": "load", "inputs": str(self._inputs)})
         late = threading.Event()
 
         def expire(worker: WorkerProcess) -> None:

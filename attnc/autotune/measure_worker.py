@@ -1,7 +1,7 @@
-"""The process that times candidates: `python -m attnc.autotune.measure_worker DEVICE INPUTS`.
+"""The process that times candidates: `python -m attnc.autotune.measure_worker DEVICE`.
 
-INPUTS is a file of arguments, expected outputs and how far each may be from them. A candidate that
-crashes, hangs or poisons the CUDA context takes this process with it and nothing else.
+`load` names a file of arguments, expected outputs and how far each may be from them. A candidate
+that crashes, hangs or poisons the CUDA context takes this process with it and nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ _FLUSHED_BYTES = 1 << 30
 
 
 def main() -> None:
-    """Take the pipes, load the inputs, and answer."""
-    device, inputs = sys.argv[1], Path(sys.argv[2])
+    """Take the pipes, wake the device, and answer."""
+    device = sys.argv[1]
     channel = WorkerChannel.take_over()
     if device == "cpu":
         # triton reads it once, on import
@@ -35,55 +35,67 @@ def main() -> None:
         bfloat16.install()
         interpreter_repairs.repair_index()
         interpreter_repairs.poison_empty()
+    else:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     torch.set_grad_enabled(False)
-    channel.serve(_Timer(device, torch.load(inputs, map_location=device)).answer)
+    channel.serve(_Timer(device).answer)
 
 
 class _Timer:
-    def __init__(self, device: str, facts: dict[str, Any]) -> None:
+    def __init__(self, device: str) -> None:
         self._device = device
-        self._arguments: list[Any] = facts["arguments"]
-        self._expected: list[Any] = facts["expected"]
-        self._bounds: list[float] = facts["bounds"]
+        self._arguments: list[Any] = []
+        self._expected: list[Any] = []
+        self._bounds: list[float] = []
+        self._runs: dict[tuple[str, str], Callable[..., Any]] = {}
         self._flush: Any = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """`compile` prepares modules side by side; `sample` checks one and times it."""
+        """`load` takes inputs; `sample` checks a candidate and times it."""
         try:
-            if request["ask"] == "compile":
-                return {"figures": self._compile(request["paths"], request["function"])}
-            return self._sample(request["path"], request["function"], request["repeats"])
+            if request["ask"] == "load":
+                return self._load(request["inputs"])
+            run = self._run_of(request)
+            return self._sample(run, request["repeats"])
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"[:300]}
 
-    def _compile(self, paths: list[str], function: str) -> list[dict[str, Any]]:
-        if self._device == "cpu":
-            return [{} for _ in paths]
-
+    def _load(self, path: str) -> dict[str, Any]:
         import torch
 
-        from attnc.autotune.first_call import compile_passes
-        from attnc.autotune.module_cache import load_module
+        facts = torch.load(path, map_location=self._device)
+        self._arguments, self._expected = facts["arguments"], facts["expected"]
+        self._bounds = facts["bounds"]
+        return {}
 
-        def one(path: str) -> dict[str, Any]:
-            try:
-                kernels = compile_passes(
-                    load_module(Path(path)), function, self._arguments, torch.device("cuda")
-                )
-            except Exception as error:
-                return {"error": f"{type(error).__name__}: {error}"[:300]}
-            return {
-                "shared": max((kernel.metadata.shared for kernel in kernels), default=0),
-                "spills": sum(kernel.n_spills or 0 for kernel in kernels),
-            }
+    def _run_of(self, request: dict[str, Any]) -> Callable[..., Any]:
+        key = request["path"], request["function"]
+        if key not in self._runs:
+            self._runs[key] = self._find(request)
+        return self._runs[key]
 
-        with ThreadPoolExecutor(min(8, len(paths))) as pool:
-            return list(pool.map(one, paths))
+    def _find(self, request: dict[str, Any]) -> Callable[..., Any]:
+        from attnc.autotune.module_cache import load_module, read_verified
 
-    def _sample(self, path: str, function: str, repeats: int) -> dict[str, Any]:
-        from attnc.autotune.module_cache import load_module
+        path = Path(request["path"])
+        if not request["kernels"]:
+            run: Callable[..., Any] = getattr(load_module(path), request["function"])
+            return run
+        from attnc.autotune.binary_kernel import BinaryKernel, load_launcher
+        from attnc.autotune.launcher import Driver
 
-        run = getattr(load_module(Path(path)), function)
+        driver = Driver()
+        kernels = {
+            entry["kernel"]: BinaryKernel(
+                entry, None, lambda e: Path(e["file"]).read_bytes(), driver
+            )
+            for entry in request["kernels"]
+        }
+        space = load_launcher(read_verified(path), str(path), "attnc.autotune", kernels)
+        found: Callable[..., Any] = space[request["function"]]
+        return found
+
+    def _sample(self, run: Callable[..., Any], repeats: int) -> dict[str, Any]:
         outputs = run(*self._arguments)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for number, (out, expected, bound) in enumerate(
@@ -95,7 +107,7 @@ class _Timer:
                 return {"wrong": f"output {number} is {far}"}
         return {"ms": [self._time(run) for _ in range(repeats)]}
 
-    def _time(self, run: Any) -> float:
+    def _time(self, run: Callable[..., Any]) -> float:
         if self._device == "cpu":
             start = time.perf_counter()
             run(*self._arguments)

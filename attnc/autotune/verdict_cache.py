@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from dataclasses import asdict
@@ -16,19 +17,38 @@ from attnc.autotune.verdict import Verdict, verdict_from_json, verdict_to_json
 from attnc.codegen.kernel_spec import KernelSpec
 
 # counts up with every change to what a verdict holds or how it is obtained
-_FORMAT = 1
+_FORMAT = 2
 
 
 def verdict_key(source: bytes, kernel: KernelSpec, target: Target) -> str:
-    """The digest of all that decides a verdict: source, spec, target and Triton's version."""
+    """The digest of all that decides a verdict: its text, spec, target and Triton's version.
+
+    `source` is the module's; other kernels of it, and its launcher, decide nothing.
+    """
     facts = [
         _FORMAT,
         triton_version(),
-        hashlib.sha256(source).hexdigest(),
+        hashlib.sha256(kernel_text(source, kernel.name)).hexdigest(),
         asdict(kernel),
         str(target),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def kernel_text(source: bytes, name: str) -> bytes:
+    """A kernel of a module with what it may refer to: imports, constants and helpers (`_name`)."""
+    lines = source.splitlines(keepends=True)
+    kept = []
+    for node in ast.parse(source).body:
+        start = node.lineno
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if node.name != name and not node.name.startswith("_"):
+                continue
+            start = min([start, *(decorator.lineno for decorator in node.decorator_list)])
+        elif isinstance(node, ast.Expr):
+            continue  # the docstring
+        kept += lines[start - 1 : node.end_lineno]
+    return b"".join(kept)
 
 
 def read_verdict(key: str) -> Verdict | None:

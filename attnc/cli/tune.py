@@ -122,7 +122,7 @@ def seconds_of(text: str) -> float:
 def _table(job: Job, trials: Sequence[Trial]) -> Table:
     from rich.text import Text
 
-    rows = table("candidate", figures=("predicted us", "SRAM B", "spills", "ms", "noise"))
+    rows = table("candidate", figures=("predicted us", "SRAM B", "spilled B", "ms", "noise"))
     rows.title = f"{job.op.variant.name} {job.phase}, {job.dtype}, {job.shape}"
     timed = [trial for trial in trials if trial.samples and not trial.problem]
     best = min((trial.ms for trial in timed), default=0.0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from attnc.autotune.binary_kernel import BinaryKernel
+from attnc.autotune.binary_kernel import BinaryKernel, load_launcher
 from attnc.autotune.launcher import Driver
 from attnc.errors import CacheError, InputError
 from attnc.ops.autograd import Attention
@@ -91,17 +91,15 @@ class Package:
         if self._driver is None:
             self._driver = Driver()
         general = {entry["kernel"]: entry for entry in module["general"]}
-        space: dict[str, Any] = {
+        kernels = {
             entry["kernel"]: BinaryKernel(
                 entry, general[entry["kernel"]], self.read, self._driver
             )
             for entry in module["kernels"]
         }  # fmt: skip
-        package = __name__.rpartition(".")[0]
-        space |= {"__name__": f"{package}.{module['name']}", "__package__": package}
-        source = self.read(module["launcher"])
         place = str(self._folder / module["launcher"]["file"])
-        exec(compile(source, place, "exec"), space)  # noqa: S102 - these very bytes were built
+        package = __name__.rpartition(".")[0]
+        space = load_launcher(self.read(module["launcher"]), place, package, kernels)
         run: Callable[..., Any] = space[module["facts"]["phase"]]
         return run
 

@@ -11,8 +11,10 @@ from attnc.autotune.tuning_store import Tuned, TuningStore
 from attnc.codegen.choice import Bucket, chosen, kernel_key
 from attnc.codegen.plan import Plan
 from attnc.ops.placement import device_model
+from attnc.ops.ranks import from_rank_zero
 
 _generation = [0]
+_shared: dict[str, dict[str, Tuned]] = {}
 
 
 @cache
@@ -27,7 +29,8 @@ def _model(device: torch.device) -> str:
 
 def tuned_plan(ranked: Sequence[Plan], device: torch.device, bucket: Bucket) -> Plan | None:
     """The plan that tuning chose for a device and a bucket; None where it did not, or is stale."""
-    answers = _answers(_model(device))
+    model = _model(device)
+    answers = _shared[model] if model in _shared else _answers(model)
     if not answers:
         return None
     found = answers.get(f"{kernel_key(ranked[0])} {bucket}")
@@ -39,7 +42,21 @@ def generation() -> int:
     return _generation[0]
 
 
+def share_tuned(device: torch.device | str = "cuda") -> int:
+    """Let all ranks of a distributed job use the answers that rank 0 reads; how many there are.
+
+    Every rank has to call, before its first call of an op. Ranks read their stores when they first
+    need them: where one is written in the meantime, or each machine has its own, they would differ.
+    """
+    model = device_model(torch.device(device))
+    answers = from_rank_zero(lambda: TuningStore().read(model))
+    _shared[model] = answers
+    _generation[0] += 1
+    return len(answers)
+
+
 def forget() -> None:
     """Read the store anew at the next call: this process has tuned."""
     _answers.cache_clear()
+    _shared.clear()
     _generation[0] += 1

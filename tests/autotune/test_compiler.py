@@ -136,16 +136,27 @@ def test_a_verdict_that_was_damaged_is_compiled_again(verdicts, matmul, cache):
 
 def test_everything_that_decides_a_verdict_is_in_its_key():
     spec, target = add_spec(), Target.parse("cuda:80")
+    first = b"@jit\ndef add_kernel(x):\n    x + _one()\n\n\ndef _one():\n    return 1\n"
     changes = [
-        (b"x", spec, target),
-        (b"y", spec, target),
-        (b"x", replace(spec, num_warps=4), target),
-        (b"x", replace(spec, num_stages=4), target),
-        (b"x", add_spec(128), target),
-        (b"x", replace(spec, arguments=(replace(spec.arguments[0], divisible16=False),)), target),
-        (b"x", spec, Target.parse("cuda:90")),
+        (first, spec, target),
+        (first.replace(b"x + ", b"x - "), spec, target),
+        (first.replace(b"return 1", b"return 2"), spec, target),
+        (first.replace(b"@jit", b"@jit(fast)"), spec, target),
+        (b"BIG = 4\n" + first, spec, target),
+        (first, replace(spec, num_warps=4), target),
+        (first, replace(spec, num_stages=4), target),
+        (first, add_spec(128), target),
+        (first, replace(spec, arguments=(replace(spec.arguments[0], divisible16=False),)), target),
+        (first, spec, Target.parse("cuda:90")),
     ]
     assert len({verdict_key(*change) for change in changes}) == len(changes)
+
+
+def test_other_kernels_launchers_and_headers_of_a_module_do_not_decide_a_verdict():
+    spec, target = add_spec(), Target.parse("cuda:80")
+    first = b"@jit\ndef add_kernel(x):\n    x + 1\n"
+    more = b'"""A header."""\n\n' + first + b"\n\ndef forward(x):\n    add_kernel[1](x)\n"
+    assert verdict_key(first, spec, target) == verdict_key(more, spec, target)
 
 
 def test_a_verdict_survives_json(verdicts):
