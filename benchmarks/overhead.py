@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 import attnc
-from attnc.autotune.fast_kernel import FastKernel, kernels_of
-from attnc.autotune.module_cache import load_module
+from attnc.autotune.fast_kernel import FastKernel
 from attnc.ops.shipped import shipped
 from benchmarks.record import write
 
@@ -58,8 +57,7 @@ def run(name: str, shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
         row["op_us"] = host_us(lambda: op(q, k, v, **extra))
         row["empty_us"] = host_us(lambda: torch.empty_like(q))
         (built,) = op._built.values()
-        module = load_module(built.path)
-        launches = _launches(module, built, q, k, v, extra)
+        launches = _launches(built.run, [q, k, v, *extra.values()])
         row["kernels"] = len(launches)
         row["launch_us"] = host_us(lambda: [fast() for fast, _ in launches]) / len(launches)
         row["triton_launch_us"] = host_us(lambda: [own() for _, own in launches]) / len(launches)
@@ -79,34 +77,31 @@ def run(name: str, shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     yield row
 
 
-def _launches(
-    module: Any, built: Any, q: Any, k: Any, v: Any, extra: dict[str, Any]
-) -> list[tuple[Callable[[], Any], Callable[[], Any]]]:
+def _launches(run: Any, arguments: list[Any]) -> list[tuple[Callable[[], Any], Callable[[], Any]]]:
     """Every launch of one call, through the fast path and through Triton."""
     found: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
-    kernels = kernels_of(module)
+    space = run.__globals__
+    kernels = {name: x for name, x in space.items() if isinstance(x, FastKernel)}
 
     class Recorder:
-        def __init__(self, kernel: Any) -> None:
+        def __init__(self, kernel: FastKernel) -> None:
             self.kernel = kernel
 
-        def __getitem__(self, grid: Any) -> Callable[..., None]:
-            def record(*args: Any, **kwargs: Any) -> None:
-                fast, own = self.kernel, self.kernel
-                assert isinstance(fast, FastKernel)
-                own = fast.kernel
-                fast[grid](*args, **kwargs)
-                found.append(
-                    (lambda: fast[grid](*args, **kwargs), lambda: own[grid](*args, **kwargs))
+        def launch(self, grid: Any, tensors: Any, numbers: Any) -> None:
+            fast, own, constants = self.kernel, self.kernel._kernel, self.kernel._constants
+            fast.launch(grid, tensors, numbers)
+            found.append(
+                (
+                    lambda: fast.launch(grid, tensors, numbers),
+                    lambda: own[grid](*tensors, *numbers, **constants),
                 )
-
-            return record
+            )
 
     try:
-        vars(module).update({name: Recorder(kernel) for name, kernel in kernels.items()})
-        built.run(q, k, v, *extra.values())
+        space.update({name: Recorder(kernel) for name, kernel in kernels.items()})
+        run(*arguments)
     finally:
-        vars(module).update(kernels)
+        space.update(kernels)
     return found
 
 

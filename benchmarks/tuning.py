@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,68 +45,89 @@ CASES = tuple(
 )
 
 
-def search(case: Case, *, exhaustive: bool) -> dict[str, Any]:
-    """One tuning run in this process: its seconds, its answer and all its trials."""
-    start = time.time()
+def job_of(case: Case) -> Any:
+    """The case as tuning takes it."""
     import attnc
-    from attnc.autotune.tuning_store import TuningStore
     from attnc.ops.draw import Shape
     from attnc.ops.shipped import shipped
-    from attnc.ops.tune import tune
+    from attnc.ops.tune import Job
 
     batch, tokens, heads, qk, v = case.shape
     shape = Shape(batch, tokens, tokens, heads, heads, qk, v)
+    return Job(attnc.compile(shipped()[case.variant]), shape, "bf16", case.phase)
+
+
+def search(case: Case, *, exhaustive: bool) -> dict[str, Any]:
+    """One tuning run in this process: its seconds, its answer and all its trials."""
+    start = time.time()
+    from attnc.autotune.tuning_store import TuningStore
+    from attnc.ops.tune import tune
+
+    job = job_of(case)
+    ready = time.time()
     (result,) = tune(
-        attnc.compile(shipped()[case.variant]), [shape], phases=[case.phase],
-        budget_s=600 if exhaustive else 60, exhaustive=exhaustive,
-        store=TuningStore(Path(os.environ["TRITON_CACHE_DIR"]) / "store"),
+        job.op, [job.shape], phases=[case.phase], budget_s=600 if exhaustive else 60,
+        exhaustive=exhaustive, store=TuningStore(Path(os.environ["ATTNC_CACHE_DIR"]) / "tuning"),
     )  # fmt: skip
     trials = [
-        {"text": t.text, "label": t.label, "predicted_us": t.predicted_us, "shared": t.footprint,
-         "spills": t.spills, "ms": t.ms if t.samples else None, "noise": t.noise,
-         "problem": t.problem}
+        {"label": t.label, "predicted_us": round(t.predicted_us, 1), "shared": t.footprint,
+         "spills": t.spills, "ms": round(t.ms, 5) if t.samples else None,
+         "noise": round(t.noise, 4) if t.samples else None, "problem": t.problem}
         for t in result.trials
     ]  # fmt: skip
     return {
-        "seconds": round(time.time() - start, 1),
+        "imports_s": round(ready - start, 1),
+        "seconds": round(time.time() - ready, 1),
         "answer": None if result.answer is None else asdict(result.answer),
         "trials": trials,
     }
 
 
-def run(case: Case) -> Iterator[dict[str, Any]]:
-    """Both searches, each a process with empty caches; the ranked one's winner among all others."""
-    found: dict[str, dict[str, Any]] = {}
+def final(case: Case, choices: list[list[str]]) -> list[float]:
+    """Milliseconds of winners, timed in turn."""
+    import torch
+
+    from attnc.codegen.choice import chosen
+    from attnc.ops.tune import race, ranked_plans
+
+    job = job_of(case)
+    ranked = ranked_plans(job, torch.device("cuda"))
+    found = [chosen(ranked, tuple(choice)) for choice in choices]
+    return race(job, found)
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Both searches, each a process with empty caches, and a race of their winners."""
+    row: dict[str, Any] = asdict(case)
+    facts: dict[str, dict[str, Any]] = {}
     for how in ("ranked", "exhaustive"):
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.tuning",
-                "-",
-                json.dumps(asdict(case)),
-                how,
-            ]
-            start = time.time()
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False,
-                env=os.environ | {"TRITON_CACHE_DIR": folder, "XDG_CACHE_HOME": folder},
-            )  # fmt: skip
-            if done.returncode:
-                yield {**asdict(case), "how": how, "error": done.stderr[-1500:]}
-                return
-            found[how] = json.loads(done.stdout.splitlines()[-1])
-            found[how]["wall_seconds"] = round(time.time() - start, 1)
-    times = {t["text"]: t["ms"] for t in found["exhaustive"]["trials"] if t["ms"]}
-    row: dict[str, Any] = {**asdict(case)}
-    answers = {how: facts["answer"] for how, facts in found.items()}
-    if all(answers.values()):
-        best = min(answers["exhaustive"]["ms"], *times.values())
-        mine = times.get("; ".join(answers["ranked"]["choice"]), answers["ranked"]["ms"])
-        row |= {"loss": round(mine / best - 1, 4), "ranked_ms": mine, "best_ms": best}
-    row |= {f"{how}_seconds": facts["wall_seconds"] for how, facts in found.items()}
-    row |= {"ranked": found["ranked"], "exhaustive": found["exhaustive"]}
-    yield row
+            found, seconds = _process(case, how, folder)
+        if isinstance(found, str):
+            return {**row, "how": how, "error": found}
+        facts[how] = found
+        row[f"{how}_wall_s"] = seconds
+        row[f"{how}_s"] = found["seconds"]
+    choices = [facts[how]["answer"]["choice"] for how in facts if facts[how]["answer"]]
+    if len(choices) == 2:
+        row["same"] = choices[0] == choices[1]
+        times, _ = _process(case, json.dumps(choices), os.environ.get("ATTNC_CACHE_DIR", ""))
+        if not isinstance(times, str):
+            row |= {"race_ms": times, "loss": round(times[0] / times[1] - 1, 4)}
+    return {**row, **facts}
+
+
+def _process(case: Case, what: str, folder: str) -> tuple[Any, float]:
+    command = [sys.executable, "-m", "benchmarks.tuning", "-", json.dumps(asdict(case)), what]
+    start = time.time()
+    caches = {"TRITON_CACHE_DIR": folder, "ATTNC_CACHE_DIR": folder} if folder else {}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | caches
+    )  # fmt: skip
+    seconds = round(time.time() - start, 1)
+    if done.returncode:
+        return done.stderr[-1500:], seconds
+    return json.loads(done.stdout.splitlines()[-1]), seconds
 
 
 def main() -> None:
@@ -119,15 +139,18 @@ def main() -> None:
     if options.out == "-":
         facts = json.loads(options.one[0])
         case = Case(facts["variant"], facts["phase"], tuple(facts["shape"]))
-        print(json.dumps(search(case, exhaustive=options.one[1] == "exhaustive")))
+        what = options.one[1]
+        if what in {"ranked", "exhaustive"}:
+            print(json.dumps(search(case, exhaustive=what == "exhaustive")))
+        else:
+            print(json.dumps(final(case, json.loads(what))))
         return
     rows: list[dict[str, Any]] = []
     for number in options.cases:
-        for row in run(CASES[number]):
-            rows.append(row)
-            short = {k: v for k, v in row.items() if k not in {"ranked", "exhaustive"}}
-            print(short, flush=True)
-            write(Path(options.out), rows)
+        row = run(CASES[number])
+        rows.append(row)
+        print({k: v for k, v in row.items() if not isinstance(v, dict)}, flush=True)
+        write(Path(options.out), rows)
 
 
 if __name__ == "__main__":

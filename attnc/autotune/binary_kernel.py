@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from operator import methodcaller
 from typing import Any
 
 import torch
@@ -19,7 +17,6 @@ from attnc.autotune.launcher import Driver, LaunchError, Prepared
 
 # launches remembered a kernel and thread; lengths that never repeat would fill memory
 _MOST = 1024
-_pointer = methodcaller("data_ptr")
 _INT32 = range(-(1 << 31), 1 << 31)
 
 
@@ -29,7 +26,7 @@ def cdiv(number: int, step: int) -> int:
 
 
 class BinaryKernel:
-    """Launches as Triton's own kernels do: `kernel[grid](*tensors, *numbers, **constants)`.
+    """A kernel for a launcher to launch.
 
     `usual` and `general` are entries of a manifest, None where all calls keep the promises; `read`
     gives the bytes of a file of theirs, verified.
@@ -48,18 +45,16 @@ class BinaryKernel:
         self._functions: dict[tuple[str, int], int] = {}
         self._local = threading.local()
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return partial(self._launch, grid)
-
-    def _launch(self, grid: tuple[int, ...], *arguments: Any, **_constants: Any) -> None:
-        pointers = [*map(_pointer, arguments[: self._tensors])]
-        numbers = arguments[self._tensors :]
+    def launch(
+        self, grid: tuple[int, int, int], tensors: Sequence[Any], numbers: tuple[int, ...]
+    ) -> None:
+        """Queue one run on the current device's current stream."""
+        pointers = [tensor.data_ptr() for tensor in tensors]
         alignment = 0
         for pointer in pointers:
             alignment |= pointer
-        aligned = not alignment & 15
         device = torch._C._cuda_getDevice()
-        key = (device, aligned, numbers)
+        key = (device, not alignment & 15, numbers)
         try:
             prepared: Prepared | None = self._local.known.get(key)
         except AttributeError:
@@ -67,10 +62,9 @@ class BinaryKernel:
         if prepared is None:
             if len(self._local.known) >= _MOST:
                 self._local.known.clear()
-            prepared = self._prepare(device, aligned, numbers)
+            prepared = self._prepare(device, not alignment & 15, numbers)
             self._local.known[key] = prepared
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        prepared.launch((*grid, 1, 1)[:3], stream, pointers)
+        prepared.launch(grid, torch._C._cuda_getCurrentRawStream(device), pointers)
 
     def _prepare(self, device: int, aligned: bool, numbers: Sequence[int]) -> Prepared:
         promised = self._usual["arguments"][self._tensors :]
@@ -102,7 +96,7 @@ class BinaryKernel:
 
 
 def load_launcher(
-    source: bytes, place: str, package: str, kernels: Mapping[str, BinaryKernel]
+    source: bytes, place: str, package: str, kernels: Mapping[str, object]
 ) -> dict[str, Any]:
     """Run the text of a launcher with its kernels in place; its functions by name.
 

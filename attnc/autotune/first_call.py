@@ -34,13 +34,10 @@ def compile_passes(
     """
     import torch
 
-    from attnc.autotune.fast_kernel import FastKernel, kernels_of
+    from attnc.autotune.fast_kernel import kernels_of
 
     kernels = kernels_of(module)
-    recorders = {
-        name: _Recorder(value.kernel if isinstance(value, FastKernel) else value)
-        for name, value in kernels.items()
-    }
+    recorders = {name: _Recorder(kernel) for name, kernel in kernels.items()}
     try:
         vars(module).update(recorders)
         with torch.cuda.device(device):

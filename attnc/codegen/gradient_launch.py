@@ -177,11 +177,9 @@ def _splits(plan: Plan, tile: Mapping[str, int]) -> list[str]:
 def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     kernel, tile = step.kernel, step.tile
     back = _REVERSED if kernel.name in {"dstate", "dscan", "dcarry"} else {}
-    arguments = [back.get(tensor.name, tensor.name) for tensor in kernel.tensors]
-    arguments += [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
+    numbers = [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
     scalars = kernel.scalars
-    arguments += ["TK" if kernel.name == "gates" and name == "T" else name for name in scalars]
-    arguments += [f"{name}={constant(plan, step, name)}" for name in kernel.constants]
+    numbers += ["TK" if kernel.name == "gates" and name == "T" else name for name in scalars]
     grids = {
         "dq": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
         "dkv": lambda: [f"triton.cdiv(TK, {tile['BS']}) * B * HKV"],
@@ -201,7 +199,9 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",
         grid=grids[kernel.name](),
-        arguments=arguments,
+        tensors=[back.get(tensor.name, tensor.name) for tensor in kernel.tensors],
+        numbers=numbers,
+        constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
         num_warps=step.num_warps,
         num_stages=step.num_stages,
     )

@@ -84,10 +84,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
 def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     kernel = step.kernel
     tile = step.tile
-    arguments = [tensor.given or tensor.name for tensor in kernel.tensors]
-    arguments += [f"*{t.given or t.name}.stride()" for t in kernel.tensors if t.axes]
-    arguments += _scalars(kernel.name, kernel.scalars)
-    arguments += [f"{name}={constant(plan, step, name)}" for name in kernel.constants]
+    strides = [f"*{t.given or t.name}.stride()" for t in kernel.tensors if t.axes]
     grids = {
         "online": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
         "parallel": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
@@ -99,7 +96,9 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",
         grid=grids[kernel.name](),
-        arguments=arguments,
+        tensors=[tensor.given or tensor.name for tensor in kernel.tensors],
+        numbers=[*strides, *_scalars(kernel.name, kernel.scalars)],
+        constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
         num_warps=step.num_warps,
         num_stages=step.num_stages,
     )

@@ -139,7 +139,7 @@ def render_text(template: str, **facts: object) -> str:
 def render_launcher(plan: Plan) -> str:
     """The launcher of a plan whose kernels are binaries: the module's, without what compiles."""
     back = plan.phase == "backward"
-    launch = (gradient_launch if back else launch_text)(plan, _render_call)
+    launch = (gradient_launch if back else launch_text)(plan, _render_binary_call)
     text = (
         _environment()
         .get_template("launcher.jinja")
@@ -170,7 +170,11 @@ def _launch_facts(launch: LaunchText | GradientLaunch) -> dict[str, object]:
 
 
 def _render_call(**facts: object) -> str:
-    return _environment().get_template("call.jinja").render(**facts)
+    return render_text("call.jinja", **facts)
+
+
+def _render_binary_call(**facts: object) -> str:
+    return render_text("binary_call.jinja", **facts)
 
 
 def _header(plan: Plan) -> tuple[str, ...]:

@@ -6,15 +6,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
+from attnc.autotune.binary_kernel import load_launcher
 from attnc.autotune.first_call import compile_passes
+from attnc.autotune.launcher import Driver
 from attnc.autotune.module_cache import load_module, store_module
 from attnc.codegen.device import Device
+from attnc.codegen.launch import constant
 from attnc.codegen.plan import Plan
-from attnc.codegen.render import render
+from attnc.codegen.render import kernel_symbol, render, render_launcher
 from attnc.errors import PlanError
 from attnc.ops.seen_calls import run_on
 
@@ -31,6 +35,7 @@ class Key:
     device: Device
     phase: str = "forward"
     wanted: tuple[str, ...] = ()
+    tensors: tuple[torch.dtype, ...] = ()
 
 
 @dataclass(slots=True)
@@ -75,11 +80,27 @@ def launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> list
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
+def fast_launcher(plan: Plan, module: ModuleType) -> Callable[..., Any]:
+    """The launcher of a loaded plan, its kernels ones that remember their dispatch."""
+    from attnc.autotune.fast_kernel import FastKernel
+
+    driver = Driver()
+    kernels = {}
+    for step in plan.passes:
+        symbol = kernel_symbol(plan, step.kernel)
+        constants = {name: constant(plan, step, name) for name in step.kernel.constants}
+        options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
+        kernels[symbol] = FastKernel(getattr(module, symbol), {**constants, **options}, driver)
+    text = render_launcher(plan)
+    run: Callable[..., Any] = load_launcher(
+        text.encode(), f"{module.__file__}: launcher", "attnc.autotune", kernels
+    )[plan.phase]
+    return run
+
+
 def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
     """Compile on this device; a plan that the compiler refuses gives way to the next."""
     from triton.runtime.errors import OutOfResources
-
-    from attnc.autotune.fast_kernel import quicken
 
     for rank in range(built.rank, len(built.plans)):
         plan = built.plans[rank]
@@ -92,13 +113,13 @@ def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -
         try:
             if len(plan.passes) > 1:
                 compile_passes(module, plan.phase, arguments, q.device)
+            run = fast_launcher(plan, module)
             with torch.cuda.device(q.device):
-                result = getattr(module, plan.phase)(*arguments)
+                result = run(*arguments)
         except OutOfResources as error:
             _say(f"the compiler refuses that plan: {error}")
             continue
-        quicken(module)
-        built.rank, built.path, built.run = rank, path, getattr(module, plan.phase)
+        built.rank, built.path, built.run = rank, path, run
         return result
     raise PlanError(
         f"the compiler refuses all {len(built.plans)} plans of {built.plan.variant.name!r} on "

@@ -139,7 +139,7 @@ class Op:
         else:
             results = self.forward(q, k, v, values, state, form, precision)
             if key is not None:
-                built = self._build(q, k, v, form, precision, stateful=False)
+                built = self._build(q, k, v, values, form, precision, stateful=False)
                 if built.run is not None:
                     self._seen.add(key, built.run, used_tensors(built.plan), generation())
         if return_lse:
@@ -157,7 +157,8 @@ class Op:
         precision: str,
     ) -> list[torch.Tensor]:
         """What the kernels return of checked inputs: o, then row sums, then the final state."""
-        built = self._build(q, k, v, form, precision, stateful=initial_state is not None)
+        stateful = initial_state is not None
+        built = self._build(q, k, v, tensors, form, precision, stateful=stateful)
         named = dict(zip(self.tensor_names, tensors, strict=True))
         arguments = [q, k, v, *(named[name] for name in used_tensors(built.plan))]
         if initial_state is not None:
@@ -183,7 +184,7 @@ class Op:
         final state.
         """
         built = self._build(
-            q, k, v, form, precision, stateful=initial_state is not None, wanted=wanted
+            q, k, v, tensors, form, precision, stateful=initial_state is not None, wanted=wanted
         )
         named = dict(zip(self.tensor_names, tensors, strict=True))
         taken = [named[name] for name in gradient_tensors(built.plan)]
@@ -298,6 +299,7 @@ class Op:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
         form: str | None,
         precision: str,
         *,
@@ -306,10 +308,13 @@ class Op:
     ) -> Built:
         bucket = Bucket.of(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
         dims = (q.shape[-1], v.shape[-1])
-        asked = (dims, q.dtype, form, stateful, precision, q.device, wanted, bucket, generation())
+        types = tuple(tensor.dtype for tensor in tensors)
+        asked = (
+            dims, q.dtype, types, form, stateful, precision, q.device, wanted, bucket, generation(),
+        )  # fmt: skip
         found = self._chosen.get(asked)
         if found is None:
-            found = self._choose(q, dims, form, stateful, precision, wanted, bucket)
+            found = self._choose(q, dims, types, form, stateful, precision, wanted, bucket)
             self._chosen[asked] = found
         return found
 
@@ -317,6 +322,7 @@ class Op:
         self,
         q: torch.Tensor,
         dims: tuple[int, int],
+        types: tuple[torch.dtype, ...],
         form: str | None,
         stateful: bool,
         precision: str,
@@ -325,9 +331,8 @@ class Op:
     ) -> Built:
         device = self._device or planner_device(q.device)
         phase = "forward" if wanted is None else "backward"
-        key = Key(
-            dims, DTYPE_NAMES[q.dtype], form, stateful, precision, device, phase, wanted or ()
-        )
+        dtype = DTYPE_NAMES[q.dtype]
+        key = Key(dims, dtype, form, stateful, precision, device, phase, wanted or (), types)
         ranked = self._ranked.get(key)
         if ranked is None:
             request = self.request(

@@ -133,7 +133,7 @@ class _Search:
     def run(self, job: Job, show: Shown | None) -> Result:
         """Measure one job's candidates, and keep what wins."""
         until = time.monotonic() + self.budget_s
-        ranked = _ranked(job, self.device)
+        ranked = ranked_plans(job, self.device)
         model = device_model(self.device)
         name = f"{kernel_key(ranked[0])}-{shape_name(job.shape)}"
         how = "exhaustive" if self.exhaustive else "ranked"
@@ -234,7 +234,8 @@ def _save_inputs(job: Job, plan: Plan, device: torch.device, file: Path) -> None
     torch.save(launch_facts(job.op, plan, job.shape, inputs, dtype), file)
 
 
-def _ranked(job: Job, device: torch.device) -> tuple[Plan, ...]:
+def ranked_plans(job: Job, device: torch.device) -> tuple[Plan, ...]:
+    """The legal plans of a job, the fastest by prediction first."""
     shape = job.shape
     work = Workload(shape.batch, shape.tq, shape.tk, shape.hq, shape.hkv)
     form = "parallel" if job.op.variant.family == "state" and shape.tq != shape.tk else None

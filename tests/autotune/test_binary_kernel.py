@@ -82,7 +82,7 @@ def kernel(library):
 def test_a_call_that_keeps_the_promises_runs_the_usual_binary(kernel, library):
     q = torch.zeros(64)
     for _ in range(2):
-        kernel[(3,)](q, 32, 1, 77, BT=64)
+        kernel.launch((3, 1, 1), (q,), (32, 1, 77))
     assert library.loaded == [b"usual.cubin"]
     assert library.attributes == [(8, 65_536)]
     # one stride and the length: the constant stride is compiled in
@@ -96,7 +96,7 @@ def test_a_call_that_keeps_the_promises_runs_the_usual_binary(kernel, library):
     ids=["pointer", "divisible", "inner stride", "wide stride"],
 )
 def test_a_call_that_breaks_a_promise_runs_the_general_binary(offset, numbers, kernel, library):
-    kernel[(3,)](torch.zeros(64)[offset:], *numbers, BT=64)
+    kernel.launch((3, 1, 1), (torch.zeros(64)[offset:],), numbers)
     assert library.loaded == [b"general.cubin"]
     raw = struct.pack("=qqii", *numbers, 0)
     assert library.launches == [(1, 256, raw)]
@@ -105,7 +105,7 @@ def test_a_call_that_breaks_a_promise_runs_the_general_binary(offset, numbers, k
 def test_both_binaries_serve_one_kernel_in_turn(kernel, library):
     q = torch.zeros(64)
     for stride in (1, 2, 1):
-        kernel[(1,)](q, 32, stride, 77)
+        kernel.launch((1, 1, 1), (q,), (32, stride, 77))
     assert library.loaded == [b"usual.cubin", b"general.cubin"]
     assert [function for function, _, _ in library.launches] == [1, 2, 1]
 

@@ -75,6 +75,7 @@ def test_the_manifest_names_every_file_with_its_digest_and_its_needs(tmp_path):
         "kernel": "based_state",
         "target": "cuda:90",
         "entry": "based_state_entry",
+        "parameters": None,
         "shared_bytes": 8192,
         "scratch_bytes": 0,
         "registers": 128,

@@ -97,11 +97,7 @@ def compiled(op: Op) -> int:
     count = 0
     for built in op._built.values():
         kernels = kernels_of(load_module(built.path)).values()
-        caches = [
-            held
-            for kernel in kernels
-            for held in getattr(kernel, "kernel", kernel).device_caches.values()
-        ]
+        caches = [held for kernel in kernels for held in kernel.device_caches.values()]
         count += sum(len(held[0]) for held in caches)
     return count
 
