@@ -21,11 +21,9 @@ _MAX_DYNAMIC_SHARED = 8
 _PREFER_SHARED = 1
 # what every function may use without asking
 _PLAIN_SHARED_BYTES = 48 * 1024
-# CUlaunchConfig: seven u32 (grid, block, shared bytes), a stream, attributes, how many
-_CONFIG = struct.Struct("=7I4xQQI4x")
-_GRID = struct.Struct("=3I")
-_STREAM = struct.Struct("=Q")
-_STREAM_AT = 32
+# CUlaunchConfig: seven u32 (grid, block, shared bytes), a stream, attributes, how many of them
+_CONFIG = "=7I4xQ16x"
+_CONFIG_BYTES = struct.calcsize(_CONFIG)
 
 
 class LaunchError(RuntimeError):
@@ -97,25 +95,25 @@ class Prepared:
         if not all(kind.startswith("*") for kind in types[:pointers]):
             raise ValueError(f"pointers come first, then numbers: {', '.join(types)}")
         count = len(types) + hidden
-        self._arguments = ctypes.create_string_buffer(_WORD * count)
+        # the configuration, then the arguments, so that one call writes all that is open
+        self._buffer = ctypes.create_string_buffer(_CONFIG_BYTES + _WORD * count)
+        base = ctypes.addressof(self._buffer) + _CONFIG_BYTES
         for place, (kind, value) in enumerate(zip(types[pointers:], values, strict=True)):
-            struct.pack_into(f"={_CODES[kind]}", self._arguments, _WORD * (pointers + place), value)
-        base = ctypes.addressof(self._arguments)
+            at = _CONFIG_BYTES + _WORD * (pointers + place)
+            struct.pack_into(f"={_CODES[kind]}", self._buffer, at, value)
         self._table = (ctypes.c_void_p * count)(*(base + _WORD * n for n in range(count)))
-        self._config = ctypes.create_string_buffer(_CONFIG.size)
-        _CONFIG.pack_into(self._config, 0, 1, 1, 1, threads, 1, 1, shared_bytes, 0, 0, 0)
-        self._write_pointers = struct.Struct(f"={pointers}Q").pack_into
+        self._write = struct.Struct(f"{_CONFIG}{pointers}Q").pack_into
+        self._threads, self._shared_bytes = threads, shared_bytes
         self._driver, self._run, self._function = driver, driver.launch, function
-        self._at = ctypes.addressof(self._config), ctypes.addressof(self._table)
+        self._at = ctypes.addressof(self._buffer), ctypes.addressof(self._table)
 
-    def launch(self, grid: Sequence[int], stream: int, pointers: Sequence[int]) -> None:
+    def launch(self, grid: tuple[int, int, int], stream: int, pointers: Sequence[int]) -> None:
         """Queue one run of the kernel on a stream.
 
         Raises: LaunchError where the driver refuses.
         """
-        self._write_pointers(self._arguments, 0, *pointers)
-        _GRID.pack_into(self._config, 0, *grid)
-        _STREAM.pack_into(self._config, _STREAM_AT, stream)
+        threads, shared = self._threads, self._shared_bytes
+        self._write(self._buffer, 0, *grid, threads, 1, 1, shared, stream, *pointers)
         config, table = self._at
         result = self._run(config, self._function, table, None)
         if result:

@@ -28,6 +28,11 @@ class Bucket:
         """The bucket of a call."""
         return cls(_above(max(tq, tk)), _above(batch * heads))
 
+    def distance(self, other: Bucket) -> tuple[int, int]:
+        """How far another bucket is, in doublings: of T first, then of B * H."""
+        tokens = abs(self.tokens.bit_length() - other.tokens.bit_length())
+        return tokens, abs(self.heads.bit_length() - other.heads.bit_length())
+
     def __str__(self) -> str:
         return f"T<={self.tokens} B*H<={self.heads}"
 

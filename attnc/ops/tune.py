@@ -51,6 +51,8 @@ class Job:
     shape: Shape
     dtype: str
     phase: str
+    # the declared tensors whose gradients a backward computes
+    wanted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,11 @@ def tune(
                 raise InputError(f"{name!r} is no {kind}; there are {', '.join(known)}")
     store = store or TuningStore()
     jobs = [
-        Job(op, shape, dtype, phase) for shape in shapes for dtype in dtypes for phase in phases
+        job
+        for shape in shapes
+        for dtype in dtypes
+        for phase in phases
+        for job in _jobs(op, shape, dtype, phase)
     ]
     results: list[Result] = []
 
@@ -205,6 +211,14 @@ class _Search:
         return best if first is None else offered[first.text]
 
 
+def _jobs(op: Op, shape: Shape, dtype: str, phase: str) -> list[Job]:
+    """A backward with and one without the declared tensors' gradients: they are other kernels."""
+    grads = tuple(d.name for d in (*op.variant.params, *op.variant.inputs) if d.grad)
+    if phase == "forward" or not grads:
+        return [Job(op, shape, dtype, phase)]
+    return [Job(op, shape, dtype, phase), Job(op, shape, dtype, phase, grads)]
+
+
 def race(
     job: Job, choices: Sequence[Plan], device: str = "cuda", *, repeats: int = 40
 ) -> list[float]:
@@ -239,11 +253,10 @@ def ranked_plans(job: Job, device: torch.device) -> tuple[Plan, ...]:
     shape = job.shape
     work = Workload(shape.batch, shape.tq, shape.tk, shape.hq, shape.hkv)
     form = "parallel" if job.op.variant.family == "state" and shape.tq != shape.tk else None
-    wanted = tuple(d.name for d in (*job.op.variant.params, *job.op.variant.inputs) if d.grad)
     request = job.op.request(
         (shape.qk, shape.v), job.dtype, form, False, workload=work, device=planner_device(device)
     )
-    return plans(replace(request, phase=job.phase, wanted=wanted))
+    return plans(replace(request, phase=job.phase, wanted=job.wanted))
 
 
 def _request_of(job: Job, plan: Plan) -> Request:

@@ -28,13 +28,20 @@ def _model(device: torch.device) -> str:
 
 
 def tuned_plan(ranked: Sequence[Plan], device: torch.device, bucket: Bucket) -> Plan | None:
-    """The plan that tuning chose for a device and a bucket; None where it did not, or is stale."""
+    """The plan that tuning chose for a device and a bucket, or for the bucket nearest to it.
+
+    None where the kernel was never tuned on such a device, or no plan has the tiles any more.
+    """
     model = _model(device)
     answers = _shared[model] if model in _shared else _answers(model)
     if not answers:
         return None
-    found = answers.get(f"{kernel_key(ranked[0])} {bucket}")
-    return None if found is None else chosen(ranked, found.choice)
+    key = kernel_key(ranked[0])
+    mine = [answer for answer in answers.values() if answer.kernel == key]
+    if not mine:
+        return None
+    nearest = min(mine, key=lambda answer: answer.bucket.distance(bucket))
+    return chosen(ranked, nearest.choice)
 
 
 def generation() -> int:

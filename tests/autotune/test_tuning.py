@@ -177,6 +177,24 @@ def test_measuring_stops_when_its_time_is_up_with_as_many_samples_each(bench):
     assert [len(t.samples) for t in trials] == [2, 2]
 
 
+def test_a_shape_of_no_tuned_bucket_takes_the_nearest_in_length(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
+    plans_of = ranked()
+    rows = [
+        replace(ANSWER, kernel=kernel_key(plans_of[0]), bucket=Bucket(tokens, heads),
+                choice=choice_of(plans_of[n]))
+        for n, (tokens, heads) in enumerate([(1024, 256), (16384, 64), (1024, 16)])
+    ]  # fmt: skip
+    TuningStore().record("cpu", rows)
+    tuned_module.forget()
+    for bucket, n in (((1024, 256), 0), ((512, 512), 0), ((8192, 256), 1), ((2048, 8), 2)):
+        found = tuned_module.tuned_plan(plans_of, torch.device("cpu"), Bucket(*bucket))
+        assert choice_of(found) == choice_of(plans_of[n])
+    other = ranked("flash_window")
+    assert tuned_module.tuned_plan(other, torch.device("cpu"), Bucket(1024, 256)) is None
+    tuned_module.forget()
+
+
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_a_tuned_op_runs_the_plan_that_won_and_computes_the_same(phase, monkeypatch, tmp_path):
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
