@@ -77,6 +77,14 @@ class TuningStore:
             found |= _parse(own.read_text(encoding="utf-8"), str(own))
         return found
 
+    def devices(self) -> list[str]:
+        """The device models that there are answers for, the package's own among them."""
+        shipped = files("attnc") / "autotune" / "tuned"
+        found = [*shipped.iterdir()] if shipped.is_dir() else []
+        found += sorted(self.folder.glob("*.json"))
+        texts = [path.read_text(encoding="utf-8") for path in found if path.name.endswith(".json")]
+        return list(dict.fromkeys(str(json.loads(text)["device"]) for text in texts))
+
     def lookup(self, device: str, kernel: str, bucket: Bucket) -> Tuned | None:
         """The answer for a kernel and a bucket, None where it was never tuned."""
         return self.read(device).get(f"{kernel} {bucket}")

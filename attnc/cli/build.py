@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from attnc.autotune.package import PackagedModule, write_package
 from attnc.cli.facts import Facts
@@ -17,10 +18,12 @@ from attnc.cli.screen import console, table
 from attnc.cli.status import OK
 from attnc.cli.targets import device_of_target
 from attnc.cli.wheel_modules import compile_general, wheel_module, wheel_requests
+from attnc.codegen.choice import choice_of
 from attnc.codegen.plan import Plan
 from attnc.codegen.planner import plans
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
+from attnc.ops.tuned import tuned_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ def _build_wheel(
                 hints=("leave --wheel out: the folder holds binaries for any target",),
             )
     with Waiting("compiling") as waiting:
-        built = fit_plans([plans(r) for r in requests], jobs=jobs, progress=waiting.update)
+        ranked = [tuned_first(plans(request)) for request in requests]
+        built = fit_plans(ranked, jobs=jobs, progress=waiting.update)
         general = compile_general(built, jobs=jobs, progress=waiting.update)
     modules = [
         wheel_module(request, item.plan, _packaged(item), spare)
@@ -105,12 +109,12 @@ def module_name(plan: Plan) -> str:
 
 
 def _ranked(variant: Variant, facts: Facts) -> tuple[Plan, ...]:
-    return plans(facts.request(variant))
+    return tuned_first(plans(facts.request(variant)))
 
 
 def _packaged(item: Fitted) -> PackagedModule:
     plan = item.plan
-    facts: tuple[tuple[str, str | int | float | bool], ...] = (
+    facts: tuple[tuple[str, Any], ...] = (
         ("target", plan.device.target),
         ("device", plan.device.name),
         ("phase", plan.phase),
@@ -120,6 +124,7 @@ def _packaged(item: Fitted) -> PackagedModule:
         ("v", plan.dims[1]),
         ("stateful", plan.stateful),
         ("plan_digest", plan.digest),
+        ("choice", list(choice_of(plan))),
         ("predicted_sram_bytes", plan.sram_bytes),
         ("sram_budget_bytes", plan.device.sram_bytes),
     )

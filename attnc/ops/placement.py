@@ -6,7 +6,7 @@ import torch
 
 from attnc.codegen.device import DEVICES, Device
 
-_NAMES = {"h100": "h100", "h200": "h200", "a100": "a100", "l4": "l4", "b200": "b200"}
+_NAMES = ("h100", "h200", "a100", "l4", "b200")
 
 
 def planner_device(device: torch.device) -> Device:
@@ -14,12 +14,9 @@ def planner_device(device: torch.device) -> Device:
     if device.type == "cpu":
         return DEVICES["h100"]
     properties = torch.cuda.get_device_properties(device)
-    name = properties.name.lower().replace(" ", "")
-    for known in _NAMES:
-        if known in name:
-            return DEVICES[known]
-    if "4090" in name:
-        return DEVICES["rtx4090"]
+    known = planner_name(properties.name)
+    if known:
+        return DEVICES[known]
     capability = properties.major * 10 + properties.minor
     nearest = DEVICES["a100"] if capability < 90 else DEVICES["h100"]
     sram = getattr(properties, "shared_memory_per_block_optin", nearest.sram_bytes)
@@ -31,6 +28,14 @@ def planner_device(device: torch.device) -> Device:
         tflops=nearest.tflops,
         tbps=nearest.tbps,
     )
+
+
+def planner_name(model: str) -> str:
+    """The planner's name of a device model, empty where it is not in the table."""
+    name = model.lower().replace(" ", "")
+    if "4090" in name:
+        return "rtx4090"
+    return next((known for known in _NAMES if known in name), "")
 
 
 def device_model(device: torch.device) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
 
 from attnc.autotune.tuning_store import Tuned, TuningStore
 from attnc.codegen.choice import Bucket, chosen, kernel_key
+from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan
-from attnc.ops.placement import device_model
+from attnc.ops.placement import device_model, planner_name
 from attnc.ops.ranks import from_rank_zero
 
 _generation = [0]
@@ -34,6 +35,23 @@ def tuned_plan(ranked: Sequence[Plan], device: torch.device, bucket: Bucket) -> 
     """
     model = _model(device)
     answers = _shared[model] if model in _shared else _answers(model)
+    return _nearest(ranked, answers, bucket)
+
+
+def tuned_first(ranked: Sequence[Plan]) -> tuple[Plan, ...]:
+    """Ranked plans for building ahead of time: what tuning chose on such a device comes first."""
+    device, work = ranked[0].device, ranked[0].workload
+    bucket = Bucket.of(work.batch, work.hq, work.tq, work.tk)
+    store = TuningStore()
+    for model in store.devices():
+        if planner_name(model) == device.name and device == DEVICES.get(device.name):
+            found = _nearest(ranked, store.read(model), bucket)
+            if found is not None:
+                return (found, *ranked)
+    return tuple(ranked)
+
+
+def _nearest(ranked: Sequence[Plan], answers: Mapping[str, Tuned], bucket: Bucket) -> Plan | None:
     if not answers:
         return None
     key = kernel_key(ranked[0])
