@@ -7,17 +7,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from math import factorial
 
 import jinja2
 
-from attnc.codegen.device import DEVICES
 from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, Node
+from attnc.codegen.header import header
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.launch import LaunchText, launch_text
 from attnc.codegen.plan import TRITON_TYPES, PassPlan, Plan
-from attnc.codegen.printer import number
+from attnc.codegen.tables import feature_tables
 from attnc.codegen.tile_range import KeyLoop
 
 _TEMPLATES = {
@@ -121,10 +120,10 @@ def render(plan: Plan) -> str:
         .get_template("module.jinja")
         .render(
             title=f"{plan.variant.name}: {plan.form} {plan.phase}, emitted by attnc.",
-            header=_header(plan),
+            header=header(plan),
             helpers=plan.helpers,
             kernels=kernels,
-            tables=_tables(plan),
+            tables=feature_tables(plan),
             **_launch_facts(launch),
         )
     )
@@ -145,9 +144,9 @@ def render_launcher(plan: Plan) -> str:
         .get_template("launcher.jinja")
         .render(
             title=f"{plan.variant.name}: {plan.form} {plan.phase}, built by attnc.",
-            header=_header(plan),
+            header=header(plan),
             symbols=[kernel_symbol(plan, step.kernel) for step in plan.passes],
-            tables=_tables(plan),
+            tables=feature_tables(plan),
             **_launch_facts(launch),
         )
     )
@@ -175,45 +174,6 @@ def _render_call(**facts: object) -> str:
 
 def _render_binary_call(**facts: object) -> str:
     return render_text("binary_call.jinja", **facts)
-
-
-def _header(plan: Plan) -> tuple[str, ...]:
-    variant = plan.variant
-    budget = plan.device.sram_bytes
-    lines = (
-        f"variant     {variant.summary}",
-        f"dims        K={plan.dims[0]} V={plan.dims[1]}, {plan.dtype} in, {plan.acc} accumulators",
-        *(f"plan        {step}" for step in plan.passes),
-        f"sram        {plan.sram_bytes} of {budget} bytes ({plan.device.name})",
-        f"digest      {plan.digest}",
-        f"regenerate  {_command(plan)}",
-    )
-    return tuple(piece for line in lines for piece in _wrap(line))
-
-
-def _command(plan: Plan) -> str:
-    """The command line that emits this text again."""
-    work = plan.workload
-    parts = [
-        f"attnc emit {plan.variant.name} --dim {plan.dims[0]},{plan.dims[1]}",
-        f"--dtype {plan.dtype} --device {plan.device.name} --form {plan.form}",
-        f"--shape {work.batch},{work.tq} --heads {work.hq},{work.hkv}",
-    ]
-    if plan.stateful:
-        parts.append("--stateful")
-    if plan.phase == "backward":
-        parts.append("--backward")
-    known = DEVICES.get(plan.device.name)
-    if known is not None and known.sram_bytes != plan.device.sram_bytes:
-        parts.append(f"--sram {plan.device.sram_bytes}")
-    return " ".join(parts)
-
-
-def _wrap(line: str) -> tuple[str, ...]:
-    if len(line) <= 96:
-        return (line,)
-    cut = line.rfind(" ", 0, 96)
-    return (line[:cut], *_wrap(" " * 12 + line[cut + 1 :]))
 
 
 def _render_kernel(plan: Plan, step: PassPlan) -> str:
@@ -329,24 +289,3 @@ def _load_cast(plan: Plan, kernel: Kernel, node: Node) -> str:
         return ""
     same = tensor.dtype == "acc" or (tensor.dtype == "fp32" and plan.acc == "fp32")
     return "" if same else ".to(ACC)"
-
-
-def _tables(plan: Plan) -> dict[str, object] | None:
-    features = plan.features
-    if features is None or features.direct or plan.form != "chunked":
-        return None
-    scale = plan.variant.scale.value(plan.dims[0])
-    factors = {degree: float(c) * scale**degree for degree, c, _ in features.degrees}
-    degrees = ", ".join(
-        f"({degree}, {number(factor)})" for degree, factor in factors.items() if degree
-    )
-    single = sum(1 for degree in factors if degree) == 1
-    return {
-        "order": features.order,
-        "padded": features.padded_count,
-        "count": features.count,
-        "head_dim": plan.dims[0],
-        "factorials": str([factorial(n) for n in range(features.order + 1)]),
-        "degrees": f"({degrees},)" if single else f"({degrees})",
-        "constant": number(factors[0]) if 0 in factors else None,
-    }

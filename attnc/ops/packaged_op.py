@@ -6,18 +6,13 @@ digest is compared.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from attnc.autotune.binary_kernel import BinaryKernel, load_launcher
-from attnc.autotune.launcher import Driver
-from attnc.errors import CacheError, InputError
+from attnc.errors import InputError
 from attnc.ops.autograd import Attention
 from attnc.ops.gradients import (
     autocast,
@@ -28,6 +23,7 @@ from attnc.ops.gradients import (
 )
 from attnc.ops.inputs import DTYPE_NAMES, check_qkv, check_state, check_tensors
 from attnc.ops.operators import FORWARD, register
+from attnc.ops.package_folder import Package, runs_on, shown_module
 from attnc.ops.seen_calls import SeenCalls, call_key, run_on
 
 
@@ -48,60 +44,6 @@ class DeclaredVariant:
     name: str
     params: tuple[DeclaredTensor, ...]
     inputs: tuple[DeclaredTensor, ...]
-
-
-class Package:
-    """A folder of binaries, and its manifest, whose digest is known.
-
-    Raises: CacheError where the manifest is not the one that was built.
-    """
-
-    def __init__(self, folder: Path, digest: str) -> None:
-        self._folder = folder
-        self.name = folder.name
-        self.manifest: dict[str, Any] = json.loads(
-            self.read({"file": "manifest.json", "sha256": digest})
-        )
-        self._driver: Driver | None = None
-
-    def read(self, entry: Mapping[str, Any]) -> bytes:
-        """The bytes of a file that the manifest names, once they have its digest.
-
-        Raises: CacheError where they have not, or the file is missing.
-        """
-        path = self._folder / entry["file"]
-        try:
-            data: bytes = path.read_bytes()
-        except OSError as error:
-            raise CacheError(f"cannot read {path}: {error.strerror}") from error
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise CacheError(
-                f"{path} was altered after it was built",
-                notes=(f"its digest is not {entry['sha256'][:16]}…, as the manifest says",),
-                hints=("install the package anew",),
-            )
-        return data
-
-    def ops(self) -> dict[str, PackagedOp]:
-        """Every op of the package by the name of its variant."""
-        return {name: PackagedOp(self, name) for name in self.manifest["variants"]}
-
-    def launcher(self, module: Mapping[str, Any]) -> Callable[..., Any]:
-        """The launcher of a module, its kernels in place."""
-        if self._driver is None:
-            self._driver = Driver()
-        general = {entry["kernel"]: entry for entry in module["general"]}
-        kernels = {
-            entry["kernel"]: BinaryKernel(
-                entry, general[entry["kernel"]], self.read, self._driver
-            )
-            for entry in module["kernels"]
-        }  # fmt: skip
-        place = str(self._folder / module["launcher"]["file"])
-        package = __name__.rpartition(".")[0]
-        space = load_launcher(self.read(module["launcher"]), place, package, kernels)
-        run: Callable[..., Any] = space[module["facts"]["phase"]]
-        return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +82,12 @@ class PackagedOp:
         self.key = register(f"{name}-{self._facts['digest']}", self)
 
     def __repr__(self) -> str:
-        built = sorted({_shown(module) for module in self._modules})
-        return f"<{self.variant.name}: {self._facts['summary']}; built for {'; '.join(built)}>"
+        return (
+            f"<{self.variant.name}: {self._facts['summary']}; built for {'; '.join(self._built())}>"
+        )
+
+    def _built(self) -> list[str]:
+        return sorted({shown_module(module) for module in self._modules})
 
     def __call__(
         self,
@@ -310,28 +256,8 @@ class PackagedOp:
         raise InputError(
             f"{self.variant.name!r} was not built for {what}{lengths} on "
             f"{torch.cuda.get_device_name(q.device)} (cuda:{capability[0]}{capability[1]})",
-            notes=tuple(f"built: {text}" for text in sorted({_shown(m) for m in self._modules})),
+            notes=tuple(
+                f"built: {text}" for text in sorted({shown_module(m) for m in self._modules})
+            ),
             hints=("attnc build NAME --target cuda:.. --wheel makes another package",),
         )
-
-
-def runs_on(target: str, capability: tuple[int, int]) -> bool:
-    """Whether binaries for a target run on a device.
-
-    From 9.0 on they use what only that very architecture has; before, a later one of the same
-    major version runs them.
-    """
-    backend, _, arch = target.partition(":")
-    major, minor = divmod(int(arch), 10) if backend == "cuda" else (-1, 0)
-    if major >= 9:
-        return (major, minor) == capability
-    return major == capability[0] and minor <= capability[1]
-
-
-def _shown(module: Mapping[str, Any]) -> str:
-    facts = module["facts"]
-    stateful = " with state" if facts["stateful"] else ""
-    return (
-        f"{facts['phase']}{stateful} {facts['dtype']} K={facts['qk']} V={facts['v']} "
-        f"{facts['target']}"
-    )

@@ -29,6 +29,7 @@ _VENDORED = (
     ("ops", "gradients"),
     ("ops", "inputs"),
     ("ops", "operators"),
+    ("ops", "package_folder"),
     ("ops", "packaged_op"),
     ("ops", "seen_calls"),
 )

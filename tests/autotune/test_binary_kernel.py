@@ -10,7 +10,7 @@ import torch
 
 from attnc.autotune.binary_kernel import BinaryKernel, cdiv, keeps_promises
 from attnc.autotune.launcher import Driver
-from attnc.ops.packaged_op import runs_on
+from attnc.ops.package_folder import runs_on
 
 
 def argument(name: str, kind: str, *, divisible16: bool = False, value: object = None):

@@ -11,12 +11,11 @@ from attnc.codegen.kernels.chunk import (
     ChunkFacts,
     decay_setup,
     decay_step,
-    fold_state,
     load_keys,
     load_rows,
-    load_state,
 )
 from attnc.codegen.kernels.monomials import feature_nodes, selection_nodes
+from attnc.codegen.kernels.state_fold import fold_state, load_state
 from attnc.codegen.kernels.weight import horner
 from attnc.codegen.printer import number
 

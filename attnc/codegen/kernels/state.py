@@ -11,11 +11,10 @@ from attnc.codegen.kernels.chunk import (
     ChunkFacts,
     decay_setup,
     decay_step,
-    fold_state,
     load_keys,
-    start_state,
 )
 from attnc.codegen.kernels.monomials import column_text, feature_nodes, selection_nodes
+from attnc.codegen.kernels.state_fold import fold_state, start_state
 
 
 def state_kernel(facts: ChunkFacts) -> Kernel:

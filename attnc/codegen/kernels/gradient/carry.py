@@ -19,17 +19,15 @@ from attnc.codegen.kernels.chunk import (
     ChunkFacts,
     decay_setup,
     decay_step,
-    fold_state,
     load_keys,
     load_rows,
-    load_state,
-    start_state,
 )
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.rows import scale_outputs
 from attnc.codegen.kernels.monomials import column_text, feature_nodes, selection_nodes
 from attnc.codegen.kernels.operand import join_guards, load_tile
 from attnc.codegen.kernels.state import store_state
+from attnc.codegen.kernels.state_fold import fold_state, load_state, start_state
 from attnc.codegen.tile_range import KeyLoop
 
 BACK = KeyLoop("last - 1", "first - 1", True, "the chunks of this segment, the last one first")

@@ -23,8 +23,13 @@ from attnc.codegen.kernels.chunk import (
     load_rows,
 )
 from attnc.codegen.kernels.gradient.carry import load_outputs, output_tensors
+from attnc.codegen.kernels.gradient.chunk_pairs import (
+    SQUARE,
+    key_exponents,
+    pairs_inside,
+    row_gradients,
+)
 from attnc.codegen.kernels.gradient.facts import GradientFacts
-from attnc.codegen.kernels.gradient.pairs import weight_slope_lines
 from attnc.codegen.kernels.gradient.rows import chain
 from attnc.codegen.kernels.gradient.state_terms import (
     dkey_from_state,
@@ -39,7 +44,6 @@ from attnc.codegen.kernels.gradient.token_sums import (
 )
 from attnc.codegen.kernels.monomials import selection_nodes
 from attnc.codegen.kernels.operand import join_guards
-from attnc.codegen.kernels.weight import horner
 from attnc.codegen.tile_range import KeyLoop
 
 GROUP = KeyLoop("0", "HQ // HKV", True, "the query heads that read this key/value head")
@@ -50,7 +54,6 @@ HEAD_AXES = {
     letter: replace(axis, region=STEP if letter in {"h", "t"} else SETUP)
     for letter, axis in TOKEN_AXES.items()
 }
-SQUARE = ("BC", "BC")
 
 
 def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
@@ -63,8 +66,8 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     queries = _needs_scores(facts)
     load_outputs(builder, chunk, facts, queries=queries)
     decay_step(builder, chunk, loaded, total=False)
-    _inside(builder, facts, values=bool(facts.derivation.decay))
-    _rows(builder, facts)
+    pairs_inside(builder, facts, values=bool(facts.derivation.decay))
+    row_gradients(builder, facts)
     from_state_before(builder, chunk, facts)
     if facts.derivation.decay:
         builder.store(
@@ -98,8 +101,8 @@ def dkey_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     loaded = _head(builder, chunk, states=decayed)
     load_outputs(builder, chunk, facts)
     decay_step(builder, chunk, loaded)
-    _inside(builder, facts, values=decayed)
-    _exponents(builder, facts)
+    pairs_inside(builder, facts, values=decayed)
+    key_exponents(builder, facts)
     _fold(builder, "dk", "b_ds", "b_q", "BK")
     dkey_from_state(builder, chunk, facts)
     _decays(builder, facts, loaded)
@@ -124,7 +127,7 @@ def dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     loaded = _head(builder, chunk, states=False, delta=False)
     load_outputs(builder, chunk, facts, delta=False)
     decay_step(builder, chunk, loaded)
-    _inside(builder, facts, values=True, scores=False)
+    pairs_inside(builder, facts, values=True, scores=False)
     _fold(builder, "dv", "b_p", "b_do", "BV")
     dvalue_from_state(builder, chunk)
     _store(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
@@ -178,88 +181,6 @@ def _head(
             lines.append("p_delta = delta + (i_b * HQ + i_h) * T")
     builder.map("p_q", STEP, (), *lines, name="head")
     return decay_setup(builder, chunk, HEAD_AXES, STEP)
-
-
-def _inside(
-    builder: GraphBuilder, facts: GradientFacts, *, values: bool, scores: bool = True
-) -> None:
-    """Pairs inside the chunk: with `values` the weights `b_p`, with `scores` `b_ds` of the scores.
-
-    Rows are queries in `dquery` and keys in the others, so that either tile is the left operand of
-    the product that it goes into, straight from registers.
-    """
-    algebra = facts.algebra
-    by_keys = builder.kernel != "dquery"
-    i, j = ("[None, :]", "[:, None]") if by_keys else ("[:, None]", "[None, :]")
-    slope = weight_slope_lines("b_y", "b_s", facts) if scores else ()
-    seen = f"r_c{i} >= r_c{j}"
-    if values or slope:
-        pairs = _product("b_k", "b_q", "BK") if by_keys else _product("b_q", "b_k", "BK")
-        builder.dot("b_s", STEP, SQUARE, *pairs, note="inside the chunk: the scores again")
-    if slope:
-        note = "the weight's derivative, a polynomial of s"
-        builder.map("b_y", STEP, SQUARE, *slope, reads=("b_s",), note=note)
-    if values:
-        weight = horner("b_p", "b_s", algebra.coefficients, facts.scale, direct=algebra.direct)
-        builder.map("b_p", STEP, SQUARE, *weight, reads=("b_s", "b_y"), name="weight")
-    if algebra.decay is not None:
-        between = f"b_e = tl.where({seen}, tl.exp2(b_g{i} - b_g{j}), 0.0)"
-        note = "decay from key to query, 0 where the query is before the key"
-        builder.map("b_e", STEP, SQUARE, between, reads=("b_g", "b_p"), note=note)
-        if values:
-            line = "b_p = b_p * b_e"
-            builder.map("b_p", STEP, SQUARE, line, name="decay", reads=("b_p", "b_e"))
-    elif values:
-        line = f"b_p = tl.where({seen}, b_p, 0.0)"
-        builder.map("b_p", STEP, SQUARE, line, name="visible", reads=("b_p",))
-    if not scores:
-        return
-    pairs = _product("b_v", "b_do", "BV") if by_keys else _product("b_do", "b_v", "BV")
-    builder.dot("b_dw", STEP, SQUARE, *pairs, note="gradient of the weights")
-    if facts.summed:
-        line = f"b_dw = b_dw + b_d{i}"
-        builder.map("b_dw", STEP, SQUARE, line, name="normaliser", reads=("b_dw", "b_d"))
-    factors = (["b_y"] if slope else []) + (["b_e"] if algebra.decay is not None else [])
-    line = " * ".join(["b_ds = b_dw", *factors])
-    reads = ("b_dw", "b_p", "b_e", "b_y")
-    builder.map("b_ds", STEP, SQUARE, line, reads=reads, note="gradient of the scores")
-    if algebra.decay is None:
-        line = f"b_ds = tl.where({seen}, b_ds, 0.0)"
-        builder.map("b_ds", STEP, SQUARE, line, name="visible gradient", reads=("b_ds",))
-
-
-def _product(left: str, right: str, channels: str) -> tuple[Operand, Operand]:
-    """The operands of left @ right^T."""
-    return (
-        Operand(left, left, ("BC", channels)),
-        Operand(right, f"tl.trans({right})", (channels, "BC"), transposed=True),
-    )
-
-
-def _rows(builder: GraphBuilder, facts: GradientFacts) -> None:
-    if facts.derivation.decay:
-        line = "b_r = tl.sum(b_dw * b_p, 1)"
-        note = "gradient of the exponents, by rows"
-        builder.map("b_r", STEP, ("BC",), line, reads=("b_dw", "b_p"), note=note)
-    square = Operand("b_ds", "b_ds.to(b_k.dtype)", SQUARE)
-    builder.dot(
-        "b_dq", STEP, ("BC", "BK"), square, Operand("b_k", "b_k", ("BC", "BK")),
-        note="[BC, BC] @ [BC, BK]",
-    )  # fmt: skip
-
-
-def _exponents(builder: GraphBuilder, facts: GradientFacts) -> None:
-    if facts.derivation.decay:
-        builder.load(
-            "b_r", STEP, ("BC",), tensor="drows", guard="m_t", reads=("p_q",),
-            address="drows + (i_b * HQ + i_h) * T + o_t",
-        )  # fmt: skip
-        line = "b_r = b_r - tl.sum(b_dw * b_p, 1)"
-        note = "gradient of the exponents: what each row gained less what each key lost"
-        builder.map(
-            "b_r", STEP, ("BC",), line, name="keys' exponents", reads=("b_dw", "b_p", "b_r"),
-            note=note,
-        )  # fmt: skip
 
 
 def _fold(builder: GraphBuilder, name: str, tile: str, other: str, column: str) -> None:

@@ -1,0 +1,95 @@
+"""The state of a segment, chunk by chunk: where it starts, what enters it, what is kept of it."""
+
+from __future__ import annotations
+
+from attnc.codegen.graph import SETUP, STEP, GraphBuilder, Operand
+from attnc.codegen.kernels.chunk import KEYS, ChunkFacts, Fold
+from attnc.codegen.kernels.monomials import column_text
+from attnc.codegen.kernels.operand import join_guards
+
+
+def fold_state(builder: GraphBuilder, facts: ChunkFacts, fold: Fold = KEYS) -> None:
+    """h = decay * h + features^T (decayed value), tile by tile."""
+    decayed = facts.algebra.decay is not None
+    value = fold.value
+    if decayed:
+        ends = f"b_u = {fold.decay}"
+        builder.map("b_u", STEP, ("BC",), ends, reads=("b_g", "b_gl"), note=fold.note)
+        builder.map("b_l", STEP, (), "b_l = tl.exp2(b_gl)", reads=("b_gl",))
+        value = f"{fold.value}u"
+        scaled = f"{value} = {fold.value} * b_u[:, None]"
+        if facts.exact_folds:
+            lines = (f"b_ul = {scaled.partition(' = ')[2]}", f"{value} = b_ul.to(IO)",
+                     f"b_ul = (b_ul - {value}.to(ACC)).to(IO)")  # fmt: skip
+            note = "the decayed value in two parts, its rounding and what that left"
+            builder.map(value, STEP, ("BC", "BV"), *lines, reads=(fold.value, "b_u"), note=note)
+        else:
+            builder.map(value, STEP, ("BC", "BV"), scaled, dtype="io", reads=(fold.value, "b_u"))
+    for n, tile in enumerate(facts.features.tiles):
+        rows, state, width = facts.features_of(fold, n), f"b_h{n}", str(tile.width)
+        if facts.summed:
+            _fold_sums(builder, facts, fold, n)
+        if decayed:
+            kept = f"{state} = {state} * b_l"
+            name, reads = f"decay {state}", (state, "b_l")
+            builder.fold(state, STEP, (width, "BV"), kept, name=name, reads=reads)
+        left = Operand(rows, f"tl.trans({rows})", (width, "BC"), transposed=True)
+        right = Operand(value, value, ("BC", "BV"))
+        note = f"[{width}, BC] @ [BC, BV]"
+        builder.dot(
+            state, STEP, (width, "BV"), left, right,
+            name=f"fold {state}", into=state, carried=True, note=note,
+        )  # fmt: skip
+        if decayed and facts.exact_folds:
+            right = Operand(value, "b_ul", ("BC", "BV"))
+            builder.dot(
+                state, STEP, (width, "BV"), left, right,
+                name=f"fold {state}, the rest", into=state, carried=True,
+            )  # fmt: skip
+
+
+def _fold_sums(builder: GraphBuilder, facts: ChunkFacts, fold: Fold, n: int) -> None:
+    decayed = facts.algebra.decay is not None
+    tile, rows, sums = facts.features.tiles[n], facts.features_of(fold, n), f"b_z{n}"
+    term = f"{rows}.to(ACC)"
+    if fold.weight:
+        term = f"{term} * {fold.weight}[:, None]"
+    if decayed:
+        term = f"{term} * b_u[:, None]"
+    if not facts.features.direct and tile.padded and not fold.weight:
+        # the constant feature of a padded row is 1: it must not count
+        term = f"tl.where(m_t[:, None], {term}, 0.0)"
+    kept = f"{sums} * b_l" if decayed else sums
+    line = f"{sums} = {kept} + tl.sum({term}, 0)"
+    reads = (sums, rows, fold.weight, "b_u", "b_l")
+    builder.fold(sums, STEP, (str(tile.width),), line, name=f"fold {sums}", reads=reads)
+
+
+def start_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
+    """The state of a segment that is folded from zero."""
+    for n, tile in enumerate(facts.features.tiles):
+        zeros = f"b_h{n} = tl.zeros([{tile.width}, BV], ACC)"
+        note = "the state of this segment, from zero"
+        builder.fold(f"b_h{n}", SETUP, (str(tile.width), "BV"), zeros, note=note)
+        if facts.summed:
+            line = f"b_z{n} = tl.zeros([{tile.width}], ACC)"
+            builder.fold(f"b_z{n}", SETUP, (str(tile.width),), line)
+
+
+def load_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
+    """The carried state; segment 0 starts from zero unless the caller hands a state over."""
+    for n, tile in enumerate(facts.features.tiles):
+        width = str(tile.width)
+        rows = (f"r_f{n} = {column_text(tile.start, tile.width)}",)
+        builder.load(
+            f"b_h{n}", SETUP, (width, "BV"), note="the state before this segment",
+            tensor="states", carried=True, lines=rows,
+            address=f"p_states + r_f{n}[:, None] * V + o_v[None, :]",
+            guard=join_guards("" if facts.stateful else f"(r_f{n}[:, None] < n_f)", facts.v_mask),
+        )  # fmt: skip
+        if facts.summed:
+            builder.load(
+                f"b_z{n}", SETUP, (width,), tensor="states", carried=True,
+                address=f"p_states + FP * V + r_f{n}",
+                guard="" if facts.stateful else f"r_f{n} < n_f",
+            )  # fmt: skip

@@ -1,0 +1,86 @@
+"""A folder of binaries with its manifest: what is read from it is verified. Copied into wheels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attnc.autotune.binary_kernel import BinaryKernel, load_launcher
+from attnc.autotune.launcher import Driver
+from attnc.errors import CacheError
+
+
+class Package:
+    """A folder of binaries, and its manifest, whose digest is known.
+
+    Raises: CacheError where the manifest is not the one that was built.
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self._folder = folder
+        self.name = folder.name
+        self.manifest: dict[str, Any] = json.loads(
+            self.read({"file": "manifest.json", "sha256": digest})
+        )
+        self._driver: Driver | None = None
+
+    def read(self, entry: Mapping[str, Any]) -> bytes:
+        """The bytes of a file that the manifest names, once they have its digest.
+
+        Raises: CacheError where they have not, or the file is missing.
+        """
+        path = self._folder / entry["file"]
+        try:
+            data: bytes = path.read_bytes()
+        except OSError as error:
+            raise CacheError(f"cannot read {path}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise CacheError(
+                f"{path} was altered after it was built",
+                notes=(f"its digest is not {entry['sha256'][:16]}…, as the manifest says",),
+                hints=("install the package anew",),
+            )
+        return data
+
+    def launcher(self, module: Mapping[str, Any]) -> Callable[..., Any]:
+        """The launcher of a module, its kernels in place."""
+        if self._driver is None:
+            self._driver = Driver()
+        general = {entry["kernel"]: entry for entry in module["general"]}
+        kernels = {
+            entry["kernel"]: BinaryKernel(
+                entry, general[entry["kernel"]], self.read, self._driver
+            )
+            for entry in module["kernels"]
+        }  # fmt: skip
+        place = str(self._folder / module["launcher"]["file"])
+        package = __name__.rpartition(".")[0]
+        space = load_launcher(self.read(module["launcher"]), place, package, kernels)
+        run: Callable[..., Any] = space[module["facts"]["phase"]]
+        return run
+
+
+def runs_on(target: str, capability: tuple[int, int]) -> bool:
+    """Whether binaries for a target run on a device.
+
+    From 9.0 on they use what only that very architecture has; before, a later one of the same
+    major version runs them.
+    """
+    backend, _, arch = target.partition(":")
+    major, minor = divmod(int(arch), 10) if backend == "cuda" else (-1, 0)
+    if major >= 9:
+        return (major, minor) == capability
+    return major == capability[0] and minor <= capability[1]
+
+
+def shown_module(module: Mapping[str, Any]) -> str:
+    """What a module was built for, on one line."""
+    facts = module["facts"]
+    stateful = " with state" if facts["stateful"] else ""
+    return (
+        f"{facts['phase']}{stateful} {facts['dtype']} K={facts['qk']} V={facts['v']} "
+        f"{facts['target']}"
+    )
