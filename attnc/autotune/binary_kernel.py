@@ -67,6 +67,8 @@ class BinaryKernel:
         prepared.launch(grid, torch._C._cuda_getCurrentRawStream(device), pointers)
 
     def _prepare(self, device: int, aligned: bool, numbers: Sequence[int]) -> Prepared:
+        # a first launch of this thread may find no context
+        self._driver.attach(device)
         promised = self._usual["arguments"][self._tensors :]
         usual = aligned and keeps_promises(promised, numbers)
         entry = self._usual if usual else self._general
@@ -89,7 +91,6 @@ class BinaryKernel:
     def _function(self, entry: Mapping[str, Any], device: int) -> int:
         known = self._functions.get((entry["file"], device))
         if known is None:
-            torch.cuda.current_stream()  # a first call may find no context yet
             known = self._driver.load(self._read(entry), entry["entry"], entry["shared_bytes"])
             self._functions[entry["file"], device] = known
         return known

@@ -46,6 +46,20 @@ class Driver:
         self._library = library
         self.launch = library.cuLaunchKernelEx
 
+    def attach(self, device: int) -> None:
+        """Make a device's primary context the current one of this thread, where it is not.
+
+        PyTorch's threads for gradients have none until something of the runtime runs in them.
+        """
+        current = ctypes.c_int(-1)
+        if self._library.cuCtxGetDevice(ctypes.byref(current)) == 0 and current.value == device:
+            return
+        handle, context = ctypes.c_int(), ctypes.c_void_p()
+        self.check(self._library.cuDeviceGet(ctypes.byref(handle), device), "attach")
+        retained = self._library.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle)
+        self.check(retained, "attach")
+        self.check(self._library.cuCtxSetCurrent(context), "attach")
+
     def load(self, binary: bytes, entry: str, shared_bytes: int) -> int:
         """The handle of a function of a cubin, loaded into the current context.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from math import ceil
 
 from attnc.codegen.device import Device
-from attnc.codegen.graph import KernelGraph, elements
+from attnc.codegen.graph import STEP, KernelGraph, elements
 from attnc.codegen.plan import DTYPES, PassPlan, Request
 
 # L2 feeds about twice what HBM does on every device of the table
@@ -23,6 +23,8 @@ _CROWDED = 1.25
 _CARRIED_WORDS = 96
 # seen there too, of dkv: benchmarks.backward --sweep
 _PAIR_WORDS = 144
+# factors of monomials, seen of based there: benchmarks.store
+_FACTOR_WORDS = 64
 # what a chunk longer than 64 loses to barriers and to scores in registers, seen there too
 _LONG_CHUNK = 1.6
 
@@ -63,10 +65,16 @@ def _pairs_us(step: PassPlan, request: Request) -> float:
     steps = step.cost.flops / (2.0 * columns) / (tile["BT"] * tile["BS"])
     moved = steps * tile[streamed] * sum(request.dims) * DTYPES[request.dtype]
     busy = _total(step, request.device, programs, steps, moved)
+    if request.device.capability >= 90 and request.dtype != "fp32":
+        # a warp group's product has 64 rows: with fewer it is not one
+        busy *= max(1.0, 64 / tile[held])
     if not rows:
         # dk, dv and two tiles of pairs at once: past this many words a thread all of it spills
         words = carried_words(step.kernel.graph, tile) + 2 * tile["BT"] * tile["BS"]
-        busy *= max(1.0, words / (_PAIR_WORDS * step.num_warps * request.device.warp_size)) ** 2
+        crowd = words / (_PAIR_WORDS * step.num_warps * request.device.warp_size)
+        if crowd > 1.0:
+            # two warp groups hide each other's spills
+            busy *= crowd**2 * (8 / step.num_warps) ** 0.5
     return busy
 
 
@@ -104,6 +112,7 @@ def _crowding(step: PassPlan, device: Device) -> float:
     if tile.get("BC", 0) > 64:
         factor *= _LONG_CHUNK
     threads = step.num_warps * device.warp_size
+    factor *= max(1.0, factor_words(step.kernel.graph, tile) / (_FACTOR_WORDS * threads)) ** 2
     if carried_words(step.kernel.graph, tile) > _CARRIED_WORDS * threads:
         factor *= _CROWDED
     return factor
@@ -114,8 +123,20 @@ def _mma_share(step: PassPlan) -> float:
     tile = step.tile
     rows = tile.get("BT", tile.get("BC", 64))
     columns = tile.get("BS", tile.get("BV", 64))
+    if step.kernel.name == "dkv":
+        rows, columns = columns, rows  # it holds keys, and its products have a row for each
     full: float = min(1.0, rows / 64) ** 0.6 * min(1.0, columns / 64) ** 0.4
     return 0.65 * full
+
+
+def factor_words(graph: KernelGraph, tile: Mapping[str, int]) -> int:
+    """Words of the factors of one tile of monomials, which are all there at once; 0 without."""
+    sizes = [
+        elements(node.shape, dict(tile))
+        for node in graph.nodes()
+        if node.op == "dot" and node.region == STEP and node.buffer in {"b_x0", "b_x1"}
+    ]
+    return 2 * max(sizes, default=0)
 
 
 def carried_words(graph: KernelGraph, tile: Mapping[str, int]) -> int:

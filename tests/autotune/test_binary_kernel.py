@@ -39,16 +39,32 @@ class FakeLibrary:
     """Loads binaries as numbers, and writes down what is launched."""
 
     def __init__(self) -> None:
+        self.context: int | None = None
         self.loaded: list[bytes] = []
         self.attributes: list[tuple[int, int]] = []
         self.launches: list[tuple[int, int, bytes]] = []
 
     def cuModuleLoadData(self, module, binary):
+        assert self.context == 55, "no current context: the real one answers 201"
         self.loaded.append(binary)
         return 0
 
     def cuModuleGetFunction(self, function, module, name):
         ctypes.cast(function, ctypes.POINTER(ctypes.c_void_p))[0] = len(self.loaded)
+        return 0
+
+    def cuCtxGetDevice(self, device):
+        return 201 if self.context is None else 0
+
+    def cuDeviceGet(self, handle, device):
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context, handle):
+        ctypes.cast(context, ctypes.POINTER(ctypes.c_void_p))[0] = 55
+        return 0
+
+    def cuCtxSetCurrent(self, context):
+        self.context = context.value
         return 0
 
     def cuFuncSetCacheConfig(self, function, config):
@@ -70,7 +86,6 @@ class FakeLibrary:
 def library(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 9, raising=False)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     return FakeLibrary()
 
 

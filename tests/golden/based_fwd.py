@@ -2,11 +2,11 @@
 
 variant     feature_map taylor(2), scale rsqrt(d), mask causal, normalize sum
 dims        K=16 V=64, bf16 in, fp32 accumulators
-plan        state: BC=64 BK=16 BV=64, 4 warps, 3 stages
-plan        scan: BC=64 BE=512, 4 warps, 1 stages
-plan        output: BC=64 BK=16 BV=64, 4 warps, 3 stages
-sram        59520 of 232448 bytes (h100)
-digest      96ee66f0d2fa9f49
+plan        state: BC=32 BK=16 BV=64, 4 warps, 3 stages
+plan        scan: BC=32 BE=512, 4 warps, 1 stages
+plan        output: BC=32 BK=16 BV=64, 4 warps, 3 stages
+sram        38912 of 232448 bytes (h100)
+digest      b01736b69acf7bd7
 regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16
 """
@@ -439,7 +439,7 @@ def forward(q, k, v):
     index, weight = feature_tables(q.device)
 
     # enough segments to fill 264 programs, each at least 4 chunks long
-    NC = triton.cdiv(T, 64)
+    NC = triton.cdiv(T, 32)
     NS = max(1, min(triton.cdiv(264, B * HQ * NV), NC // 4))
     CPS = triton.cdiv(NC, NS)
     NS = triton.cdiv(NC, CPS)
@@ -461,7 +461,7 @@ def forward(q, k, v):
             CPS,
             K=16,
             V=64,
-            BC=64,
+            BC=32,
             BK=16,
             BV=64,
             FP=160,
@@ -478,7 +478,7 @@ def forward(q, k, v):
             NS,
             CPS,
             V=64,
-            BC=64,
+            BC=32,
             BE=512,
             F=153,
             FP=160,
@@ -506,7 +506,7 @@ def forward(q, k, v):
         CPS,
         K=16,
         V=64,
-        BC=64,
+        BC=32,
         BK=16,
         BV=64,
         FP=160,
