@@ -129,6 +129,10 @@ SCORES = (
 )
 
 
+# most variants have none
+SINKS = ("", "", "", "0.5", "bias[h]", "2*slope[h] - 1", "shared[hkv] + h/8", "gain - table[b,h]")
+
+
 def scores() -> st.SearchStrategy[str]:
     """Score expressions with params and inputs, built outward from s."""
     return st.lists(st.sampled_from(SCORES), max_size=3).map(_nested)
@@ -176,7 +180,10 @@ def declarations(
     if family == "softmax":
         score = draw(scores())
         fields = {"feature_map": '"softmax"', "scale": scale, "mask": f'"{mask}"'}
-        return _toml({**fields, "score": f'"{score}"'}, score, grad)
+        sink = draw(st.sampled_from(SINKS))
+        if sink:
+            fields["sink"] = f'"{sink}"'
+        return _toml({**fields, "score": f'"{score}"'}, f"{score} {sink}", grad)
     normalize = draw(st.sampled_from(["sum", "none"]))
     maps = NONNEGATIVE if normalize == "sum" else (*NONNEGATIVE, *SIGNED)
     fields = {"feature_map": f'"{draw(st.sampled_from(maps))}"', "scale": scale}

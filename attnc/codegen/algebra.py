@@ -44,6 +44,8 @@ class Algebra:
     decay: str | None
     decay_refs: tuple[Ref, ...]
     decay_uses_head: bool
+    sink: sympy.Expr | None
+    sink_refs: tuple[Ref, ...]
     mask: MaskForm
     causal: bool
     within_causal: bool
@@ -83,6 +85,8 @@ class Algebra:
                 lines.append(f"phi(x)     {self.phi}")
         if self.log_decay is not None:
             lines.append(f"log decay  {self.log_decay} ({self.decay})")
+        if self.sink is not None:
+            lines.append(f"sink       {self.sink}")
         lines.append(f"mask       {self.mask}")
         lines.append(f"normalize  {self.normalize}")
         lines.extend(
@@ -109,6 +113,8 @@ def analyse(variant: Variant) -> Algebra:
         decay=_decay_kind(variant.log_decay, decay_refs),
         decay_refs=decay_refs,
         decay_uses_head=_uses_head(variant.log_decay, decay_refs),
+        sink=None if variant.sink is None else to_sympy(variant.sink),
+        sink_refs=refs_of(variant.sink),
         mask=variant.mask_form,
         causal=causal,
         within_causal=within_causal(variant.mask_form),

@@ -53,7 +53,7 @@ def kernel_key(plan: Plan) -> str:
         "dtype": plan.dtype,
         "gradients": []
         if plan.derivation is None
-        else [partial.label for partial in (*plan.derivation.score, *plan.derivation.decay)],
+        else [partial.label for partial in plan.derivation.partials],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,6 +1,7 @@
 """The backward's mathematics, derived from the declared expressions: nothing here names a variant.
 
     softmax   p = exp(score(s) - lse)    dscore = p * (do.v - delta)     ds = dscore * score'(s)
+              a sink is a key of value 0, so dsink = -exp(sink - lse) * delta, summed over rows
     state     W = w(s) * D               dW = do'.v + dn                 ds = dW * D * w'(s)
 
 with D the decay from key to query, delta = do.o - dlse, do' = do / n and dn = -do.o / n where the
@@ -31,16 +32,20 @@ class _Absolute(sympy.Function):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """One derivative by a declared tensor: where it is read, and the derivative there."""
+    """One derivative by a declared tensor: where it is read, and the derivative there.
+
+    `where` tells apart the places of a tensor that more than one expression reads.
+    """
 
     declared: Declared
     index: tuple[str, ...]
     slope: sympy.Expr
+    where: str = ""
 
     @property
     def label(self) -> str:
         """The name of its accumulator; a tensor read at two places has two."""
-        return f"{self.declared.name}{''.join(f'_{letter}' for letter in self.index)}"
+        return f"{self.declared.name}{''.join(f'_{letter}' for letter in self.index)}{self.where}"
 
     def __str__(self) -> str:
         index = f"[{', '.join(self.index)}]" if self.index else ""
@@ -52,7 +57,8 @@ class Derivation:
     """Every derivative that a backward needs.
 
     `score_slope` is d score / d s; `weight_slope` are the coefficients of w'(s), lowest degree
-    first; `phi_slope` is phi'(x). `score` and `decay` are the derivatives by declared tensors.
+    first; `phi_slope` is phi'(x). `score`, `decay` and `sink` are the derivatives by declared
+    tensors.
     """
 
     algebra: Algebra
@@ -61,6 +67,12 @@ class Derivation:
     phi_slope: sympy.Expr | None
     score: tuple[Partial, ...]
     decay: tuple[Partial, ...]
+    sink: tuple[Partial, ...] = ()
+
+    @property
+    def partials(self) -> tuple[Partial, ...]:
+        """All derivatives by declared tensors."""
+        return (*self.score, *self.decay, *self.sink)
 
     def __str__(self) -> str:
         lines: list[str] = []
@@ -91,6 +103,10 @@ class Derivation:
             lines.append(f"d score/d {partial} = {partial.slope}")
         for partial in self.decay:
             lines.append(f"d log_decay/d {partial} = {partial.slope}")
+        if self.sink:
+            lines.append("dsink      = -sum over rows of exp(sink - lse) * delta")
+        for partial in self.sink:
+            lines.append(f"d sink/d {partial} = {partial.slope}")
         return "\n".join(lines)
 
 
@@ -116,6 +132,9 @@ def derive(variant: Variant, algebra: Algebra, wanted: tuple[str, ...] | None = 
         decay=()
         if algebra.log_decay is None
         else _partials(algebra.log_decay, algebra.decay_refs, declared),
+        sink=()
+        if algebra.sink is None
+        else _partials(algebra.sink, algebra.sink_refs, declared, "_sink"),
     )
 
 
@@ -126,12 +145,13 @@ def differentiate(expr: sympy.Expr, by: sympy.Symbol) -> sympy.Expr:
 
 
 def _partials(
-    expr: sympy.Expr, refs: tuple[Ref, ...], declared: tuple[Declared, ...]
+    expr: sympy.Expr, refs: tuple[Ref, ...], declared: tuple[Declared, ...], where: str = ""
 ) -> tuple[Partial, ...]:
     by_name = {tensor.name: tensor for tensor in declared}
     scalars = scalar_names(expr, declared)
     places = [(ref.name, ref.index, ref_symbol(ref)) for ref in refs if ref.name in by_name]
     places += [(name, (), symbol(name)) for name in sorted(scalars)]
     return tuple(
-        Partial(by_name[name], tuple(index), differentiate(expr, by)) for name, index, by in places
+        Partial(by_name[name], tuple(index), differentiate(expr, by), where)
+        for name, index, by in places
     )

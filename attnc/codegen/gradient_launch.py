@@ -51,7 +51,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
     assert plan.derivation is not None
     chunked = plan.form == "chunked"
     online, summed = plan.form == "online", plan.algebra.normalize == "sum"
-    partials = (*plan.derivation.score, *plan.derivation.decay)
+    partials = plan.derivation.partials
     exponents = bool(plan.derivation.decay)
     by_sums = exponents and plan.algebra.decay == "gated" and not chunked
     names = wanted_names(plan)
@@ -102,7 +102,7 @@ def _carried_type(plan: Plan) -> str:
 def wanted_names(plan: Plan) -> tuple[str, ...]:
     """The declared tensors whose gradients a backward returns, in declared order."""
     assert plan.derivation is not None
-    found = {p.declared.name for p in (*plan.derivation.score, *plan.derivation.decay)}
+    found = {p.declared.name for p in plan.derivation.partials}
     declared = (*plan.variant.params, *plan.variant.inputs)
     return tuple(tensor.name for tensor in declared if tensor.name in found)
 

@@ -186,6 +186,6 @@ class Plan:
             "min_chunks": self.min_chunks,
         }
         if self.derivation is not None:
-            wanted = (*self.derivation.score, *self.derivation.decay)
+            wanted = self.derivation.partials
             facts["gradients"] = [partial.label for partial in wanted]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -21,6 +21,7 @@ from attnc.errors import DeclarationError, SyntaxRefused
 
 SCORE_NAMES = frozenset({"s", "i", "j", "h", "b", "hkv", "H", "d"})
 DECAY_NAMES = frozenset({"h", "H"})
+_NOT_READ_AT = {"score": {"t"}, "log_decay": {"i", "j"}, "sink": {"i", "j", "t"}}
 MASK_NAMES = frozenset({"i", "j", "causal", "full"})
 MASK_FUNCTIONS = frozenset({"window", "prefix"})
 ELEMENTWISE = frozenset(FUNCTIONS) - MASK_FUNCTIONS - {"taylor"}
@@ -61,13 +62,24 @@ def checked(fields: Fields) -> dict[str, object]:
         log_decay = _expression(fields, "log_decay", fields.log_decay, DECAY_NAMES, by_name)
         source = fields.source("log_decay", text_of(fields.log_decay))
         check_decay(fields.name, log_decay, source, form, softmax=softmax)
-    _check_grad(fields, declared, score, log_decay)
+    sink: Expr | None = None
+    if fields.sink is not None:
+        if not softmax:
+            raise fields.refuse(
+                "sink",
+                f"{fields.name!r} has a sink and no softmax",
+                notes=("a sink adds exp(sink) to the sum that a softmax row is divided by",),
+                hints=("leave sink out",),
+            )
+        sink = _expression(fields, "sink", fields.sink, DECAY_NAMES, by_name)
+    _check_grad(fields, declared, score, log_decay, sink)
     meaning = Meaning(
         feature_map=feature,
         scale=read_scale(fields),
         score=score,
         mask_form=form,
         log_decay=log_decay,
+        sink=sink,
         normalize=read_normalize(fields, softmax),
         chunk=read_chunk(fields),
         params=tuple(tensor for tensor in declared if tensor.kind == "param"),
@@ -120,12 +132,12 @@ def _expression(
                 notes=("no kernel takes a score or a decay a channel yet",),
                 hints=("use a decay a token: g[t, h]",),
             )
-        wrong = {"score": {"t"}, "log_decay": {"i", "j"}}[name] & set(node.index)
+        wrong = _NOT_READ_AT[name] & set(node.index)
         if wrong:
             raise DeclarationError(
                 f"{to_text(node)} is read at {min(wrong)}, which {name} has not",
                 where=source.at(node.span),
-                hints=("a score reads a token axis at i or j, a decay at t",),
+                hints=("a score reads a token axis at i or j, a decay at t, a sink at none",),
             )
     if isinstance(expr, Compare | Logic):
         raise SyntaxRefused(
@@ -148,15 +160,13 @@ def _mask_expression(fields: Fields) -> Expr:
     return parse(source, Scope(names, MASK_FUNCTIONS | ELEMENTWISE, declared))
 
 
-def _check_grad(
-    fields: Fields, declared: tuple[Declared, ...], score: Expr, log_decay: Expr | None
-) -> None:
+def _check_grad(fields: Fields, declared: tuple[Declared, ...], *expressions: Expr | None) -> None:
     """A tensor whose every use is inside a condition has no gradient; say so when declared."""
     smooth: set[str] = set()
-    for expression in (score, log_decay):
+    for expression in expressions:
         if expression is not None:
             smooth |= _smooth_names(expression)
-    used = used_names(score, log_decay)
+    used = used_names(*expressions)
     for tensor in declared:
         if tensor.grad and {"h", "hkv"} <= set(tensor.shape):
             raise fields.refuse(

@@ -25,6 +25,7 @@ class Fields:
     score: object = "s"
     mask: object = "full"
     log_decay: object = None
+    sink: object = None
     normalize: object = None
     chunk: object = "auto"
     params: object = ()

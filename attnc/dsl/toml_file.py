@@ -17,13 +17,12 @@ from attnc.dsl.variant import Declared, Variant
 from attnc.errors import FieldError, TomlError, Where
 
 KEYS = (
-    "feature_map", "scale", "score", "mask", "log_decay", "normalize", "chunk", "params", "inputs",
-    "dim", "heads",
+    "feature_map", "scale", "score", "mask", "log_decay", "sink", "normalize", "chunk", "params",
+    "inputs", "dim", "heads",
 )  # fmt: skip
 LATER = {
     "dropout": "dropout is not supported: apply it to the output",
     "terms": "sums of terms are not supported yet: declare one weight",
-    "sink": "attention sinks are not supported yet",
     "value": "value expressions are not supported yet: scale v before the call",
     "weight": "a weight is written as feature_map, a polynomial in s",
 }
@@ -224,6 +223,8 @@ def dumps(variant: Variant) -> str:
         lines.append(f'mask = "{to_text(variant.mask)}"')
     if variant.log_decay is not None:
         lines.append(f'log_decay = "{to_text(variant.log_decay)}"')
+    if variant.sink is not None:
+        lines.append(f'sink = "{to_text(variant.sink)}"')
     if variant.family == "state":
         lines.append(f'normalize = "{variant.normalize}"')
     if variant.chunk != "auto":

@@ -66,6 +66,7 @@ class Meaning:
     score: Expr
     mask_form: MaskForm
     log_decay: Expr | None
+    sink: Expr | None
     normalize: str
     chunk: int | str
     params: tuple[Declared, ...]
@@ -83,6 +84,8 @@ class Variant:
         score: an expression in s, i, j, h, b, hkv, H, d and declared tensors (softmax only).
         mask: masks joined with & | ~, see docs/masks.md.
         log_decay: an expression in h, H and declared tensors, at most 0 (state family only).
+        sink: an expression in h, H and declared tensors: the logit of a key of value 0 that every
+            row sees (softmax only). Source: gpt-oss (arXiv 2508.10925).
         normalize: `"softmax"` (implied by that map), `"sum"` or `"none"`.
         chunk: tokens a chunk, a power of two from 16 to 256, or `"auto"`.
         params, inputs: declared tensors by name; those of Python expressions are found.
@@ -109,6 +112,7 @@ class Variant:
         score: str | Expr = "s",
         mask: str | Expr = "full",
         log_decay: str | Expr | None = None,
+        sink: str | int | float | Expr | None = None,
         normalize: str | None = None,
         chunk: int | str = "auto",
         params: Mapping[str, object] | Iterable[object] = (),
@@ -121,8 +125,8 @@ class Variant:
 
         fields = Fields(
             name=name, feature_map=feature_map, scale=scale, score=score, mask=mask,
-            log_decay=log_decay, normalize=normalize, chunk=chunk, params=params, inputs=inputs,
-            dim=dim, heads=heads,
+            log_decay=log_decay, sink=sink, normalize=normalize, chunk=chunk, params=params,
+            inputs=inputs, dim=dim, heads=heads,
         )  # fmt: skip
         self._take(checked(fields))
 
@@ -169,6 +173,11 @@ class Variant:
         return self.meaning.log_decay
 
     @property
+    def sink(self) -> Expr | None:
+        """The logit of a key of value 0 that every row sees, or None."""
+        return self.meaning.sink
+
+    @property
     def normalize(self) -> str:
         """`softmax`, `sum` or `none`."""
         return self.meaning.normalize
@@ -196,7 +205,7 @@ class Variant:
     @property
     def used(self) -> frozenset[str]:
         """Names of the declared tensors that some expression reads."""
-        return used_names(self.score, self.log_decay)
+        return used_names(self.score, self.log_decay, self.sink)
 
     @property
     def digest(self) -> str:
@@ -218,6 +227,8 @@ class Variant:
             "chunk": self.chunk,
             "declared": declared,
         }
+        if self.sink is not None:
+            facts["sink"] = canonical_text(self.sink)
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -230,6 +241,8 @@ class Variant:
         parts.append(f"mask {to_text(self.mask)}")
         if self.log_decay is not None:
             parts.append(f"log_decay {to_text(self.log_decay)}")
+        if self.sink is not None:
+            parts.append(f"sink {to_text(self.sink)}")
         parts.append(f"normalize {self.normalize}")
         if self.chunk != "auto":
             parts.append(f"chunk {self.chunk}")

@@ -230,9 +230,16 @@ class Block:
         s = evaluate(run.variant.score, run.scope(self.index, s=s)).expand_as(s)
         s = torch.where(self.visible(s), s, float("-inf"))
         top = s.amax(-1, keepdim=True)
+        sink = None
+        if run.variant.sink is not None:
+            sink = evaluate(run.variant.sink, run.scope(self.index)).expand_as(top)
+            top = torch.maximum(top, sink)
         top = torch.where(top == float("-inf"), 0, top)
         weight = torch.exp(s - top)
         total = weight.sum(-1, keepdim=True)
+        if sink is not None:
+            # a key of value 0 that every row sees
+            total = total + torch.exp(sink - top)
         weight = run.round(weight / torch.where(total > 0, total, 1))
         return run.round(weight @ self.value), (top + torch.log(total))[..., 0]
 

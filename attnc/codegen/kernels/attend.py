@@ -13,6 +13,7 @@ from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.online import finish_online, online_step, start_online
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
+from attnc.codegen.kernels.sink import load_score
 from attnc.codegen.printer import Printer
 from attnc.codegen.tile_range import key_range
 from attnc.dsl.variant import Variant
@@ -45,7 +46,7 @@ def attend_kernel(
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
     _load_queries(builder, algebra, printer, k_mask)
     if online:
-        start_online(builder)
+        start_online(builder, algebra, loaded, printer)
     else:
         start_parallel(builder, algebra)
     builder.fold("b_o", SETUP, ("BT", "BV"), "b_o = tl.zeros([BT, BV], ACC)", note="accumulator")
@@ -62,7 +63,7 @@ def attend_kernel(
     _fold_values(builder, weights, v_mask)
 
     if online:
-        finish_online(builder)
+        finish_online(builder, algebra)
     else:
         finish_parallel(builder, algebra, scale)
     builder.store(
@@ -102,13 +103,12 @@ def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgu
 
 def _load_expression(variant: Variant, algebra: Algebra) -> Loaded:
     """Loads of what the score reads, or a constant decay; a gated one has its own pass."""
-    if algebra.family == "softmax":
-        expression, refs = algebra.score, algebra.score_refs
-    elif algebra.decay == "constant":
-        expression, refs = algebra.log_decay, algebra.decay_refs
-    else:
-        return Loaded((), {}, ())
     declared = (*variant.params, *variant.inputs)
+    if algebra.family == "softmax":
+        return load_score(algebra, declared, AXES, sink=True)
+    if algebra.decay != "constant":
+        return Loaded((), {}, ())
+    expression, refs = algebra.log_decay, algebra.decay_refs
     assert expression is not None
     names = scalar_names(expression, declared)
     return load_refs(refs, declared, AXES, two_lanes=True, names=names)

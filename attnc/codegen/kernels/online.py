@@ -11,12 +11,21 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import LOG2E, index_bindings
+from attnc.codegen.kernels.sink import sink_node
 from attnc.codegen.kernels.visible import visible_lines
 from attnc.codegen.printer import Printer, number
 
 
-def start_online(builder: GraphBuilder) -> None:
-    """Before the first key: no maximum, an empty sum."""
+def start_online(builder: GraphBuilder, algebra: Algebra, loaded: Loaded, printer: Printer) -> None:
+    """Before the first key: no maximum and an empty sum, or those of the sink."""
+    if algebra.sink is not None:
+        sink_node(builder, algebra, loaded, printer)
+        line = "b_m = tl.zeros([BT], ACC) + b_sink"
+        note = "running maximum, in log2: the sink is the first key of every row"
+        builder.fold("b_m", SETUP, ("BT",), line, reads=("b_sink",), note=note)
+        line = "b_l = tl.full([BT], 1.0, ACC)"
+        builder.fold("b_l", SETUP, ("BT",), line, note="running sum")
+        return
     minus_infinity = 'b_m = tl.full([BT], float("-inf"), ACC)'
     builder.fold("b_m", SETUP, ("BT",), minus_infinity, note="running maximum, in log2")
     builder.fold("b_l", SETUP, ("BT",), "b_l = tl.zeros([BT], ACC)", note="running sum")
@@ -87,10 +96,12 @@ def _expression(score: sympy.Expr, bindings: dict[str, str], printer: Printer) -
     return (*bound.statements("b_e", score), "b_s = b_s * 0.0 + b_e")
 
 
-def finish_online(builder: GraphBuilder) -> None:
+def finish_online(builder: GraphBuilder, algebra: Algebra) -> None:
     """Normalise, and the log-sum-exp in natural log."""
     whole = "b_o = b_o / tl.where(b_l > 0.0, b_l, 1.0)[:, None]"
     note = "a row that saw nothing gives 0, and a log-sum-exp of -inf"
+    if algebra.sink is not None:
+        whole, note = "b_o = b_o / b_l[:, None]", "a row that saw nothing but the sink gives 0"
     tile = ("BT", "BV")
     builder.map("b_o", FINISH, tile, whole, name="normalise", reads=("b_o", "b_l"), note=note)
     line = f"b_lse = b_m * {number(1 / LOG2E)} + tl.log(b_l)"

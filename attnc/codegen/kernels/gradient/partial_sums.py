@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from attnc.codegen.derive import Partial
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder
+from attnc.codegen.index import Loaded
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.gradient.facts import GradientFacts
-from attnc.codegen.kernels.gradient.side import Side
+from attnc.codegen.kernels.gradient.side import ROWS, Side
+from attnc.codegen.kernels.sink import sink_node
 from attnc.codegen.printer import Printer, number
 
 
@@ -107,8 +109,16 @@ def store_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     mine = _by_lane(facts, side)
     if mine and side.kernel == "dq":
         labels = [partial.label for partial in mine]
-        lines = [f"b_a_{label} = b_a_{label} - (b_z - b_dl) * b_w_{label}" for label in labels]
-        reads = ("b_z", "b_dl", *(f"b_{kind}_{label}" for label in labels for kind in "aw"))
+        # all that a row's pairs add up to is dlse, and with a sink its share of delta
+        rest = "(b_z - b_dl - b_ps * b_d)" if facts.algebra.sink is not None else "(b_z - b_dl)"
+        lines = [f"b_a_{label} = b_a_{label} - {rest} * b_w_{label}" for label in labels]
+        reads = (
+            "b_z",
+            "b_dl",
+            "b_ps",
+            "b_d",
+            *(f"b_{kind}_{label}" for label in labels for kind in "aw"),
+        )
         note = "less what delta's rounding gave each pair of the row"
         builder.map(f"b_a_{labels[0]}", FINISH, (side.tile[0],), *lines, name="rounding of delta",
                     reads=reads, note=note)  # fmt: skip
@@ -230,3 +240,39 @@ def rate_arguments(facts: GradientFacts, side: Side) -> list[TensorArgument]:
     if side.kernel != "dq":
         return []
     return [partial_sum(partial).argument() for partial in facts.derivation.decay]
+
+
+def sink_matters(facts: GradientFacts) -> bool:
+    """Whether the `dq` pass reads the sink: for its gradient, or to take delta's rounding out."""
+    return facts.algebra.sink is not None and bool(facts.derivation.sink or _by_lane(facts, ROWS))
+
+
+def start_sink(builder: GraphBuilder, facts: GradientFacts, loaded: Loaded) -> None:
+    """The weight of the sink in every row."""
+    if not sink_matters(facts):
+        return
+    sink_node(builder, facts.algebra, loaded, facts.printer)
+    line = "b_ps = tl.exp2(b_sink - b_m)"
+    note = "the weight of the sink"
+    builder.map("b_ps", SETUP, ("BT",), line, reads=("b_sink", "b_m"), note=note)
+
+
+def store_sink(builder: GraphBuilder, facts: GradientFacts, bindings: Mapping[str, str]) -> None:
+    """What the rows of a tile give the sink: it is a key of value 0."""
+    if not facts.derivation.sink:
+        return
+    line = "b_dsink = -tl.sum(tl.where(m_t, b_ps * b_d, 0.0), 0)"
+    builder.reduce("b_dsink", FINISH, (), line, reads=("b_ps", "b_d"), name="sum the sink")
+    bound = Printer(bindings, facts.printer.helpers)
+    for partial in facts.derivation.sink:
+        lines = bound.statements("b_y", partial.slope)
+        builder.store(
+            FINISH, (), *lines, "b_dsink * b_y", name=f"store du_{partial.label}",
+            reads=("b_dsink",), tensor=f"du_{partial.label}",
+            address=f"du_{partial.label} + i_bh * NT + i_t",
+        )  # fmt: skip
+
+
+def sink_arguments(facts: GradientFacts) -> list[TensorArgument]:
+    """The workspaces of a sink's gradient."""
+    return [partial_sum(partial).argument() for partial in facts.derivation.sink]

@@ -12,14 +12,19 @@ from attnc.codegen.kernels.gradient.partial_sums import (
     add_rate,
     add_sums,
     rate_arguments,
+    sink_arguments,
+    sink_matters,
     start_rate,
+    start_sink,
     start_sums,
     store_rate,
+    store_sink,
     store_sums,
     sum_arguments,
 )
 from attnc.codegen.kernels.gradient.side import ROWS, Side
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
+from attnc.codegen.kernels.sink import load_score
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import key_range
 
@@ -39,6 +44,7 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     builder.fold("b_dq", SETUP, ("BT", "BK"), "b_dq = tl.zeros([BT, BK], ACC)", note="accumulator")
     start_sums(builder, facts, ROWS)
     start_rate(builder, facts, ROWS)
+    start_sink(builder, facts, loaded)
     _load_keys(builder, facts)
     builder.extend(node for node in loaded.nodes if node.region == STEP)
     pair_step(builder, facts, ROWS, loaded)
@@ -53,6 +59,7 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     _store(builder, facts)
     store_sums(builder, facts, ROWS)
     store_rate(builder, facts, ROWS, loaded.bindings)
+    store_sink(builder, facts, loaded.bindings)
     ranges = key_range(facts.algebra.mask)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
     tensors = _tensors(facts, loaded)
@@ -65,8 +72,9 @@ def declared_loads(facts: GradientFacts, side: Side) -> Loaded:
     """Loads of what the score or a constant decay reads."""
     algebra = facts.algebra
     if facts.softmax:
-        expression, refs = algebra.score, algebra.score_refs
-    elif algebra.decay == "constant":
+        sink = side.kernel == "dq" and sink_matters(facts)
+        return load_score(algebra, facts.declared, side.axes, sink=sink)
+    if algebra.decay == "constant":
         expression, refs = algebra.log_decay, algebra.decay_refs
     else:
         return Loaded((), {}, ())
@@ -88,7 +96,8 @@ def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]
     if facts.softmax or facts.summed:
         layout = known["delta"].layout
         tensors.append(TensorArgument("delta", (), "acc", layout, written=True))
-    return (*tensors, *sum_arguments(facts, ROWS), *rate_arguments(facts, ROWS))
+    sums = [*sum_arguments(facts, ROWS), *rate_arguments(facts, ROWS), *sink_arguments(facts)]
+    return (*tensors, *sums)
 
 
 def statistics(facts: GradientFacts) -> list[str]:
