@@ -81,7 +81,7 @@ def op_named(key: str) -> Op:
     return _OPS[key]
 
 
-def _forward(
+def forward_now(
     op: str,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -91,10 +91,11 @@ def _forward(
     form: str,
     precision: str,
 ) -> list[torch.Tensor]:
+    """The forward of a named op, past the dispatcher."""
     return op_named(op).forward(q, k, v, tensors, initial_state, form or None, precision)
 
 
-def _backward(
+def backward_now(
     op: str,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -107,6 +108,7 @@ def _backward(
     form: str,
     precision: str,
 ) -> list[torch.Tensor]:
+    """The backward of a named op, past the dispatcher."""
     return op_named(op).backward(
         q, k, v, tensors, initial_state, kept, gradients, tuple(wanted.split()), form or None,
         precision,
@@ -154,8 +156,8 @@ def _fake_backward(
 
 
 for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("forward", _forward, _device)
-    _LIBRARY.impl("backward", _backward, _device)
+    _LIBRARY.impl("forward", forward_now, _device)
+    _LIBRARY.impl("backward", backward_now, _device)
 torch.library.register_fake(f"{NAMESPACE}::forward", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake(f"{NAMESPACE}::backward", _fake_backward, lib=_LIBRARY)
 FORWARD: Any = getattr(torch.ops, NAMESPACE).forward

@@ -15,6 +15,7 @@ from attnc.ops.reference_gradient import Incoming, reference_gradients
 from attnc.ops.report import Row
 
 _DRAWS = 3
+_FEW_NUMBERS = 4096
 _MANY_PAIRS = 1 << 22
 
 
@@ -33,13 +34,14 @@ def gradient_rows(
     incoming = _incoming(op, inputs, generator, initial_state)
     ref, eager = _eager_error(op, inputs, incoming, dtype, initial_state)
     reduced = set(ref) - {"q", "k", "v"}
-    if reduced:
-        # a param has few numbers, and one draw may find eager torch lucky in all of them: its error
-        # is the largest over several gradients that come in
+    few = reduced | {label for label in "qkv" if ref[label].numel() < _FEW_NUMBERS}
+    if few:
+        # of few numbers one draw may find eager torch lucky in all of them: its error is the
+        # largest over several gradients that come in
         for _ in range(_DRAWS if shape.tq * shape.tk <= _MANY_PAIRS else 1):
             other = _incoming(op, inputs, generator, initial_state)
             _, again = _eager_error(op, inputs, other, dtype, initial_state)
-            eager |= {label: max(eager[label], again[label]) for label in reduced}
+            eager |= {label: max(eager[label], again[label]) for label in few}
     for form in forms:
         found = op_gradients(op, inputs, incoming, form=form, initial_state=initial_state)
         for label, gradient in found.items():
