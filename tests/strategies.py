@@ -177,6 +177,8 @@ def declarations(
     family = family or draw(st.sampled_from(["softmax", "state"]))
     scale = draw(st.sampled_from(['"rsqrt(d)"', "1.0", "0.125", "0.3"]))
     mask = "causal" if causal or draw(st.booleans()) else draw(masks())
+    if not causal and draw(st.integers(0, 5)) == 0:
+        mask = f"({mask}) & documents(ids)"
     if family == "softmax":
         score = draw(scores())
         fields = {"feature_map": '"softmax"', "scale": scale, "mask": f'"{mask}"'}
@@ -204,6 +206,8 @@ def _toml(fields: dict[str, str], expression: str, grad: bool) -> str:
                 listed = ", ".join(f'"{axis}"' for axis in axes)
                 wanted = ", grad = true" if grad else ""
                 lines.append(f"{kind}.{name} = {{ shape = [{listed}]{wanted} }}")
+    if "documents(ids)" in fields["mask"]:
+        lines.append('inputs.ids = { shape = ["b", "t"] }')
     return "\n".join(lines)
 
 

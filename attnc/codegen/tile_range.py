@@ -60,11 +60,24 @@ def row_range(mask: MaskForm) -> KeyRange:
     clauses = tuple(
         tuple(HalfPlane(plane.j, plane.i, plane.c) for plane in clause) for clause in mask.clauses
     )
-    return _range(MaskForm(clauses), _ROWS)
+    return _range(MaskForm(clauses, mask.documents), _ROWS)
 
 
 def _range(mask: MaskForm, walk: _Walk) -> KeyRange:
     """Bounds and loops for any mask in disjunctive normal form."""
+    found = _positions_range(mask, walk)
+    if not mask.documents or not found.loops:
+        return found
+    # no tile is known to be full: one loop with mask code takes the hull
+    note = f"{walk.what} that positions allow: the mask and the documents decide"
+    loop = KeyLoop(found.loops[0].start, found.loops[-1].stop, True, note)
+    lines = found.lines
+    if len(mask.clauses) == 1:
+        lines = tuple(line for line in lines if not line.startswith("full_"))
+    return KeyRange(lines, (loop,))
+
+
+def _positions_range(mask: MaskForm, walk: _Walk) -> KeyRange:
     what = walk.what
     left = f"{what} left of the full tiles: the mask decides"
     right = f"{what} right of the full tiles: the mask decides"

@@ -23,7 +23,7 @@ SCORE_NAMES = frozenset({"s", "i", "j", "h", "b", "hkv", "H", "d"})
 DECAY_NAMES = frozenset({"h", "H"})
 _NOT_READ_AT = {"score": {"t"}, "log_decay": {"i", "j"}, "sink": {"i", "j", "t"}}
 MASK_NAMES = frozenset({"i", "j", "causal", "full"})
-MASK_FUNCTIONS = frozenset({"window", "prefix"})
+MASK_FUNCTIONS = frozenset({"window", "prefix", "documents"})
 ELEMENTWISE = frozenset(FUNCTIONS) - MASK_FUNCTIONS - {"taylor"}
 
 
@@ -57,6 +57,14 @@ def checked(fields: Fields) -> dict[str, object]:
             notes=(problem.note,) if problem.note else (),
             hints=(problem.hint,) if problem.hint else (),
         ) from None
+    for name in form.documents:
+        if by_name[name].grad:
+            raise fields.refuse(
+                f"{by_name[name].kind}s.{name}",
+                f"{name!r} asks for a gradient and has none",
+                notes=("it says which document a token is of",),
+                hints=("set grad = false",),
+            )
     log_decay: Expr | None = None
     if fields.log_decay is not None:
         log_decay = _expression(fields, "log_decay", fields.log_decay, DECAY_NAMES, by_name)

@@ -29,6 +29,7 @@ FUNCTIONS: Mapping[str, tuple[int, int]] = {
     "softplus": (1, 1),
     "window": (1, 2),
     "prefix": (1, 1),
+    "documents": (1, 1),
     "taylor": (1, 1),
 }
 

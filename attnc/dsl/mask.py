@@ -15,6 +15,7 @@ from attnc.dsl.expr import (
     Name,
     Negate,
     Number,
+    Ref,
     Span,
     lift,
 )
@@ -56,16 +57,24 @@ Clause = tuple[HalfPlane, ...]
 class MaskForm:
     """Disjunctive normal form: a pair is visible when all half-planes of some clause hold.
 
-    One empty clause is the full mask; no clause at all hides everything.
+    One empty clause is the full mask; no clause at all hides everything. `documents` name the
+    inputs [b, t] that have to be equal at query and key besides.
     """
 
     clauses: tuple[Clause, ...]
+    documents: tuple[str, ...] = ()
 
     def visible(self, row: int, column: int) -> bool:
         """Whether position `row` sees key `column`."""
         return any(all(plane.holds(row, column) for plane in clause) for clause in self.clauses)
 
     def __str__(self) -> str:
+        text = self._positions()
+        if not self.documents:
+            return text
+        return " and ".join([f"({text})", *(f"one document by {name}" for name in self.documents)])
+
+    def _positions(self) -> str:
         if not self.clauses:
             return "nothing"
         if self.clauses == ((),):
@@ -93,6 +102,13 @@ def prefix(n: object) -> Expr:
     return Call("prefix", (lift(n),))
 
 
+def documents(ids: Expr) -> Expr:
+    """The pairs of one document: `ids`, an input of shape b,t, is equal at query and key."""
+    if isinstance(ids, Ref) or not hasattr(ids, "declared"):
+        return Call("documents", (ids,))
+    return Call("documents", (ids["b", "t"],))  # type: ignore[index]
+
+
 class MaskProblem(Exception):
     """What is wrong with a mask and where; the caller knows the text and renders it."""
 
@@ -115,11 +131,37 @@ def mask_form(mask: Expr) -> MaskForm:
     Raises:
         MaskProblem: a part that is not affine in i and j, or more than 16 clauses.
     """
-    return MaskForm(_canonical(_clauses(mask, positive=True)))
+    rest, names = _documents_apart(mask)
+    clauses: list[Clause] = [()] if rest is None else _clauses(rest, positive=True)
+    return MaskForm(_canonical(clauses), tuple(sorted(set(names))))
+
+
+def _documents_apart(mask: Expr) -> tuple[Expr | None, list[str]]:
+    """What the mask says of positions, None where nothing, and the inputs that name documents."""
+    match mask:
+        case Call(function="documents", args=(Ref(name=name),)):
+            return None, [name]
+        case Logic(op="&", operands=operands):
+            parts = [_documents_apart(operand) for operand in operands]
+            kept = [part for part, _ in parts if part is not None]
+            names = [name for _, found in parts for name in found]
+            if not names:
+                return mask, []
+            rest = None if not kept else kept[0] if len(kept) == 1 else Logic("&", tuple(kept))
+            return rest, names
+    return mask, []
 
 
 def _clauses(mask: Expr, *, positive: bool) -> list[Clause]:
     match mask:
+        case Call(function="documents"):
+            raise MaskProblem(
+                MaskNotAffine,
+                "documents(...) joins the rest of a mask by & alone",
+                mask.span,
+                "under | or ~ it would show what no position says, and every tile would be visited",
+                "write (the rest of the mask) & documents(ids)",
+            )
         case Name(id="full"):
             return [()] if positive else []
         case Name(id="causal"):

@@ -220,11 +220,28 @@ class _Parser:
         if not least <= len(node.args) <= most:
             wanted = str(least) if least == most else f"{least} to {most}"
             raise self.syntax.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
+        if name == "documents":
+            return Call(name, (self._documents(node.args[0]),), span)
         if name == "where":
             condition, *values = node.args
             args = (self._condition(condition), *(self._value(value) for value in values))
             return Call(name, args, span)
         return Call(name, tuple(self._value(arg) for arg in node.args), span)
+
+    def _documents(self, node: ast.expr) -> Expr:
+        """The tensor that says which document a token is of: by its name, or with its axes."""
+        declared = self.scope.declared.get(node.id) if isinstance(node, ast.Name) else None
+        if declared is not None:
+            found: Expr = Ref(declared.name, declared.shape, self.syntax.span(node), declared)
+        else:
+            found = self.convert(node)
+        if not isinstance(found, Ref) or found.index != ("b", "t"):
+            raise self.syntax.refuse(
+                node,
+                f"documents takes an input of shape [b, t], not {ast.unparse(node)}",
+                'declare inputs.ids = { shape = ["b", "t"] } and write documents(ids)',
+            )
+        return found
 
     def _subscript(self, node: ast.Subscript, span: Span) -> Expr:
         if not isinstance(node.value, ast.Name):
@@ -257,6 +274,6 @@ def is_condition(expr: Expr) -> bool:
     match expr:
         case Compare() | Logic() | Name(id="causal" | "full"):
             return True
-        case Call(function="window" | "prefix"):
+        case Call(function="window" | "prefix" | "documents"):
             return True
     return False

@@ -168,6 +168,11 @@ class Variant:
         return self.meaning.mask_form
 
     @property
+    def documents(self) -> tuple[str, ...]:
+        """The inputs that say which document a token is of."""
+        return self.meaning.mask_form.documents
+
+    @property
     def log_decay(self) -> Expr | None:
         """The log of the decay a token, or None."""
         return self.meaning.log_decay
@@ -205,7 +210,8 @@ class Variant:
     @property
     def used(self) -> frozenset[str]:
         """Names of the declared tensors that some expression reads."""
-        return used_names(self.score, self.log_decay, self.sink)
+        named = used_names(self.score, self.log_decay, self.sink)
+        return named | frozenset(self.mask_form.documents)
 
     @property
     def digest(self) -> str:

@@ -132,7 +132,11 @@ def _draw_tensors(
     drawn = {}
     for declared in (*variant.params, *variant.inputs):
         sizes = [shape.axis(letter) for letter in declared.shape]
-        if declared.kind == "param" or positive:
+        if declared.name in variant.documents:
+            # about three documents of a sequence, of any lengths
+            starts = torch.rand(sizes, generator=generator) < 3 / max(3, sizes[-1])
+            value = starts.cumsum(-1).to(torch.float32)
+        elif declared.kind == "param" or positive:
             value = 0.02 + 0.5 * torch.rand(sizes, generator=generator)
         else:
             value = 0.5 * torch.randn(sizes, generator=generator)

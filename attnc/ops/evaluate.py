@@ -101,6 +101,10 @@ class _Walk:
                 return torch.ones((), dtype=torch.bool, device=self.scope.device)
             case Name(id="causal"):
                 return names["j"] <= names["i"]
+            case Call(function="documents", args=(Ref(name=name),)):
+                row, column = (self.scope.load(Ref(name, ("b", at))) for at in ("i", "j"))
+                # a row before token 0 is of no document
+                return (row == column) & (names["i"] >= 0)
             case Call(function="window", args=(left,)):
                 return names["j"] >= names["i"] - self.value(left)[0]
             case Call(function="window", args=(left, right)):

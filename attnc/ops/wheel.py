@@ -91,6 +91,7 @@ def _facts(variant: Variant) -> dict[str, Any]:
         "summary": variant.summary,
         "family": variant.family,
         "normalize": variant.normalize,
+        "documents": list(variant.documents),
         "tensors": [
             {"name": t.name, "shape": list(t.shape), "grad": t.grad, "kind": t.kind}
             for t in (*variant.params, *variant.inputs)

@@ -43,8 +43,8 @@ def online_step(
         _score(builder, algebra, scale, loaded, printer)
     hidden = 'b_s = tl.where(m_st, b_s, float("-inf"))'
     builder.map(
-        "b_s", STEP, tile, *visible_lines(algebra), hidden,
-        name="visible", reads=("b_s",), masked_only=True,
+        "b_s", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
+        name="visible", reads=("b_s", *(n.buffer for n in loaded.nodes)), masked_only=True,
         note="what the mask hides weighs exp(-inf) = 0",
     )  # fmt: skip
     largest = f"b_mn = tl.maximum(b_m, tl.max(b_s, 1){factor})"

@@ -32,8 +32,9 @@ def parallel_step(
         _gated(builder)
     hidden = "b_w = tl.where(m_st, b_w, 0.0)"
     builder.map(
-        "b_w", STEP, tile, *visible_lines(algebra), hidden,
-        name="visible", reads=("b_w",), masked_only=True, note="what the mask hides weighs 0",
+        "b_w", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
+        name="visible", reads=("b_w", *(n.buffer for n in loaded.nodes)), masked_only=True,
+        note="what the mask hides weighs 0",
     )  # fmt: skip
     if algebra.normalize == "sum":
         # the sum of what multiplies v, rounded as it is: then a lone key gives back its v

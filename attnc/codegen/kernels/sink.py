@@ -8,6 +8,7 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import SETUP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernels.decay import LOG2E, index_bindings
+from attnc.codegen.kernels.visible import document_refs
 from attnc.codegen.printer import Printer, number
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared
@@ -16,12 +17,13 @@ from attnc.dsl.variant import Declared
 def load_score(
     algebra: Algebra, declared: tuple[Declared, ...], axes: Mapping[str, Axis], *, sink: bool
 ) -> Loaded:
-    """Loads of what the score reads and, with `sink`, of what the sink reads too."""
+    """Loads of what the score and the mask read and, with `sink`, of what the sink reads too."""
     assert algebra.score is not None
     refs, names = algebra.score_refs, scalar_names(algebra.score, declared)
     if sink and algebra.sink is not None:
         refs = tuple(dict.fromkeys((*refs, *_unlike(algebra.sink_refs, refs))))
         names |= scalar_names(algebra.sink, declared)
+    refs = (*refs, *_unlike(document_refs(algebra), refs))
     return load_refs(refs, declared, axes, two_lanes=True, names=names)
 
 

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.symbolic import ref_symbol
 from attnc.codegen.tile_range import condition
-from attnc.dsl.mask import FULL
+from attnc.dsl.expr import Ref
 
 
-def visible_lines(algebra: Algebra) -> tuple[str, ...]:
+def visible_lines(algebra: Algebra, bindings: Mapping[str, str]) -> tuple[str, ...]:
     """`m_st` = which pairs of the tile are visible; padding never is."""
-    if algebra.mask == FULL:
-        return ("m_st = m_s[None, :]",)
+    documents = document_lines(algebra, bindings, "[:, None]")
+    if algebra.mask.clauses == ((),):
+        return ("m_st = m_s[None, :]", *documents)
     line = f"m_st = {condition(algebra.mask, 'b_i[:, None]', 'o_s[None, :]')}"
     if algebra.within_causal:
         # no row of the tensor reaches past its own position, so none reaches past TK
-        return (line,)
-    return (line, "m_st = m_st & m_s[None, :]")
+        return (line, *documents)
+    return (line, "m_st = m_st & m_s[None, :]", *documents)
+
+
+def document_refs(algebra: Algebra) -> tuple[Ref, ...]:
+    """Where the tensors that name documents are read: at the query and at the key."""
+    return tuple(Ref(name, ("b", at)) for name in algebra.mask.documents for at in ("i", "j"))
+
+
+def document_lines(algebra: Algebra, bindings: Mapping[str, str], rows: str) -> list[str]:
+    """Pairs of one document; `rows` spreads a vector of positions over the tile."""
+    lines = []
+    for name in algebra.mask.documents:
+        query, key = (bindings[ref_symbol(Ref(name, ("b", at))).name] for at in ("i", "j"))
+        lines.append(f"m_st = m_st & ({query} == {key})")
+    if lines:
+        # a row before token 0 is of no document
+        lines.append(f"m_st = m_st & (b_i >= 0){rows}")
+    return lines

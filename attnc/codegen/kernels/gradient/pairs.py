@@ -16,6 +16,7 @@ from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.side import Side
+from attnc.codegen.kernels.visible import document_lines
 from attnc.codegen.kernels.weight import horner
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import condition
@@ -66,19 +67,23 @@ def pair_step(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: L
     if facts.softmax:
         _softmax(builder, facts, side, loaded)
     else:
-        _state(builder, facts, side)
+        _state(builder, facts, side, loaded)
 
 
-def _visible(builder: GraphBuilder, facts: GradientFacts, side: Side, *names: str) -> None:
+def _visible(
+    builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded, *names: str
+) -> None:
     ragged = f"m_t{side.i} & m_s{side.j}"
     if facts.algebra.mask.clauses == ((),):
         lines = [f"m_st = {ragged}"]
     else:
         seen = condition(facts.algebra.mask, f"b_i{side.i}", f"o_s{side.j}")
         lines = [f"m_st = {seen}", f"m_st = m_st & {ragged}"]
+    lines += document_lines(facts.algebra, loaded.bindings, side.i)
     lines += [f"{name} = tl.where(m_st, {name}, 0.0)" for name in names]
+    reads = (*names, *(node.buffer for node in loaded.nodes if facts.algebra.mask.documents))
     builder.map(
-        names[0], STEP, side.tile, *lines, name=f"visible {names[0]}", reads=names,
+        names[0], STEP, side.tile, *lines, name=f"visible {names[0]}", reads=reads,
         masked_only=True, note="what the mask hides weighs nothing",
     )  # fmt: skip
 
@@ -94,7 +99,7 @@ def _softmax(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Lo
         factor = number(facts.scale * LOG2E)
         weights = f"b_p = tl.exp2(b_s * {factor} - b_m{side.i})"
         builder.map("b_p", STEP, side.tile, weights, reads=("b_s", "b_m"), note="exp(score - lse)")
-        _visible(builder, facts, side, "b_p")
+        _visible(builder, facts, side, loaded, "b_p")
     else:
         lines = [f"b_s = b_s * {number(facts.scale)}"]
         bindings = {**loaded.bindings, "s": "b_s"}
@@ -105,7 +110,7 @@ def _softmax(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Lo
         builder.map("b_e", STEP, side.tile, *lines, name="score", reads=reads, note=note)
         weights = f"b_p = tl.exp2(b_e * {number(LOG2E)} - b_m{side.i})"
         builder.map("b_p", STEP, side.tile, weights, reads=("b_e", "b_m"))
-        _visible(builder, facts, side, "b_p", *slopes)
+        _visible(builder, facts, side, loaded, "b_p", *slopes)
     builder.dot("b_dp", STEP, side.tile, *side.outputs, note="do . v")
     line = f"b_ds = b_p * (b_dp - b_d{side.i})"
     note = "gradient of the score"
@@ -116,7 +121,7 @@ def _softmax(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Lo
     builder.map("b_g", STEP, side.tile, line, reads=("b_ds", "b_e"))
 
 
-def _state(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
+def _state(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> None:
     algebra = facts.algebra
     coefficients, direct = algebra.coefficients, algebra.direct
     lines = list(horner("b_p", "b_s", coefficients, facts.scale, direct=direct))
@@ -131,11 +136,11 @@ def _state(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
             apart = f"b_e = tl.exp2((b_gi{side.i} - b_gj{side.j}).to(ACC))"
         reads = ("b_p", "b_c", "b_gi", "b_gj")
         builder.map("b_e", STEP, side.tile, apart, reads=reads, note="decay from key to query")
-        _visible(builder, facts, side, "b_e")
+        _visible(builder, facts, side, loaded, "b_e")
         line = "b_p = b_p * b_e"
         builder.map("b_p", STEP, side.tile, line, name="decay", reads=("b_p", "b_e"))
     else:
-        _visible(builder, facts, side, "b_p")
+        _visible(builder, facts, side, loaded, "b_p")
     builder.dot("b_dp", STEP, side.tile, *side.outputs, note="do . v: gradient of the weight")
     if facts.summed:
         line = f"b_dp = b_dp + b_d{side.i}"
@@ -149,7 +154,7 @@ def _state(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     line = " * ".join(["b_g = b_dp", *factors])
     builder.map("b_g", STEP, side.tile, line, reads=("b_dp", "b_p", "b_e"))
     if algebra.decay is None:
-        _visible(builder, facts, side, "b_g")
+        _visible(builder, facts, side, loaded, "b_g")
 
 
 def weight_slope_lines(target: str, score: str, facts: GradientFacts) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from attnc.codegen.kernels.gradient.partial_sums import (
 from attnc.codegen.kernels.gradient.side import ROWS, Side
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
 from attnc.codegen.kernels.sink import load_score
+from attnc.codegen.kernels.visible import document_refs
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import key_range
 
@@ -69,15 +70,15 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
 
 
 def declared_loads(facts: GradientFacts, side: Side) -> Loaded:
-    """Loads of what the score or a constant decay reads."""
+    """Loads of what the score or a constant decay reads, and of what names documents."""
     algebra = facts.algebra
     if facts.softmax:
         sink = side.kernel == "dq" and sink_matters(facts)
         return load_score(algebra, facts.declared, side.axes, sink=sink)
-    if algebra.decay == "constant":
-        expression, refs = algebra.log_decay, algebra.decay_refs
-    else:
-        return Loaded((), {}, ())
+    documents = document_refs(algebra)
+    if algebra.decay != "constant":
+        return load_refs(documents, facts.declared, side.axes, two_lanes=True)
+    expression, refs = algebra.log_decay, (*algebra.decay_refs, *documents)
     assert expression is not None
     names = scalar_names(expression, facts.declared)
     return load_refs(refs, facts.declared, side.axes, two_lanes=True, names=names)
