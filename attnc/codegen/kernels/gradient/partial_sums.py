@@ -59,7 +59,7 @@ def start_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
 
     delta is a sum over the stored output, so its rounding enters every pair of a row alike. It
     shows in what a row's `b_ds` add up to, which is exactly dlse: the `dq` pass keeps that and the
-    weighed derivatives too, and `store_sums` takes the rounding out.
+    weighed derivatives too, and `store_sums` takes the rounding out; `dkv` gets delta without it.
     """
     region = SETUP if side.kernel == "dq" else HEAD
     rows = side.tile[0]
@@ -69,7 +69,7 @@ def start_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
         note = f"gradient of {partial}"
         builder.fold(f"b_a_{partial.label}", region, (rows,), line, note=note,
                      name=f"start b_a_{partial.label}")  # fmt: skip
-    if mine and side.kernel == "dq":
+    if side.kernel == "dq" and sums_scores(facts):
         for name in ("b_z", *(f"b_w_{partial.label}" for partial in mine)):
             line = f"{name} = tl.zeros([{rows}], ACC)"
             note = "what each row's score gradients add up to" if name == "b_z" else ""
@@ -87,7 +87,7 @@ def add_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
         _fold(builder, f"b_a_{partial.label}", rows, value, "b_ds")
         if side.kernel == "dq":
             _fold(builder, f"b_w_{partial.label}", rows, _times("b_p", partial), "b_p")
-    if _by_lane(facts, side) and side.kernel == "dq":
+    if side.kernel == "dq" and sums_scores(facts):
         _fold(builder, "b_z", rows, "b_ds", "b_ds")
 
 
@@ -109,14 +109,14 @@ def store_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     mine = _by_lane(facts, side)
     if mine and side.kernel == "dq":
         labels = [partial.label for partial in mine]
-        # all that a row's pairs add up to is dlse, and with a sink its share of delta
-        rest = "(b_z - b_dl - b_ps * b_d)" if facts.algebra.sink is not None else "(b_z - b_dl)"
+        # all that a row's pairs add up to is dlse
+        rest = "(b_de - b_d)" if exact_for_keys(facts) else "(b_z - b_dl)"
         lines = [f"b_a_{label} = b_a_{label} - {rest} * b_w_{label}" for label in labels]
         reads = (
             "b_z",
             "b_dl",
-            "b_ps",
             "b_d",
+            "b_de",
             *(f"b_{kind}_{label}" for label in labels for kind in "aw"),
         )
         note = "less what delta's rounding gave each pair of the row"
@@ -244,7 +244,20 @@ def rate_arguments(facts: GradientFacts, side: Side) -> list[TensorArgument]:
 
 def sink_matters(facts: GradientFacts) -> bool:
     """Whether the `dq` pass reads the sink: for its gradient, or to take delta's rounding out."""
-    return facts.algebra.sink is not None and bool(facts.derivation.sink or _by_lane(facts, ROWS))
+    return facts.algebra.sink is not None and sums_scores(facts)
+
+
+def sums_scores(facts: GradientFacts) -> bool:
+    """Whether the `dq` pass adds up each row's score gradients, and knows delta's rounding."""
+    return bool(facts.derivation.score or facts.derivation.sink)
+
+
+def exact_for_keys(facts: GradientFacts) -> bool:
+    """Whether `dkv` gets delta without its rounding: what it sums has to fit what rows sum."""
+    by_rows = len(_by_lane(facts, ROWS))
+    return sums_scores(facts) and (
+        facts.algebra.sink is not None or by_rows < len(facts.derivation.score)
+    )
 
 
 def start_sink(builder: GraphBuilder, facts: GradientFacts, loaded: Loaded) -> None:
@@ -261,8 +274,8 @@ def store_sink(builder: GraphBuilder, facts: GradientFacts, bindings: Mapping[st
     """What the rows of a tile give the sink: it is a key of value 0."""
     if not facts.derivation.sink:
         return
-    line = "b_dsink = -tl.sum(tl.where(m_t, b_ps * b_d, 0.0), 0)"
-    builder.reduce("b_dsink", FINISH, (), line, reads=("b_ps", "b_d"), name="sum the sink")
+    line = "b_dsink = -tl.sum(tl.where(m_t, b_ps * b_de, 0.0), 0)"
+    builder.reduce("b_dsink", FINISH, (), line, reads=("b_ps", "b_de"), name="sum the sink")
     bound = Printer(bindings, facts.printer.helpers)
     for partial in facts.derivation.sink:
         lines = bound.statements("b_y", partial.slope)

@@ -11,6 +11,7 @@ from attnc.codegen.kernels.gradient.pairs import pair_setup, pair_step
 from attnc.codegen.kernels.gradient.partial_sums import (
     add_rate,
     add_sums,
+    exact_for_keys,
     rate_arguments,
     sink_arguments,
     sink_matters,
@@ -58,6 +59,7 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
         name="fold dq", into="b_dq", carried=True, note="[BT, BS] @ [BS, BK]",
     )  # fmt: skip
     _store(builder, facts)
+    _exact_delta(builder, facts)
     store_sums(builder, facts, ROWS)
     store_rate(builder, facts, ROWS, loaded.bindings)
     store_sink(builder, facts, loaded.bindings)
@@ -162,8 +164,24 @@ def _delta(builder: GraphBuilder, facts: GradientFacts) -> None:
         # of do over n as it is rounded: where one key is all a row sees, do.v - do.o is then 0
         line = line.replace("tl.sum", "-tl.sum")
         builder.reduce("b_d", SETUP, ("BT",), line, reads=("b_do", "b_o"), note=note)
+    if not exact_for_keys(facts):
+        _store_delta(builder, SETUP, "b_d")
+
+
+def _exact_delta(builder: GraphBuilder, facts: GradientFacts) -> None:
+    """delta without its rounding, for the `dkv` pass."""
+    if exact_for_keys(facts):
+        share = "(1.0 - b_ps) * b_d" if facts.algebra.sink is not None else "b_d"
+        line = f"b_de = b_z + {share} - b_dl"
+        note = "delta without its rounding: a row's score gradients add up to dlse"
+        reads = ("b_z", "b_d", "b_dl", "b_ps")
+        builder.map("b_de", FINISH, ("BT",), line, reads=reads, note=note)
+        _store_delta(builder, FINISH, "b_de")
+
+
+def _store_delta(builder: GraphBuilder, region: str, value: str) -> None:
     builder.store(
-        SETUP, ("BT",), "b_d", name="store delta", reads=("b_d",), tensor="delta",
+        region, ("BT",), value, name="store delta", reads=(value,), tensor="delta",
         address="p_delta + r_t", guard="m_t",
     )  # fmt: skip
 
