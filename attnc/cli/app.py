@@ -9,6 +9,22 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from attnc.cli.options import (
+    WHICH,
+    Backward,
+    DeviceName,
+    Dim,
+    Dtype,
+    Form,
+    Heads,
+    Jobs,
+    Json,
+    Several,
+    Shape,
+    Sram,
+    Stateful,
+    Which,
+)
 from attnc.cli.screen import print_error
 from attnc.cli.status import BROKEN_PIPE, INTERRUPTED, OK, USAGE, status_of
 from attnc.errors import AttncError, UsageError
@@ -26,39 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_WHICH = "A shipped variant, FILE:NAME, or a FILE."
-Which = Annotated[str, typer.Argument(metavar="NAME", help=_WHICH)]
-Several = Annotated[list[str], typer.Argument(metavar="NAME...", help=_WHICH)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DeviceName = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="Plan for a device or a target.")
-]
-Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="TYPE", help="The tensors' type: bf16, fp16 or fp32.")
-]
-Dim = Annotated[
-    str | None, typer.Option("--dim", metavar="QK,V", help="Head dims; else declared, else 64.")
-]
-Heads = Annotated[
-    str | None, typer.Option("--heads", metavar="Q,KV", help="Head counts; else declared.")
-]
-Sram = Annotated[
-    int | None,
-    typer.Option("--sram", metavar="BYTES", min=1, help="The SRAM budget; else the device's."),
-]
-Form = Annotated[
-    str | None,
-    typer.Option("--form", metavar="FORM", help="online, parallel or chunked; else chosen."),
-]
-Shape = Annotated[
-    str | None, typer.Option("--shape", metavar="B,T", help="The workload that costs are for.")
-]
-Stateful = Annotated[
-    bool, typer.Option("--stateful", help="Take an initial state and return the last.")
-]
-Backward = Annotated[bool, typer.Option("--backward", help="The gradients, not the forward.")]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Compilers at a time.")]
 
 
 @app.callback()
@@ -223,7 +206,7 @@ def verify_command(
 
 @app.command("tune")
 def tune_command(
-    which: Annotated[str, typer.Argument(metavar="[NAME]", help=_WHICH)] = "",
+    which: Annotated[str, typer.Argument(metavar="[NAME]", help=WHICH)] = "",
     shape: Annotated[
         list[str] | None,
         typer.Option("--shape", metavar="B,T,H[,Hkv],K,V", help="What to tune for; repeatable."),
