@@ -48,6 +48,15 @@ class Row:
             reason=reason,
         )
 
+    @classmethod
+    def refused(cls, what: str, dtype: str, shape: Shape, reason: str) -> Row:
+        """The failed row of what could not be run at all."""
+        nothing = float("nan")
+        return cls(
+            what=what, dtype=dtype, shape=str(shape), error=math.inf, bound=0.0, passed=False,
+            worst_index=(), out_value=nothing, ref_value=nothing, reason=reason,
+        )  # fmt: skip
+
     @property
     def ratio(self) -> float:
         """The error as a share of the bound."""
@@ -58,6 +67,8 @@ class Row:
     @property
     def worst(self) -> str:
         """The worst element with both its values."""
+        if math.isnan(self.ref_value):
+            return self.reason
         place = ", ".join(map(str, self.worst_index))
         return f"[{place}]: {self.out_value:.6g}, reference {self.ref_value:.6g}"
 

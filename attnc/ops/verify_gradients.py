@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.errors import PlanError
 from attnc.ops.criterion import check_gradient
 from attnc.ops.draw import Inputs, Shape
 from attnc.ops.op import Op
@@ -43,12 +44,17 @@ def gradient_rows(
             _, again = _eager_error(op, inputs, other, dtype, initial_state)
             eager |= {label: max(eager[label], again[label]) for label in few}
     for form in forms:
-        found = op_gradients(op, inputs, incoming, form=form, initial_state=initial_state)
+        state = " with a state given" if initial_state is not None else ""
+        try:
+            found = op_gradients(op, inputs, incoming, form=form, initial_state=initial_state)
+        except PlanError as error:
+            # the forward has run: a backward that cannot is a failure, and not the end of the rest
+            yield Row.refused(f"gradients, {form} form{state}", name, shape, error.message)
+            continue
         for label, gradient in found.items():
             verdict = check_gradient(
                 gradient, ref[label], eager[label], dtype, reduced=label in reduced
             )
-            state = " with a state given" if initial_state is not None else ""
             yield Row.of(f"d {label}, {form} form{state}", name, shape, verdict)
 
 

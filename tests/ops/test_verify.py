@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 
 from attnc.dsl.variant import Variant
+from attnc.errors import PlanError
+from attnc.ops import verify_gradients
 from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
@@ -101,3 +103,19 @@ def rendered(report: object) -> str:
     with console.capture() as capture:
         console.print(report)
     return capture.get()
+
+
+def test_a_backward_that_cannot_be_planned_is_a_failed_row_and_not_the_end(monkeypatch):
+    def refuse(*_, **__):
+        raise PlanError("no tile holds it")
+
+    monkeypatch.setattr(verify_gradients, "op_gradients", refuse)
+    report = verify(shipped()["flash"], shapes=[Shape(1, 20, 20, 1, 1, 16, 16)], dtypes=["fp32"])
+    failed = [row for row in report.rows if not row.passed]
+    assert [(row.what, row.reason) for row in failed] == [
+        ("gradients, online form", "no tile holds it")
+    ]
+    assert len(report.rows) > 1 and not report.passed
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report)
+    assert "no tile holds it" in console.file.getvalue()
