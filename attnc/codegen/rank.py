@@ -25,6 +25,8 @@ _CARRIED_WORDS = 96
 _PAIR_WORDS = 144
 # factors of monomials, seen of based there: benchmarks.store
 _FACTOR_WORDS = 64
+# 128 keys a step of a 64-wide head, seen of flash there
+_WIDE_STEP = 1.2
 # what a chunk longer than 64 loses to barriers and to scores in registers, seen there too
 _LONG_CHUNK = 1.6
 
@@ -51,7 +53,9 @@ def _attend_us(step: PassPlan, request: Request) -> float:
     pairs = step.cost.flops / (2.0 * sum(request.dims))
     steps = pairs / (tile["BT"] * tile["BS"])
     moved = steps * tile["BS"] * sum(request.dims) * DTYPES[request.dtype]
-    return _total(step, request.device, programs, steps, moved)
+    busy = _total(step, request.device, programs, steps, moved)
+    # more keys a step than columns of v: the exponentials wait in one place
+    return busy * (_WIDE_STEP if tile["BS"] > tile["BV"] else 1.0)
 
 
 def _pairs_us(step: PassPlan, request: Request) -> float:

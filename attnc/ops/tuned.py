@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -14,6 +15,7 @@ from attnc.codegen.plan import Plan
 from attnc.ops.placement import device_model, planner_name
 from attnc.ops.ranks import from_rank_zero
 
+_TWINS = {"fp16": "bf16", "bf16": "fp16"}
 _generation = [0]
 _shared: dict[str, dict[str, Tuned]] = {}
 
@@ -54,9 +56,14 @@ def tuned_first(ranked: Sequence[Plan]) -> tuple[Plan, ...]:
 def _nearest(ranked: Sequence[Plan], answers: Mapping[str, Tuned], bucket: Bucket) -> Plan | None:
     if not answers:
         return None
-    key = kernel_key(ranked[0])
-    mine = [answer for answer in answers.values() if answer.kernel == key]
-    if not mine:
+    keys = [kernel_key(ranked[0])]
+    twin = _TWINS.get(ranked[0].dtype)
+    if twin is not None:
+        # the same bytes and the same products: where one was tuned, its tiles serve the other
+        keys.append(kernel_key(replace(ranked[0], dtype=twin)))
+    found = [[answer for answer in answers.values() if answer.kernel == key] for key in keys]
+    mine = next((some for some in found if some), None)
+    if mine is None:
         return None
     nearest = min(mine, key=lambda answer: answer.bucket.distance(bucket))
     return chosen(ranked, nearest.choice)

@@ -190,6 +190,12 @@ def test_a_shape_of_no_tuned_bucket_takes_the_nearest_in_length(monkeypatch, tmp
     for bucket, n in (((1024, 256), 0), ((512, 512), 0), ((8192, 256), 1), ((2048, 8), 2)):
         found = tuned_module.tuned_plan(plans_of, torch.device("cpu"), Bucket(*bucket))
         assert choice_of(found) == choice_of(plans_of[n])
+    # fp16 has bf16's costs: it takes its answers where it has none of its own
+    halves = plans(replace(compile_op(shipped()["flash"], device="h100").request(
+        (64, 64), "fp16", None, False), phase="forward"))  # fmt: skip
+    assert choice_of(tuned_module.tuned_plan(halves, torch.device("cpu"), Bucket(1024, 256))) == (
+        choice_of(plans_of[0])
+    )
     other = ranked("flash_window")
     assert tuned_module.tuned_plan(other, torch.device("cpu"), Bucket(1024, 256)) is None
     tuned_module.forget()

@@ -3,9 +3,9 @@
 variant     feature_map softmax, scale rsqrt(d), score s - slope[h] * (i - j), mask causal,
             normalize softmax
 dims        K=64 V=64, bf16 in, fp32 accumulators
-plan        online: BT=128 BS=128 BK=64 BV=64, 8 warps, 3 stages
-sram        114688 of 232448 bytes (h100)
-digest      0add02fe088af126
+plan        online: BT=128 BS=64 BK=64 BV=64, 8 warps, 3 stages
+sram        65536 of 232448 bytes (h100)
+digest      482b6a0d89af6644
 regenerate  attnc emit flash_alibi --dim 64,64 --dtype bf16 --device h100 --form online --shape
             4,4096 --heads 16,16
 """
@@ -224,7 +224,7 @@ def forward(q, k, v, slope):
         K=64,
         V=64,
         BT=128,
-        BS=128,
+        BS=64,
         BK=64,
         BV=64,
         num_warps=8,

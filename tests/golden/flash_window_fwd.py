@@ -2,9 +2,9 @@
 
 variant     feature_map softmax, scale rsqrt(d), mask causal & window(4095), normalize softmax
 dims        K=64 V=64, bf16 in, fp32 accumulators
-plan        online: BT=128 BS=128 BK=64 BV=64, 8 warps, 3 stages
-sram        114688 of 232448 bytes (h100)
-digest      f6177629b363e063
+plan        online: BT=128 BS=64 BK=64 BV=64, 8 warps, 3 stages
+sram        65536 of 232448 bytes (h100)
+digest      2b7fa1595029dba2
 regenerate  attnc emit flash_window --dim 64,64 --dtype bf16 --device h100 --form online
             --shape 4,4096 --heads 16,16
 """
@@ -245,7 +245,7 @@ def forward(q, k, v):
         K=64,
         V=64,
         BT=128,
-        BS=128,
+        BS=64,
         BK=64,
         BV=64,
         num_warps=8,
