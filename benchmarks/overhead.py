@@ -56,7 +56,7 @@ def run(name: str, shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     with torch.no_grad():
         row["op_us"] = host_us(lambda: op(q, k, v, **extra))
         row["empty_us"] = host_us(lambda: torch.empty_like(q))
-        (built,) = op._built.values()
+        (built,) = op.built_plans.by_kind.values()
         launches = _launches(built.run, [q, k, v, *extra.values()])
         row["kernels"] = len(launches)
         row["launch_us"] = host_us(lambda: [fast() for fast, _ in launches]) / len(launches)

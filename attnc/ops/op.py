@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from attnc.codegen.algebra import analyse
-from attnc.codegen.choice import Bucket, Choice, choice_of
 from attnc.codegen.device import DEVICES, Device, device_named
 from attnc.codegen.explain import explain
 from attnc.codegen.features import features_of
@@ -21,7 +20,8 @@ from attnc.codegen.render import render
 from attnc.dsl.variant import Variant
 from attnc.errors import AttncError, InputError
 from attnc.ops.autograd import Attention
-from attnc.ops.built import Built, Key, launch, store_plan
+from attnc.ops.built import launch
+from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.gradients import (
     autocast,
     check_gradients,
@@ -29,13 +29,12 @@ from attnc.ops.gradients import (
     gradient_results,
     needs_gradient,
 )
-from attnc.ops.inputs import DTYPE_NAMES, check_qkv, check_state, check_tensors
+from attnc.ops.inputs import check_qkv, check_state, check_tensors
 from attnc.ops.operators import FORWARD, register
 from attnc.ops.options import PRECISIONS, check_options, forms_with_kernels
-from attnc.ops.placement import planner_device
 from attnc.ops.reference import reference
 from attnc.ops.seen_calls import SeenCalls, call_key, run_on
-from attnc.ops.tuned import generation, tuned_plan
+from attnc.ops.tuned import generation
 
 
 class Op:
@@ -49,9 +48,7 @@ class Op:
     def __init__(self, variant: Variant, *, device: str | None = None) -> None:
         self.variant = variant
         self._device = None if device is None else device_named(device)
-        self._ranked: dict[Key, tuple[Plan, ...]] = {}
-        self._built: dict[tuple[Key, Choice], Built] = {}
-        self._chosen: dict[Hashable, Built] = {}
+        self.built_plans = BuiltPlans(self.request, self._device)
         self._seen = SeenCalls()
         self._algebra = analyse(variant)
         self.key = register(f"{variant.name}-{variant.digest}-{self.planned_for}", self)
@@ -139,7 +136,7 @@ class Op:
         else:
             results = self.forward(q, k, v, values, state, form, precision)
             if key is not None:
-                built = self._build(q, k, v, values, form, precision, stateful=False)
+                built = self.built_plans.find(q, k, v, values, form, precision, stateful=False)
                 if built.run is not None:
                     self._seen.add(key, built.run, used_tensors(built.plan), generation())
         if return_lse:
@@ -158,7 +155,7 @@ class Op:
     ) -> list[torch.Tensor]:
         """What the kernels return of checked inputs: o, then row sums, then the final state."""
         stateful = initial_state is not None
-        built = self._build(q, k, v, tensors, form, precision, stateful=stateful)
+        built = self.built_plans.find(q, k, v, tensors, form, precision, stateful=stateful)
         named = dict(zip(self.tensor_names, tensors, strict=True))
         arguments = [q, k, v, *(named[name] for name in used_tensors(built.plan))]
         if initial_state is not None:
@@ -183,7 +180,7 @@ class Op:
         `kept` are o and the row sums of the forward, `gradients` those of o and of lse or the
         final state.
         """
-        built = self._build(
+        built = self.built_plans.find(
             q, k, v, tensors, form, precision, stateful=initial_state is not None, wanted=wanted
         )
         named = dict(zip(self.tensor_names, tensors, strict=True))
@@ -293,61 +290,6 @@ class Op:
             precision=PRECISIONS[precision],
             workload=workload or Workload(),
         )
-
-    def _build(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        tensors: Sequence[torch.Tensor],
-        form: str | None,
-        precision: str,
-        *,
-        stateful: bool,
-        wanted: tuple[str, ...] | None = None,
-    ) -> Built:
-        bucket = Bucket.of(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-        dims = (q.shape[-1], v.shape[-1])
-        types = tuple(tensor.dtype for tensor in tensors)
-        asked = (
-            dims, q.dtype, types, form, stateful, precision, q.device, wanted, bucket, generation(),
-        )  # fmt: skip
-        found = self._chosen.get(asked)
-        if found is None:
-            found = self._choose(q, dims, types, form, stateful, precision, wanted, bucket)
-            self._chosen[asked] = found
-        return found
-
-    def _choose(
-        self,
-        q: torch.Tensor,
-        dims: tuple[int, int],
-        types: tuple[torch.dtype, ...],
-        form: str | None,
-        stateful: bool,
-        precision: str,
-        wanted: tuple[str, ...] | None,
-        bucket: Bucket,
-    ) -> Built:
-        device = self._device or planner_device(q.device)
-        phase = "forward" if wanted is None else "backward"
-        dtype = DTYPE_NAMES[q.dtype]
-        key = Key(dims, dtype, form, stateful, precision, device, phase, wanted or (), types)
-        ranked = self._ranked.get(key)
-        if ranked is None:
-            request = self.request(
-                dims, key.dtype, form, stateful, precision=precision, device=device
-            )
-            ranked = plans(replace(request, phase=phase, wanted=wanted))
-            self._ranked[key] = ranked
-        tuned = tuned_plan(ranked, q.device, bucket)
-        found = (key, () if tuned is None else choice_of(tuned))
-        built = self._built.get(found)
-        if built is None:
-            order = ranked if tuned is None else (tuned, *ranked)
-            built = Built(order, 0, store_plan(order[0]))
-            self._built[found] = built
-        return built
 
 
 def compile(variant: Variant, *, device: str | None = None) -> Op:

@@ -95,7 +95,7 @@ def compiled(op: Op) -> int:
     from attnc.autotune.fast_kernel import kernels_of
 
     count = 0
-    for built in op._built.values():
+    for built in op.built_plans.by_kind.values():
         kernels = kernels_of(load_module(built.path)).values()
         caches = [held for kernel in kernels for held in kernel.device_caches.values()]
         count += sum(len(held[0]) for held in caches)
