@@ -129,7 +129,7 @@ def test_a_refusal_is_said_on_the_screen(verdicts, attnc):
     verdicts[:] = [too_large, fits]
     done = attnc("plan", "flash")
     assert done.status == 0
-    assert "next   not online: BT=128 BS=128" in done.out
+    assert "next   not online: BT=128 BS=64" in done.out
     assert "232,449 B of SRAM by the compiler" in done.out
 
 
