@@ -13,7 +13,7 @@ import torch
 
 from attnc.autotune.binary_kernel import load_launcher
 from attnc.autotune.first_call import compile_passes
-from attnc.autotune.launcher import Driver
+from attnc.autotune.launcher import Driver, LaunchError
 from attnc.autotune.module_cache import load_module, store_module
 from attnc.codegen.device import Device
 from attnc.codegen.launch import constant
@@ -81,10 +81,15 @@ def launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> list
 
 
 def fast_launcher(plan: Plan, module: ModuleType) -> Callable[..., Any]:
-    """The launcher of a loaded plan, its kernels ones that remember their dispatch."""
+    """The launcher of a loaded plan, its kernels ones that remember their dispatch on CUDA."""
     from attnc.autotune.fast_kernel import FastKernel
 
-    driver = Driver()
+    own: Callable[..., Any] = getattr(module, plan.phase)
+    try:
+        driver = Driver()
+    except LaunchError:
+        # AMD's devices have another driver: there the module launches as it was emitted
+        return own
     kernels = {}
     for step in plan.passes:
         symbol = kernel_symbol(plan, step.kernel)

@@ -9,6 +9,11 @@ import pytest
 import torch
 
 from attnc.autotune.launcher import Driver, LaunchError, Prepared, parameters
+from attnc.autotune.module_cache import load_module
+from attnc.codegen.planner import plans
+from attnc.ops.built import fast_launcher, store_plan
+from attnc.ops.op import compile as compile_op
+from attnc.ops.shipped import shipped
 
 PTX = """
 .visible .entry flash_online(
@@ -90,3 +95,10 @@ def test_a_machine_without_a_driver_says_so():
 
 def test_the_parameters_of_a_ptx_entry_are_counted_and_not_its_loads():
     assert parameters(PTX) == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver here")
+def test_without_cudas_driver_a_module_launches_as_it_was_emitted():
+    plan = plans(compile_op(shipped()["flash"]).request((64, 64), "bf16", None, False))[0]
+    module = load_module(store_plan(plan))
+    assert fast_launcher(plan, module) is module.forward
