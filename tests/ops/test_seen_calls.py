@@ -1,0 +1,101 @@
+"""Calls like an earlier one: what a key tells apart, and what is never remembered."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from attnc.dsl import loads
+from attnc.ops import op as op_module
+from attnc.ops.op import compile as compile_op
+from attnc.ops.seen_calls import SeenCalls, call_key
+from attnc.ops.shipped import shipped
+
+
+def fake(shape=(1, 8, 2, 64), dtype=torch.bfloat16, device="cuda:0"):
+    return SimpleNamespace(
+        is_cuda=True, shape=torch.Size(shape), dtype=dtype, device=torch.device(device)
+    )
+
+
+def test_a_key_tells_apart_shapes_dtypes_devices_options_and_tensors():
+    q = fake()
+    keys = [
+        call_key(q, q, q, None, {}),
+        call_key(fake((1, 9, 2, 64)), q, q, None, {}),
+        call_key(q, fake(dtype=torch.float16), q, None, {}),
+        call_key(q, q, fake(device="cuda:1"), None, {}),
+        call_key(q, q, q, "lse", {}),
+        call_key(q, q, q, None, {"slope": fake((2,))}),
+        call_key(q, q, q, None, {"slope": fake((2,), torch.float32)}),
+        call_key(q, q, q, None, {"bias": fake((2,))}),
+    ]
+    assert None not in keys and len(set(keys)) == len(keys)
+    assert call_key(fake(), fake(), fake(), None, {}) == keys[0]
+
+
+def test_a_number_for_a_tensor_a_cpu_and_autocast_have_no_key(monkeypatch):
+    q = fake()
+    assert call_key(q, q, q, None, {"gain": 0.5}) is None
+    cpu = torch.zeros(1, 8, 2, 64)
+    assert call_key(cpu, cpu, cpu, None, {}) is None
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    assert call_key(q, q, q, None, {}) is None
+
+
+def test_what_was_seen_before_tuning_answered_is_chosen_anew():
+    seen = SeenCalls()
+    seen.add("key", print, ("slope",), 3)
+    assert seen.find("key", 3).names == ("slope",)
+    assert seen.find("key", 4) is None
+    assert seen.find(None, 3) is None
+
+
+def test_lengths_that_never_repeat_do_not_fill_memory():
+    seen = SeenCalls()
+    for n in range(3000):
+        seen.add(n, print, ())
+    assert len(seen._by_key) <= 1024
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+def test_a_call_whose_tensors_were_converted_is_not_remembered(kind, monkeypatch):
+    """The launcher would get them unconverted the next time, and read whole numbers as fp32."""
+    text = """
+[packed]
+feature_map = "softmax"
+scale = 0.25
+mask = "causal & documents(ids)"
+inputs.ids = { shape = ["b", "t"] }
+"""
+    op = compile_op(loads(text)["packed"])
+    q = torch.zeros(1, 8, 1, 16)
+    built = SimpleNamespace(run=print, plan=op.plan(dim=(16, 16)))
+    monkeypatch.setattr(op_module, "call_key", lambda *_: "key")
+    monkeypatch.setattr(op.built_plans, "find", lambda *_, **__: built)
+    monkeypatch.setattr(op_module, "launch", lambda *_: [q, q[..., 0].transpose(1, 2)])
+    op(q, q, q, ids=torch.zeros(1, 8, dtype=kind))
+    assert (op._seen.find("key", 0) is None) == (kind is torch.int64)
+
+
+def test_a_remembered_call_goes_straight_to_the_launcher(monkeypatch):
+    op = compile_op(shipped()["lightning"])
+    q, slope = torch.zeros(1, 8, 2, 16), torch.zeros(2)
+    given = []
+    monkeypatch.setattr(op_module, "call_key", lambda *_: "key")
+    monkeypatch.setattr(op_module, "run_on", lambda _, run, arguments: run(*arguments))
+    op._seen.add("key", lambda *x: given.append(x) or q, ("slope",), op_module.generation())
+    with torch.no_grad():
+        assert op(q, q, q, slope=slope) is q
+    ((*_, last),) = given
+    assert last is slope
+    # a call that needs a gradient is not a launcher's to answer
+    leaf = torch.randn(1, 8, 2, 16, requires_grad=True)
+    monkeypatch.setattr(op_module, "call_key", lambda *_: None)
+    out = op(leaf, q, q, slope=slope)
+    monkeypatch.setattr(op_module, "call_key", lambda *_: "key")
+    again = op(leaf, q, q, slope=slope)
+    assert out.requires_grad and again.requires_grad and again is not q
+    assert len(given) == 1
