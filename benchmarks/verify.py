@@ -36,6 +36,22 @@ def one(argument: str, dtypes: list[str]) -> list[dict[str, object]]:
     return rows
 
 
+def said(stderr: str) -> str:
+    """What an exception says: the lines after its traceback, whose paths are a machine's own."""
+    lines = stderr.rstrip().splitlines()
+    last = max(
+        (
+            n
+            for n, line in enumerate(lines)
+            if line.startswith((" ", "\t"))
+            and not line.startswith("  hint")
+            and not line.startswith("  note")
+        ),
+        default=-1,
+    )
+    return "\n".join(lines[last + 1 :])[-1500:]
+
+
 def _child(argument: str, dtypes: list[str], limit: int) -> list[dict[str, object]]:
     command = [sys.executable, "-m", "benchmarks.verify", "-", argument, "--dtype", *dtypes]
     try:
@@ -44,7 +60,7 @@ def _child(argument: str, dtypes: list[str], limit: int) -> list[dict[str, objec
         tail = (error.stderr or b"").decode(errors="replace")[-800:]
         return [{"variant": argument, "passed": False, "error": f"over {limit} s: {tail}"}]
     if done.returncode:
-        return [{"variant": argument, "passed": False, "error": done.stderr[-1500:]}]
+        return [{"variant": argument, "passed": False, "error": said(done.stderr)}]
     rows: list[dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
     return rows
 

@@ -22,8 +22,11 @@ GRADIENT = f"{CODEGEN}/kernels/gradient"
 # the tests that know no tolerance but fp64's; drawn ones would shrink what they find
 TESTS = (
     "tests/ops/test_gradients.py",
+    "tests/ops/test_sinks.py",
+    "tests/ops/test_documents.py",
     "-k",
-    "gradcheck_passes_for_a_shipped or declared_tensor or states_of",
+    "gradcheck_passes_for_a_shipped or declared_tensor or states_of or tensor_of_a_sink"
+    " or inside_documents or owes_nothing",
 )
 
 
@@ -44,7 +47,7 @@ MUTATIONS = (
     Mutation("the feature map", f"{CODEGEN}/derive.py",
              "else differentiate(algebra.phi, ", "else -differentiate(algebra.phi, "),
     Mutation("a declared tensor", f"{CODEGEN}/derive.py",
-             "differentiate(expr, by))", "-differentiate(expr, by))"),
+             "differentiate(expr, by), where)", "-differentiate(expr, by), where)"),
     Mutation("the softmax's normaliser", f"{GRADIENT}/pairs.py",
              "b_p * (b_dp - b_d", "b_p * (b_dp + b_d"),
     Mutation("the sum's normaliser, by pairs", f"{GRADIENT}/pairs.py",
@@ -73,6 +76,16 @@ MUTATIONS = (
     Mutation("queries' part of a state", f"{GRADIENT}/carry.py",
              "fold_state(builder, chunk, QUERIES)\n    states",
              "fold_state(builder, chunk, KEYS)\n    states"),
+    Mutation("the sink", f"{GRADIENT}/partial_sums.py",
+             "b_dsink = -tl.sum", "b_dsink = tl.sum"),
+    Mutation("delta's rounding, by rows", f"{GRADIENT}/partial_sums.py",
+             'else "(b_z - b_dl)"', 'else "(b_dl - b_z)"'),
+    Mutation("delta's rounding, for keys", f"{GRADIENT}/rows.py",
+             'b_de = b_z + {share}', 'b_de = {share} - b_z'),
+    Mutation("the sink's share of delta", f"{GRADIENT}/rows.py",
+             '"(1.0 - b_ps) * b_d"', '"b_d"'),
+    Mutation("documents in a backward", f"{CODEGEN}/kernels/visible.py",
+             "m_st & ({query} == {key})", "m_st & ({query} >= {key})"),
     Mutation("dk's order of features", f"{GRADIENT}/state_terms.py",
              "if other != r]", "if other == r]"),
 )  # fmt: skip

@@ -24,10 +24,8 @@ class _Recorder:
 
 def compile_passes(
     module: ModuleType, function: str, arguments: Sequence[Any], device: Any
-) -> list[Any]:
+) -> None:
     """Compile every kernel that a launcher of the module launches on these arguments, in threads.
-
-    Returns the compiled kernels, with their figures.
 
     The launcher runs once with its kernels replaced, so that it allocates and computes grids and
     nothing else; Triton releases the interpreter lock while LLVM and ptxas work.
@@ -45,15 +43,11 @@ def compile_passes(
     finally:
         vars(module).update(kernels)
 
-    def build(recorder: _Recorder) -> list[Any]:
+    def build(recorder: _Recorder) -> None:
         with torch.cuda.device(device):
-            built = [
-                recorder.kernel.warmup(*args, grid=grid, **kwargs)
-                for grid, args, kwargs in recorder.launches
-            ]
-            for kernel in built:
-                kernel._init_handles()  # the driver says what spills, and whether it fits
-            return built
+            for grid, args, kwargs in recorder.launches:
+                kernel = recorder.kernel.warmup(*args, grid=grid, **kwargs)
+                kernel._init_handles()  # the driver says whether it fits
 
     with ThreadPoolExecutor(max(1, len(recorders))) as pool:
-        return [kernel for built in pool.map(build, recorders.values()) for kernel in built]
+        list(pool.map(build, recorders.values()))

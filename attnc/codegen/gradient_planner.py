@@ -238,7 +238,7 @@ def _folds(request: Request, facts: GradientFacts, chunk: ChunkFacts, rows: int)
     makers: tuple[Callable[[], Kernel], ...] = (
         lambda: state_kernel(chunk),
         lambda: dstate_kernel(chunk, facts),
-        lambda: carry_kernel(chunk, facts),
+        lambda: carry_kernel(chunk),
         lambda: dcarry_kernel(chunk, facts),
     )
     folds = [_rank(request, make(), _fold_tiles(request, rows)) for make in makers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -113,21 +113,9 @@ def kernel_symbol(plan: Plan, kernel: Kernel) -> str:
 def render(plan: Plan) -> str:
     """The module text of a plan: the same plan gives the same bytes."""
     kernels = [_render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
-    back = plan.phase == "backward"
-    launch = (gradient_launch if back else launch_text)(plan, _render_call)
-    text = (
-        _environment()
-        .get_template("module.jinja")
-        .render(
-            title=f"{plan.variant.name}: {plan.form} {plan.phase}, emitted by attnc.",
-            header=header(plan),
-            helpers=plan.helpers,
-            kernels=kernels,
-            tables=feature_tables(plan),
-            **_launch_facts(launch),
-        )
+    return _render_module(
+        plan, "module.jinja", _render_call, verb="emitted", helpers=plan.helpers, kernels=kernels
     )
-    return tidy(text)
 
 
 def render_text(template: str, **facts: object) -> str:
@@ -137,20 +125,26 @@ def render_text(template: str, **facts: object) -> str:
 
 def render_launcher(plan: Plan) -> str:
     """The launcher of a plan whose kernels are binaries: the module's, without what compiles."""
-    back = plan.phase == "backward"
-    launch = (gradient_launch if back else launch_text)(plan, _render_binary_call)
-    text = (
-        _environment()
-        .get_template("launcher.jinja")
-        .render(
-            title=f"{plan.variant.name}: {plan.form} {plan.phase}, built by attnc.",
-            header=header(plan),
-            symbols=[kernel_symbol(plan, step.kernel) for step in plan.passes],
-            tables=feature_tables(plan),
-            **_launch_facts(launch),
-        )
+    symbols = [kernel_symbol(plan, step.kernel) for step in plan.passes]
+    text = _render_module(
+        plan, "launcher.jinja", _render_binary_call, verb="built", symbols=symbols
     )
-    return tidy(text.replace("triton.cdiv(", "cdiv("))
+    return text.replace("triton.cdiv(", "cdiv(")
+
+
+def _render_module(
+    plan: Plan, template: str, render_call: Callable[..., str], *, verb: str, **facts: object
+) -> str:
+    launch = (gradient_launch if plan.phase == "backward" else launch_text)(plan, render_call)
+    text = render_text(
+        template,
+        title=f"{plan.variant.name}: {plan.form} {plan.phase}, {verb} by attnc.",
+        header=header(plan),
+        tables=feature_tables(plan),
+        **facts,
+        **_launch_facts(launch),
+    )
+    return tidy(text)
 
 
 def tidy(text: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.dsl.mask import HalfPlane, MaskForm
+from attnc.dsl.half_plane import HalfPlane
+from attnc.dsl.mask import MaskForm
 
 
 @dataclass(frozen=True, slots=True)

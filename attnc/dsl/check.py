@@ -11,8 +11,9 @@ from attnc.dsl.facts import read_chunk, read_dim, read_heads, read_normalize, re
 from attnc.dsl.feature import FeatureMap, feature_map, nonnegative
 from attnc.dsl.fields import Fields, check_name, lifted, text_of
 from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES
+from attnc.dsl.half_plane import MaskProblem
 from attnc.dsl.limits import limited_text
-from attnc.dsl.mask import MaskProblem, mask_form
+from attnc.dsl.mask import mask_form
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Scope
 from attnc.dsl.text import to_text

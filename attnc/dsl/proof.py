@@ -6,7 +6,8 @@ from fractions import Fraction
 from itertools import combinations
 from math import floor
 
-from attnc.dsl.mask import CAUSAL, Clause, HalfPlane, MaskForm
+from attnc.dsl.half_plane import Clause, HalfPlane
+from attnc.dsl.mask import CAUSAL, MaskForm
 
 
 def is_causal(form: MaskForm) -> bool:

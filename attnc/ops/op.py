@@ -33,7 +33,7 @@ from attnc.ops.inputs import check_qkv, check_state, check_tensors
 from attnc.ops.operators import FORWARD, register
 from attnc.ops.options import PRECISIONS, check_options, forms_with_kernels
 from attnc.ops.reference import reference
-from attnc.ops.seen_calls import SeenCalls, call_key, run_on
+from attnc.ops.seen_calls import SeenCalls, call_key
 from attnc.ops.tuned import generation
 
 
@@ -101,12 +101,9 @@ class Op:
         key: Hashable = None
         if initial_state is None and not return_state and not torch.compiler.is_compiling():
             key = call_key(q, k, v, (return_lse, form, precision), tensors)
-            seen = self._seen.find(key, generation())
-            if seen is not None and not needs_gradient(q, k, v, *tensors.values()):
-                results = run_on(q.device, seen.run, (q, k, v, *map(tensors.get, seen.names)))
-                if not isinstance(results, tuple):
-                    return results
-                return results[:2] if return_lse else results[0]
+            answer = self._seen.answer(key, (q, k, v), tensors, generation())
+            if answer is not None:
+                return answer[:2] if return_lse else answer[0]
         q, k, v = autocast(q, k, v)
         sizes = check_qkv(q, k, v)
         given = check_tensors(self.variant, tensors, sizes, q)

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from attnc.dsl import causal, eq, full, i, j, prefix, window
 from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number
-from attnc.dsl.mask import (
-    CAUSAL,
-    FULL,
-    MAX_CLAUSES,
-    HalfPlane,
-    MaskForm,
-    MaskProblem,
-    mask_form,
-)  # fmt: skip
+from attnc.dsl.half_plane import HalfPlane, MaskProblem
+from attnc.dsl.mask import CAUSAL, FULL, MAX_CLAUSES, MaskForm, mask_form
 from attnc.dsl.proof import is_causal, within_causal
 from attnc.errors import LimitExceeded, MaskNotAffine
 

@@ -9,6 +9,7 @@ import torch
 
 from attnc.dsl import loads
 from attnc.ops import op as op_module
+from attnc.ops import seen_calls
 from attnc.ops.op import compile as compile_op
 from attnc.ops.seen_calls import SeenCalls, call_key
 from attnc.ops.shipped import shipped
@@ -86,7 +87,7 @@ def test_a_remembered_call_goes_straight_to_the_launcher(monkeypatch):
     q, slope = torch.zeros(1, 8, 2, 16), torch.zeros(2)
     given = []
     monkeypatch.setattr(op_module, "call_key", lambda *_: "key")
-    monkeypatch.setattr(op_module, "run_on", lambda _, run, arguments: run(*arguments))
+    monkeypatch.setattr(seen_calls, "run_on", lambda _, run, arguments: run(*arguments))
     op._seen.add("key", lambda *x: given.append(x) or q, ("slope",), op_module.generation())
     with torch.no_grad():
         assert op(q, q, q, slope=slope) is q

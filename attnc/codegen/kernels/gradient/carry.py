@@ -49,7 +49,7 @@ def dstate_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     return Kernel("dstate", "", tensors, SCALARS, CONSTANTS, builder.build(), (), (BACK,))
 
 
-def carry_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
+def carry_kernel(chunk: ChunkFacts) -> Kernel:
     """Forward: the state before every chunk, by state heads."""
     builder = GraphBuilder("carry")
     loaded = decay_setup(builder, chunk)
