@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import attnc
+from tests.mutate import MUTATIONS
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -133,3 +134,10 @@ def test_every_python_example_in_the_docs_runs_from_a_plain_script(text, tmp_pat
     script = tmp_path / "example.py"
     script.write_text(text, encoding="utf-8")
     run_python(script.name, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
+def test_what_a_mutation_breaks_stands_once_in_its_file(mutation):
+    """Or `make mutate`, which takes half an hour, would break nothing and say so late."""
+    text = (ROOT / mutation.file).read_text(encoding="utf-8")
+    assert text.count(mutation.old) == 1
