@@ -59,6 +59,7 @@ def run(name: str, shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
         (built,) = op.built_plans.by_kind.values()
         launches = _launches(built.run, [q, k, v, *extra.values()])
         row["kernels"] = len(launches)
+        row["replayed_launch_us"] = _replayed_launch_us(op)
         row["launch_us"] = host_us(lambda: [fast() for fast, _ in launches]) / len(launches)
         row["triton_launch_us"] = host_us(lambda: [own() for _, own in launches]) / len(launches)
     leaves = [t.clone().requires_grad_() for t in (q, k, v)]
@@ -75,6 +76,21 @@ def run(name: str, shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     with torch.no_grad():
         row["graph_equal"] = torch.equal(captured, op(q, k, v, **extra))
     yield row
+
+
+def _replayed_launch_us(op: attnc.Op) -> float:
+    """One launch of a call that is replayed: its addresses gathered, the driver called."""
+    (seen,) = op._seen._by_key.values()
+    (replay,) = seen.replays.values()
+    assert replay is not None, "the call was not replayed"
+    stream = torch._C._cuda_getCurrentRawStream(replay.device.index)
+    table = [x.data_ptr() for x in (torch.empty(1 << 22, device="cuda"),) * 64]
+
+    def launch() -> None:
+        for prepared, grid, taken in replay.launches:
+            prepared.launch(grid, stream, taken(table))
+
+    return host_us(launch) / len(replay.launches)
 
 
 def _launches(run: Any, arguments: list[Any]) -> list[tuple[Callable[[], Any], Callable[[], Any]]]:

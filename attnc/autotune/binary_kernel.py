@@ -66,6 +66,15 @@ class BinaryKernel:
             self._local.known[key] = prepared
         prepared.launch(grid, torch._C._cuda_getCurrentRawStream(device), pointers)
 
+    def remembered(self, device: int, numbers: tuple[int, ...]) -> Prepared | None:
+        """This thread's launch with these numbers and aligned pointers, if there was one."""
+        known: Prepared | None = getattr(self._local, "known", {}).get((device, True, numbers))
+        return known
+
+    def listening(self) -> bool:
+        """Whether somebody wants to hear of every launch: nobody can."""
+        return False
+
     def _prepare(self, device: int, aligned: bool, numbers: Sequence[int]) -> Prepared:
         # a first launch of this thread may find no context
         self._driver.attach(device)

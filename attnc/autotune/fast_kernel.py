@@ -46,7 +46,7 @@ class FastKernel:
         except AttributeError:
             self._local.known, prepared = {}, None
         # a profiler that listens to launches hears of those that go through Triton
-        if alignment & 15 or knobs.runtime.launch_enter_hook.calls:
+        if alignment & 15 or self.listening():
             self._kernel[grid](*tensors, *numbers, **self._constants)
         elif prepared is not None:
             prepared.launch(grid, torch._C._cuda_getCurrentRawStream(device), pointers)
@@ -55,6 +55,15 @@ class FastKernel:
             if len(self._local.known) >= _MOST:
                 self._local.known.clear()
             self._local.known[key] = self._prepare(compiled, (*tensors, *numbers))
+
+    def remembered(self, device: int, numbers: tuple[int, ...]) -> Prepared | None:
+        """This thread's launch with these numbers and aligned pointers, if there was one."""
+        known: Prepared | None = getattr(self._local, "known", {}).get((device, numbers))
+        return known
+
+    def listening(self) -> bool:
+        """Whether a profiler hears of every launch of Triton's."""
+        return bool(knobs.runtime.launch_enter_hook.calls)
 
     def _prepare(self, compiled: Any, arguments: tuple[Any, ...]) -> Prepared:
         """What a compiled kernel takes of these arguments: those that are no constants of it."""

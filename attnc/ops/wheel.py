@@ -25,6 +25,7 @@ _VENDORED = (
     ("", "errors"),
     ("autotune", "launcher"),
     ("autotune", "binary_kernel"),
+    ("autotune", "replay"),
     ("ops", "autograd"),
     ("ops", "gradients"),
     ("ops", "inputs"),

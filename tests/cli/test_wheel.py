@@ -134,7 +134,7 @@ def test_the_manifest_states_the_abi_of_both_binaries_of_a_kernel(unpacked):
 
 def test_a_vendored_module_imports_its_neighbours_alone():
     folder = Path(__file__).parents[2] / "attnc"
-    names = ("errors", "launcher", "binary_kernel", "autograd", "gradients", "inputs",
+    names = ("errors", "launcher", "binary_kernel", "replay", "autograd", "gradients", "inputs",
              "operators", "package_folder", "packaged_op", "seen_calls")  # fmt: skip
     for name in names:
         (path,) = folder.rglob(f"{name}.py")

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnc.dsl import loads
 from attnc.ops import op as op_module
 from attnc.ops import seen_calls
 from attnc.ops.op import compile as compile_op
-from attnc.ops.seen_calls import SeenCalls, call_key
+from attnc.ops.seen_calls import SeenCall, SeenCalls, call_key
 from attnc.ops.shipped import shipped
 
 
-def fake(shape=(1, 8, 2, 64), dtype=torch.bfloat16, device="cuda:0"):
+def fake(shape=(1, 8, 2, 64), dtype=torch.bfloat16, device="cuda:0", stride=(1024, 128, 64, 1)):
     return SimpleNamespace(
-        is_cuda=True, shape=torch.Size(shape), dtype=dtype, device=torch.device(device)
-    )
+        is_cuda=True, shape=torch.Size(shape), dtype=dtype, device=torch.device(device),
+        stride=lambda: stride,
+    )  # fmt: skip
 
 
-def test_a_key_tells_apart_shapes_dtypes_devices_options_and_tensors():
+def test_a_key_tells_apart_shapes_strides_dtypes_devices_options_and_tensors():
     q = fake()
     keys = [
         call_key(q, q, q, None, {}),
         call_key(fake((1, 9, 2, 64)), q, q, None, {}),
         call_key(q, fake(dtype=torch.float16), q, None, {}),
         call_key(q, q, fake(device="cuda:1"), None, {}),
+        call_key(q, fake(stride=(1024, 64, 512, 1)), q, None, {}),
         call_key(q, q, q, "lse", {}),
         call_key(q, q, q, None, {"slope": fake((2,))}),
         call_key(q, q, q, None, {"slope": fake((2,), torch.float32)}),
@@ -44,6 +48,22 @@ def test_a_number_for_a_tensor_a_cpu_and_autocast_have_no_key(monkeypatch):
     assert call_key(cpu, cpu, cpu, None, {}) is None
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
     assert call_key(q, q, q, None, {}) is None
+
+
+def test_a_call_that_is_listened_to_or_transformed_has_no_key():
+    class Listening(TorchDispatchMode):
+        pass
+
+    q = fake()
+    assert call_key(q, q, q, None, {}) is not None
+    with Listening():
+        assert call_key(q, q, q, None, {}) is None
+
+    def mapped(x):
+        assert call_key(q, q, q, None, {}) is None
+        return x
+
+    torch.vmap(mapped)(torch.zeros(2))
 
 
 def test_what_was_seen_before_tuning_answered_is_chosen_anew():
@@ -101,3 +121,24 @@ def test_a_remembered_call_goes_straight_to_the_launcher(monkeypatch):
     again = op(leaf, q, q, slope=slope)
     assert out.requires_grad and again.requires_grad and again is not q
     assert len(given) == 1
+
+
+def test_a_call_is_recorded_the_second_time_and_replayed_from_the_third_on(monkeypatch):
+    ran, replayed = [], []
+    replay = SimpleNamespace(run=lambda arguments: replayed.append(arguments) or None)
+
+    def recorded(run, arguments):
+        return (run(*arguments),), replay
+
+    monkeypatch.setattr(seen_calls, "record", recorded)
+    call = SeenCall(lambda x: ran.append(x) or x, (), 0)
+    assert call.answer([1]) == (1,) and replayed == []
+    # a replay that may not answer gives way to the launcher
+    assert call.answer([2]) == (2,) and replayed == [[2]]
+    replay.run = lambda arguments: ("again",)
+    assert call.answer([3]) == ("again",)
+    assert ran == [1, 2]
+    # another thread has buffers of its own to record
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(call.answer, [4]).result() == (4,)
+    assert ran == [1, 2, 4] and len(call.replays) == 2
