@@ -87,8 +87,9 @@ def _replayed_launch_us(op: attnc.Op) -> float:
     table = [x.data_ptr() for x in (torch.empty(1 << 22, device="cuda"),) * 64]
 
     def launch() -> None:
-        for prepared, grid, taken in replay.launches:
-            prepared.launch(grid, stream, taken(table))
+        for hand_over, run, check, taken in replay.launches:
+            hand_over(stream, *taken(table))
+            check(run())
 
     return host_us(launch) / len(replay.launches)
 

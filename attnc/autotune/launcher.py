@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 # how C types of a kernel's arguments are packed
@@ -129,7 +130,22 @@ class Prepared:
         threads, shared = self._threads, self._shared_bytes
         self._write(self._buffer, 0, *grid, threads, 1, 1, shared, stream, *pointers)
         config, table = self._at
-        result = self._run(config, self._function, table, None)
+        self.check(self._run(config, self._function, table, None))
+
+    def on(self, grid: tuple[int, int, int]) -> tuple[Callable[..., None], Callable[[], int]]:
+        """A launch over one grid in two calls: hand over the stream and the pointers, then run.
+
+        What `run` answers has to be checked.
+        """
+        block = (self._threads, 1, 1, self._shared_bytes)
+        config, table = self._at
+        return (
+            partial(self._write, self._buffer, 0, *grid, *block),
+            partial(self._run, config, self._function, table, None),
+        )
+
+    def check(self, result: int) -> None:
+        """Raise LaunchError for an answer of the driver's that is not 0."""
         if result:
             self._driver.check(result, "launch")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from types import FunctionType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,6 +49,15 @@ class Made:
     dtype: torch.dtype
 
 
+class Launch(NamedTuple):
+    """One kernel over its grid: `taken` picks its addresses, `write` and `run` queue it."""
+
+    write: Callable[..., None]
+    run: Callable[[], int]
+    check: Callable[[int], None]
+    taken: Callable[..., Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Replay:
     """One call with its pointers open, for the thread and the device that recorded it.
@@ -62,7 +71,7 @@ class Replay:
     scratch_bytes: int
     offsets: tuple[int, ...]
     kept: tuple[torch.Tensor, ...]
-    launches: tuple[tuple[Prepared, tuple[int, int, int], Callable[..., Any]], ...]
+    launches: tuple[Launch, ...]
     listening: Callable[[], bool]
     allocate: _ALLOCATE
 
@@ -83,8 +92,11 @@ class Replay:
             table += [start + offset for offset in self.offsets]
         table += [x.data_ptr() for x in self.kept]
         stream = torch._C._cuda_getCurrentRawStream(self.device.index)
-        for prepared, grid, taken in self.launches:
-            prepared.launch(grid, stream, taken(table))
+        for write, run, check, taken in self.launches:
+            write(stream, *taken(table))
+            answer = run()
+            if answer:
+                check(answer)
         return results
 
 
@@ -197,7 +209,7 @@ def _replay(
         offsets=tuple(offsets),
         kept=tuple(kept),
         launches=tuple(
-            (prepared, grid, _taker([place(x) for x in tensors]))
+            Launch(*prepared.on(grid), prepared.check, _taker([place(x) for x in tensors]))
             for prepared, grid, tensors in tape
         ),
         listening=listening,
