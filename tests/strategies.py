@@ -104,6 +104,14 @@ def masks(draw: st.DrawFn, *, most: int = 3) -> str:
     return draw(st.sampled_from(["{}", "{}", "{}", "~{}"])).format(mask)
 
 
+@st.composite
+def data_masks(draw: st.DrawFn) -> str:
+    """Mask algebra, at times with a prefix or a window whose length is an input n[b]."""
+    mask = draw(masks())
+    leaf = draw(st.sampled_from(["", "", "prefix(n[b])", "~prefix(n[b])", "window(n[b], 3)"]))
+    return f"({mask} {draw(st.sampled_from('&|'))} {leaf})" if leaf else mask
+
+
 # each wraps a score in one thing more
 SCORES = (
     "softcap({}, 7)",
@@ -176,7 +184,7 @@ def declarations(
     """
     family = family or draw(st.sampled_from(["softmax", "state"]))
     scale = draw(st.sampled_from(['"rsqrt(d)"', "1.0", "0.125", "0.3"]))
-    mask = "causal" if causal or draw(st.booleans()) else draw(masks())
+    mask = "causal" if causal or draw(st.booleans()) else draw(data_masks())
     if not causal and draw(st.integers(0, 5)) == 0:
         mask = f"({mask}) & documents(ids)"
     if family == "softmax":
@@ -206,6 +214,8 @@ def _toml(fields: dict[str, str], expression: str, grad: bool) -> str:
                 listed = ", ".join(f'"{axis}"' for axis in axes)
                 wanted = ", grad = true" if grad else ""
                 lines.append(f"{kind}.{name} = {{ shape = [{listed}]{wanted} }}")
+    if "n[b]" in fields["mask"]:
+        lines.append('inputs.n = { shape = ["b"] }')
     if "documents(ids)" in fields["mask"]:
         lines.append('inputs.ids = { shape = ["b", "t"] }')
     return "\n".join(lines)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnc.codegen.graph import KernelGraph
-from attnc.codegen.tile_range import KeyLoop
+from attnc.codegen.tile_range import KeyLoop, KeyRange, Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ class TensorArgument:
 class Kernel:
     """One pass: what the planner measures and `render` prints with the template of its name.
 
-    `outer` is the header of a loop around `loops`, over the heads of a group.
+    `outer` is the header of a loop around `loops`, over the heads of a group; `runs` go around
+    them inside it. `head_lines` are setup lines that know the head of `outer`.
     """
 
     name: str
@@ -46,6 +47,22 @@ class Kernel:
     setup_lines: tuple[str, ...] = ()
     loops: tuple[KeyLoop, ...] = ()
     outer: str = ""
+    runs: Runs | None = None
+    head_lines: tuple[str, ...] = ()
+
+    def over(self, ranges: KeyRange, declared: tuple[TensorArgument, ...]) -> Kernel:
+        """The kernel with the loops of a mask; `declared` are the tensors that bound them."""
+        by_head = ranges.per_head and bool(self.outer)
+        known = {tensor.name for tensor in self.tensors}
+        added = [tensor for tensor in declared if tensor.name not in known]
+        return replace(
+            self,
+            tensors=(*self.tensors, *added),
+            setup_lines=() if by_head else ranges.lines,
+            head_lines=ranges.lines if by_head else (),
+            loops=ranges.loops,
+            runs=ranges.runs,
+        )
 
     def tensor(self, name: str) -> TensorArgument | None:
         """The argument of that name, if the kernel has it."""

@@ -182,7 +182,8 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
     body = [text for node in (*setup, *head, *tail, *finish) for text in node.texts()]
     body += [text for loop in loops for text in (loop.header, *loop.lines)]
     body += [text for loop in loops for node in loop.nodes for text in node.texts()]
-    names = frozenset(re.findall(r"\w+", " ".join((*body, *kernel.setup_lines))))
+    body += [*kernel.setup_lines, *kernel.head_lines]
+    names = frozenset(re.findall(r"\w+", " ".join(body)))
     text = (
         _environment()
         .get_template(f"{family}.jinja")
@@ -196,6 +197,8 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             setup=setup,
             setup_lines=kernel.setup_lines,
             outer=kernel.outer,
+            runs=kernel.runs,
+            head_lines=kernel.head_lines,
             head=head,
             loops=loops,
             tail=tail,

@@ -24,11 +24,26 @@ class KeyLoop:
 
 
 @dataclass(frozen=True, slots=True)
+class Runs:
+    """A loop around the loops: `count` disjoint runs of tiles, whose bounds `lines` compute."""
+
+    count: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRange:
-    """The statements that compute the bounds, then the loops in order of the keys."""
+    """The statements that compute the bounds, then the loops in order of the keys.
+
+    `bounds` are the declared tensors that the statements read; `per_head` says that they differ
+    by query head.
+    """
 
     lines: tuple[str, ...]
     loops: tuple[KeyLoop, ...]
+    runs: Runs | None = None
+    bounds: tuple[str, ...] = ()
+    per_head: bool = False
 
 
 _FULL = "full tiles: every row sees every key, no mask"
@@ -58,24 +73,40 @@ def key_range(mask: MaskForm) -> KeyRange:
 
 def row_range(mask: MaskForm) -> KeyRange:
     """Bounds and loops over row tiles, for keys [first, last]: the mask from the other side."""
-    clauses = tuple(
-        tuple(HalfPlane(plane.j, plane.i, plane.c) for plane in clause) for clause in mask.clauses
-    )
+    clauses = tuple(tuple(plane.mirrored for plane in clause) for clause in mask.clauses)
     return _range(MaskForm(clauses, mask.documents), _ROWS)
 
 
 def _range(mask: MaskForm, walk: _Walk) -> KeyRange:
     """Bounds and loops for any mask in disjunctive normal form."""
     found = _positions_range(mask, walk)
-    if not mask.documents or not found.loops:
-        return found
-    # no tile is known to be full: one loop with mask code takes the hull
-    note = f"{walk.what} that positions allow: the mask and the documents decide"
-    loop = KeyLoop(found.loops[0].start, found.loops[-1].stop, True, note)
-    lines = found.lines
-    if len(mask.clauses) == 1:
-        lines = tuple(line for line in lines if not line.startswith("full_"))
-    return KeyRange(lines, (loop,))
+    loops, lines = found.loops, found.lines
+    if mask.documents and loops:
+        # no tile is known to be full: one loop with mask code takes the hull
+        note = f"{walk.what} that positions allow: the mask and the documents decide"
+        loops = (KeyLoop(loops[0].start, loops[-1].stop, True, note),)
+        if len(mask.clauses) == 1:
+            lines = tuple(line for line in lines if not line.startswith("full_"))
+    bounds = mask.bounds if loops else ()
+    return KeyRange(
+        (*map(_load_bound, bounds), *lines),
+        loops,
+        found.runs,
+        tuple(dict.fromkeys(bound[0] for bound in bounds)),
+        any("h" in bound for bound in bounds),
+    )
+
+
+def _load_bound(bound: tuple[str, ...]) -> str:
+    """The statement that loads a declared number."""
+    name, *letters = bound
+    place = "".join(f" + i_{letter} * stride_u_{name}_{letter}" for letter in letters)
+    return f"{bound_name(bound)} = tl.load(u_{name}{place}).to(tl.int32)"
+
+
+def bound_name(bound: tuple[str, ...]) -> str:
+    """What a kernel calls a declared number that bounds the mask."""
+    return f"n_u_{bound[0]}"
 
 
 def _positions_range(mask: MaskForm, walk: _Walk) -> KeyRange:
@@ -96,8 +127,6 @@ def _positions_range(mask: MaskForm, walk: _Walk) -> KeyRange:
     for number, clause in enumerate(mask.clauses):
         suffix = "" if single else f"_{number}"
         lines.extend(_clause_lines(clause, suffix, single, walk))
-    if not single:
-        lines.extend(_union_lines(len(mask.clauses), walk))
     bounded_left = not single or _has_left(mask.clauses[0])
     loops: list[KeyLoop] = []
     if bounded_left:
@@ -106,7 +135,8 @@ def _positions_range(mask: MaskForm, walk: _Walk) -> KeyRange:
     else:
         loops.append(KeyLoop("0", "full_hi", False, _FULL))
     loops.append(KeyLoop("full_hi", "hi", True, right))
-    return KeyRange(tuple(lines), tuple(loops))
+    runs = None if single else _runs(len(mask.clauses), walk)
+    return KeyRange(tuple(lines), tuple(loops), runs)
 
 
 def condition(mask: MaskForm, row: str, column: str) -> str:
@@ -129,24 +159,44 @@ def plane_text(plane: HalfPlane, row: str, column: str) -> str:
     """One half-plane the way a person writes it: `i >= j`, `j >= i - 128`, `j < 64`."""
     if plane.j == 0:
         if plane.i == 1:
-            return f"{row} >= {-plane.c}"
+            return f"{row} >= {_lesser(plane)}"
         if plane.i == -1:
-            return f"{row} <= {plane.c}"
-        return f"{_affine(plane.i, row, plane.c)} >= 0"
+            return f"{row} <= {_greater(plane)}"
+        return f"{_greater(plane, plane.i, row)} >= 0"
     if plane.j == -1:
-        return f"{column} <= {_affine(plane.i, row, plane.c)}"
+        return f"{column} <= {_greater(plane, plane.i, row)}"
     if plane.j == 1:
-        return f"{column} >= {_affine(-plane.i, row, -plane.c)}"
+        return f"{column} >= {_lesser(plane, plane.i, row)}"
     scaled = _affine(plane.j, column, 0)
     if plane.i == 0:
-        return f"{scaled} >= {-plane.c}"
-    return f"{scaled} + {_affine(plane.i, row, 0)} >= {-plane.c}"
+        return f"{scaled} >= {_lesser(plane)}"
+    return f"{scaled} + {_affine(plane.i, row, 0)} >= {_lesser(plane)}"
 
 
-def _affine(coefficient: int, name: str, constant: int) -> str:
-    if coefficient == 0:
+def _greater(plane: HalfPlane, coefficient: int = 0, name: str = "", more: int = 0) -> str:
+    """coefficient * name + the plane's constant, and `more`."""
+    return _affine(coefficient, name, plane.c + more, plane.bound, plane.sign)
+
+
+def _lesser(plane: HalfPlane, coefficient: int = 0, name: str = "") -> str:
+    """The same negated: what a positive side of the half-plane is at least."""
+    return _affine(-coefficient, name, -plane.c, plane.bound, -plane.sign)
+
+
+def _affine(
+    coefficient: int, name: str, constant: int, bound: tuple[str, ...] = (), sign: int = 0
+) -> str:
+    terms = [(coefficient, name), (sign, bound_name(bound) if bound else "")]
+    terms = [(factor, term) for factor, term in terms if factor]
+    if not terms:
         return str(constant)
-    text = {1: name, -1: f"-{name}"}.get(coefficient, f"{coefficient} * {name}")
+    # a positive term first, where there is one
+    terms.sort(key=lambda item: item[0] < 0)
+    text = ""
+    for factor, term in terms:
+        size = term if abs(factor) == 1 else f"{abs(factor)} * {term}"
+        minus = "-" if factor < 0 else ""
+        text = f"{text} {minus or '+'} {size}" if text else f"{minus}{size}"
     if constant > 0:
         return f"{text} + {constant}"
     if constant < 0:
@@ -196,6 +246,10 @@ def _clause_lines(
         some, every = ("last", "first") if plane.i >= 0 else ("first", "last")
         lines.append(f"{hi} = tl.where({_row_test(plane, some)}, {hi}, 0)")
         lines.append(f"{full_hi} = tl.where({_row_test(plane, every)}, {full_hi}, 0)")
+    if not single:
+        # a clause of no tile is no run
+        lines.append(f"{hi} = tl.where({lo} < {hi}, {hi}, 0)")
+        lines.append(f"{full_hi} = tl.minimum({full_hi}, {hi})")
     if left:
         lines.append(f"{lo} = tl.minimum({lo}, {hi}) // {tile} * {tile}")
         up = f"tl.cdiv({full_lo}, {tile}) * {tile}, tl.cdiv({hi}, {tile}) * {tile}"
@@ -218,7 +272,7 @@ def _bound(name: str, function: str, values: list[str]) -> list[str]:
 def _upper(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
     """One past the greatest j of j <= (i*I + c) / -J at a fixed i, never below 0."""
     step = -plane.j
-    value = _affine(plane.i, fixed, plane.c + step)
+    value = _greater(plane, plane.i, fixed, step)
     if walk.shifted:
         if step == 1:
             return f"tl.maximum({value} - (TK - TQ), 0)"
@@ -229,35 +283,37 @@ def _upper(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
 
 def _lower(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
     """The least j of j >= -(i*I + c) / J at a fixed i; the caller takes 0 for less."""
-    value = _affine(-plane.i, fixed, -plane.c)
+    value = _lesser(plane, plane.i, fixed)
     if walk.shifted:
         if plane.j == 1:
             return f"{value} - (TK - TQ)"
         return f"tl.cdiv(tl.maximum({value} + {plane.j} * TQ, 0), {plane.j}) - TK"
     if plane.j == 1:
-        return value if plane.i else str(max(-plane.c, 0))
+        return value if plane.i or plane.bound else str(max(-plane.c, 0))
     return f"tl.cdiv(tl.maximum({value}, 0), {plane.j})"
 
 
 def _row_test(plane: HalfPlane, row: str) -> str:
-    return f"{_affine(plane.i, row, plane.c)} >= 0"
+    return f"{_greater(plane, plane.i, row)} >= 0"
 
 
-def _union_lines(count: int, walk: _Walk) -> list[str]:
-    """The hull of all clauses, and the longest full run among them."""
-    lines = ["# the union: the hull of the clauses, and the longest full run"]
-    lines.append(f"lo = {walk.count}")
-    lines.append("hi = 0")
-    lines.append("full_lo = 0")
-    lines.append("full_hi = 0")
-    for n in range(count):
-        lines.append(f"lo = tl.where(lo_{n} < hi_{n}, tl.minimum(lo, lo_{n}), lo)")
-        lines.append(f"hi = tl.maximum(hi, hi_{n})")
-        lines.append(f"longer = full_hi_{n} - full_lo_{n} > full_hi - full_lo")
-        lines.append(f"full_lo = tl.where(longer, full_lo_{n}, full_lo)")
-        lines.append(f"full_hi = tl.where(longer, full_hi_{n}, full_hi)")
-    lines.append("# without a full run, one masked loop takes all of it")
-    lines.append("full_lo = tl.where(full_lo < full_hi, full_lo, tl.maximum(lo, hi))")
+def _runs(count: int, walk: _Walk) -> Runs:
+    """The tiles of all clauses, each once: one clause after the other, by where they start.
+
+    `done` is where the tiles visited so far end. Each run takes the clause that starts first of
+    those that reach further, so `count` runs visit all of them.
+    """
+    tile = walk.tile
+    lines = ["# of the clauses that reach past what is done, the one that starts first"]
+    names = ("lo", "hi", "full_lo", "full_hi")
+    lines += [f"{name} = {name}_0" for name in names]
+    for n in range(1, count):
+        starts = f"(tl.maximum(lo_{n}, done) < tl.maximum(lo, done))"
+        lines.append(f"sooner = (hi_{n} > done) & ((hi <= done) | {starts})")
+        lines += [f"{name} = tl.where(sooner, {name}_{n}, {name})" for name in names]
+    lines.append("lo = tl.maximum(lo, done)")
+    # the full tiles that are left lie inside what is left
+    lines.append("full_lo = tl.maximum(full_lo, lo)")
     lines.append("full_hi = tl.maximum(full_hi, full_lo)")
-    lines.append("hi = tl.maximum(hi, full_hi)")
-    return lines
+    lines.append(f"done = tl.maximum(done, tl.cdiv(hi, {tile}) * {tile})")
+    return Runs(count, tuple(lines))

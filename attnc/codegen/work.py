@@ -14,7 +14,10 @@ _SAMPLED_ROWS = 64
 
 
 def visible_fraction(mask: MaskForm, tq: int, tk: int) -> float:
-    """The share of the TQ * TK pairs that a mask keeps, from rows spread over the queries."""
+    """The share of the TQ * TK pairs that a mask keeps, from rows spread over the queries.
+
+    A bound that data gives is taken to be half of the keys.
+    """
     rows = range(0, tq, max(1, tq // _SAMPLED_ROWS))
     seen = sum(_visible_keys(mask, row + tk - tq, tk) for row in rows)
     return seen / (len(rows) * tk)
@@ -25,7 +28,7 @@ def _visible_keys(mask: MaskForm, position: int, tk: int) -> int:
     for clause in mask.clauses:
         low, high = 0, tk - 1
         for plane in clause:
-            value = plane.i * position + plane.c
+            value = plane.i * position + plane.c + plane.sign * (tk // 2)
             if plane.j == 0:
                 high = high if value >= 0 else -1
             elif plane.j < 0:

@@ -58,12 +58,12 @@ def checked(fields: Fields) -> dict[str, object]:
             notes=(problem.note,) if problem.note else (),
             hints=(problem.hint,) if problem.hint else (),
         ) from None
-    for name in form.documents:
+    for name in form.tensors:
         if by_name[name].grad:
             raise fields.refuse(
                 f"{by_name[name].kind}s.{name}",
                 f"{name!r} asks for a gradient and has none",
-                notes=("it says which document a token is of",),
+                notes=("it says which pairs are visible, and no more",),
                 hints=("set grad = false",),
             )
     log_decay: Expr | None = None

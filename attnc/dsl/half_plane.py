@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, gcd, lcm
+from types import MappingProxyType
 
-from attnc.dsl.expr import Binary, Expr, Name, Negate, Number, Span
+from attnc.dsl.expr import Binary, Expr, Name, Negate, Number, Ref, Span
 from attnc.dsl.text import to_text
 from attnc.errors import LimitExceeded, MaskNotAffine
 
 MAX_COEFFICIENT = 1024
 MAX_CONSTANT = 2**30
+NO_BOUNDS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class HalfPlane:
-    """The pairs with i * I + j * J + c >= 0, I the query's position and J the key's."""
+    """The pairs with i * I + j * J + c >= 0, I the query's position and J the key's.
+
+    `bound` is a declared tensor that adds to c, by name and index letters, `sign` times it.
+    """
 
     i: int
     j: int
     c: int
+    bound: tuple[str, ...] = ()
+    sign: int = 0
 
-    def holds(self, row: int, column: int) -> bool:
-        """Whether the pair (row, column) lies in it."""
-        return self.i * row + self.j * column + self.c >= 0
+    def holds(self, row: int, column: int, bounds: Mapping[str, int] = NO_BOUNDS) -> bool:
+        """Whether the pair (row, column) lies in it, `bounds` the values by name."""
+        value = self.i * row + self.j * column + self.c
+        return value + (self.sign * bounds[self.bound[0]] if self.bound else 0) >= 0
+
+    @property
+    def complement(self) -> HalfPlane:
+        """What it leaves out: not (e >= 0) over the integers is -e - 1 >= 0."""
+        return HalfPlane(-self.i, -self.j, -self.c - 1, self.bound, -self.sign)
+
+    @property
+    def mirrored(self) -> HalfPlane:
+        """The same with queries and keys in each other's place."""
+        return HalfPlane(self.j, self.i, self.c, self.bound, self.sign)
 
     def __str__(self) -> str:
         terms: list[str] = []
@@ -33,6 +52,10 @@ class HalfPlane:
                 size = "" if abs(coefficient) == 1 else f"{abs(coefficient)}*"
                 sign = "-" if coefficient < 0 else "+" if terms else ""
                 terms.append(f"{sign} {size}{name}".strip() if terms else f"{sign}{size}{name}")
+        if self.bound:
+            name, *letters = self.bound
+            index = f"[{', '.join(letters)}]" if letters else ""
+            terms.append(f"{'-' if self.sign < 0 else '+'} {name}{index}")
         return f"{' '.join(terms) or '0'} >= {-self.c}"
 
 
@@ -70,18 +93,45 @@ def plane_of(op: str, left: Expr, right: Expr) -> HalfPlane:
     if step > 1:
         whole_i, whole_j, constant = whole_i // step, whole_j // step, constant // step
     if max(abs(whole_i), abs(whole_j)) > MAX_COEFFICIENT or abs(constant) > MAX_CONSTANT:
-        raise MaskProblem(
-            LimitExceeded,
-            f"a mask has coefficients up to {MAX_COEFFICIENT:,} and constants up to "
-            f"{MAX_CONSTANT:,}",
-            None,
-            "kernels compare positions as 32-bit integers",
-        )
+        raise _too_large()
     return HalfPlane(whole_i, whole_j, constant)
 
 
+def _too_large() -> MaskProblem:
+    return MaskProblem(
+        LimitExceeded,
+        f"a mask has coefficients up to {MAX_COEFFICIENT:,} and constants up to {MAX_CONSTANT:,}",
+        None,
+        "kernels compare positions as 32-bit integers",
+    )
+
+
+def plane_within(plane: HalfPlane, arg: Expr) -> HalfPlane:
+    """A half-plane with an argument added to its constant: a number, or a declared tensor."""
+    found = data_bound(arg)
+    if found:
+        return HalfPlane(plane.i, plane.j, plane.c, found, 1)
+    constant = int(_affine(arg)[2])
+    if constant > MAX_CONSTANT:
+        raise _too_large()
+    return HalfPlane(plane.i, plane.j, plane.c + constant)
+
+
+def data_bound(arg: Expr) -> tuple[str, ...]:
+    """A declared tensor that stands for a number, by name and index letters; () for another."""
+    match arg:
+        case Ref(name=name, index=index):
+            return (name, *index)
+        case Name(id=name, declared=declared) if declared is not None:
+            return (name,)
+    return ()
+
+
 def is_bound(arg: Expr) -> bool:
-    """Whether an argument is a whole number of at least 0."""
+    """Whether an argument is a whole number of at least 0, or a number a batch entry or head."""
+    found = data_bound(arg)
+    if found:
+        return set(found[1:]) <= {"b", "h", "hkv"}
     try:
         i, j, c = _affine(arg)
     except MaskProblem:

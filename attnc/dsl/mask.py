@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attnc.dsl.expr import (
-    Binary,
     Call,
     Compare,
     Expr,
@@ -14,7 +14,15 @@ from attnc.dsl.expr import (
     Ref,
     lift,
 )
-from attnc.dsl.half_plane import Clause, HalfPlane, MaskProblem, is_bound, plane_of
+from attnc.dsl.half_plane import (
+    NO_BOUNDS,
+    Clause,
+    HalfPlane,
+    MaskProblem,
+    is_bound,
+    plane_of,
+    plane_within,
+)
 from attnc.dsl.text import to_text
 from attnc.errors import LimitExceeded, MaskNotAffine
 
@@ -33,9 +41,22 @@ class MaskForm:
     clauses: tuple[Clause, ...]
     documents: tuple[str, ...] = ()
 
-    def visible(self, row: int, column: int) -> bool:
-        """Whether position `row` sees key `column`."""
-        return any(all(plane.holds(row, column) for plane in clause) for clause in self.clauses)
+    def visible(self, row: int, column: int, bounds: Mapping[str, int] = NO_BOUNDS) -> bool:
+        """Whether position `row` sees key `column`, `bounds` the declared numbers by name."""
+        return any(
+            all(plane.holds(row, column, bounds) for plane in clause) for clause in self.clauses
+        )
+
+    @property
+    def bounds(self) -> tuple[tuple[str, ...], ...]:
+        """The declared tensors that bound it, each by name and index letters."""
+        found = {plane.bound for clause in self.clauses for plane in clause if plane.bound}
+        return tuple(sorted(found))
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of all declared tensors that it reads."""
+        return tuple(sorted({*self.documents, *(bound[0] for bound in self.bounds)}))
 
     def __str__(self) -> str:
         text = self._positions()
@@ -61,13 +82,16 @@ causal = Name("causal")
 
 
 def window(left: object, right: object | None = None) -> Expr:
-    """i - left <= j <= i + right, inclusive; no bound on the right where it is not given."""
+    """i - left <= j <= i + right, inclusive; no bound on the right where it is not given.
+
+    Each is a number, or a declared tensor with a number a batch entry or head: `w["h"]`.
+    """
     args = (lift(left),) if right is None else (lift(left), lift(right))
     return Call("window", args)
 
 
 def prefix(n: object) -> Expr:
-    """j < n: the first n keys."""
+    """j < n: the first n keys; n is a number, or a declared tensor of them: `n["b"]`."""
     return Call("prefix", (lift(n),))
 
 
@@ -126,15 +150,16 @@ def _clauses(mask: Expr, *, positive: bool) -> list[Clause]:
                 MaskNotAffine,
                 f"{function} takes whole numbers of at least 0: {to_text(mask)!r}",
                 mask.span,
+                "or a declared tensor with a number for each b, h or hkv",
                 hint="no bound on the left is j <= i + right" if function == "window" else "",
             )
         case Call(function="window", args=args):
-            planes = [plane_of("<=", Binary("-", Name("i"), args[0]), Name("j"))]
+            planes = [plane_within(HalfPlane(-1, 1, 0), args[0])]
             if len(args) == 2:
-                planes.append(plane_of("<=", Name("j"), Binary("+", Name("i"), args[1])))
+                planes.append(plane_within(HalfPlane(1, -1, 0), args[1]))
             return _planes(planes, positive)
         case Call(function="prefix", args=(n,)):
-            return _planes([plane_of("<", Name("j"), n)], positive)
+            return _planes([plane_within(HalfPlane(0, -1, -1), n)], positive)
         case Compare(op=op, left=left, right=right):
             return _comparison(op, left, right, positive)
         case Logic(op="~", operands=(operand,)):
@@ -167,8 +192,7 @@ def _planes(planes: list[HalfPlane], positive: bool) -> list[Clause]:
     """The conjunction of some half-planes, or its complement, a union."""
     if positive:
         return [tuple(planes)]
-    # not (e >= 0) over the integers is -e - 1 >= 0
-    return [(HalfPlane(-plane.i, -plane.j, -plane.c - 1),) for plane in planes]
+    return [(plane.complement,) for plane in planes]
 
 
 def _product(left: list[Clause], right: list[Clause]) -> list[Clause]:
@@ -197,21 +221,31 @@ def _canonical(clauses: list[Clause]) -> tuple[Clause, ...]:
 
 def _simplify(clause: Clause) -> Clause | None:
     """The strongest of parallel half-planes; None where they contradict each other."""
-    strongest: dict[tuple[int, int], int] = {}
+    strongest: dict[_Side, int] = {}
     for plane in clause:
-        key = (plane.i, plane.j)
-        if key == (0, 0):
+        side = _side(plane)
+        if side == (0, 0, (), 0):
             if plane.c < 0:
                 return None
             continue
-        strongest[key] = min(plane.c, strongest.get(key, plane.c))
-    for (i, j), c in strongest.items():
-        opposite = strongest.get((-i, -j))
+        strongest[side] = min(plane.c, strongest.get(side, plane.c))
+    for (i, j, bound, sign), c in strongest.items():
+        opposite = strongest.get((-i, -j, bound, -sign))
         if opposite is not None and c + opposite < 0:
             return None
-    return tuple(sorted(HalfPlane(i, j, c) for (i, j), c in strongest.items()))
+    return tuple(
+        sorted(HalfPlane(i, j, c, bound, sign) for (i, j, bound, sign), c in strongest.items())
+    )
+
+
+_Side = tuple[int, int, tuple[str, ...], int]
+
+
+def _side(plane: HalfPlane) -> _Side:
+    """What two half-planes share that differ by their constants alone."""
+    return plane.i, plane.j, plane.bound, plane.sign
 
 
 def _implies(clause: Clause, other: Clause) -> bool:
     """Whether every half-plane of `other` is implied by a parallel one of `clause`."""
-    return all(any((p.i, p.j) == (o.i, o.j) and p.c <= o.c for p in clause) for o in other)
+    return all(any(_side(p) == _side(o) and p.c <= o.c for p in clause) for o in other)

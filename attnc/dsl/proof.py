@@ -25,7 +25,8 @@ def within_causal(form: MaskForm) -> bool:
 
 
 def _clause_within_causal(clause: Clause) -> bool:
-    planes = (*clause, HalfPlane(0, 1, 0))
+    # what data bounds proves nothing, and makes the clause no larger
+    planes = (*(plane for plane in clause if not plane.bound), HalfPlane(0, 1, 0))
     if any(_gives_causal(plane, plane) for plane in planes):
         return True
     return any(_gives_causal(a, b) for a, b in combinations(planes, 2))

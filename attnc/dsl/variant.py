@@ -173,6 +173,11 @@ class Variant:
         return self.meaning.mask_form.documents
 
     @property
+    def mask_tensors(self) -> tuple[str, ...]:
+        """The declared tensors that the mask reads: whole numbers, without gradients."""
+        return self.meaning.mask_form.tensors
+
+    @property
     def log_decay(self) -> Expr | None:
         """The log of the decay a token, or None."""
         return self.meaning.log_decay
@@ -211,7 +216,7 @@ class Variant:
     def used(self) -> frozenset[str]:
         """Names of the declared tensors that some expression reads."""
         named = used_names(self.score, self.log_decay, self.sink)
-        return named | frozenset(self.mask_form.documents)
+        return named | frozenset(self.mask_form.tensors)
 
     @property
     def digest(self) -> str:

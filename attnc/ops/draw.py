@@ -136,6 +136,9 @@ def _draw_tensors(
             # about three documents of a sequence, of any lengths
             starts = torch.rand(sizes, generator=generator) < 3 / max(3, sizes[-1])
             value = starts.cumsum(-1).to(torch.float32)
+        elif declared.name in variant.mask_tensors:
+            # bounds of the mask, from no key to all of them
+            value = torch.randint(0, shape.tk + 1, sizes, generator=generator).to(torch.float32)
         elif declared.kind == "param" or positive:
             value = 0.02 + 0.5 * torch.rand(sizes, generator=generator)
         else:

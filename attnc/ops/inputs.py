@@ -144,13 +144,15 @@ def check_tensors(
             notes=(f"declared with shape {_letters(first)} = {_lengths(first, sizes)}",),
             hints=(f"pass {first.name}=... to the call",),
         )
-    found = {name: _documents(variant, name, given[name]) for name in declared}
+    found = {name: _whole_numbers(variant, name, given[name]) for name in declared}
     return {name: _tensor(tensor, found[name], sizes, q) for name, tensor in declared.items()}
 
 
-def _documents(variant: Variant, name: str, value: torch.Tensor | float) -> torch.Tensor | float:
-    """Numbers of documents as kernels compare them: fp32 holds whole ones up to 2**24 exactly."""
-    if name not in variant.documents or not isinstance(value, torch.Tensor):
+def _whole_numbers(
+    variant: Variant, name: str, value: torch.Tensor | float
+) -> torch.Tensor | float:
+    """What a mask reads, as kernels compare it: fp32 holds whole numbers up to 2**24 exactly."""
+    if name not in variant.mask_tensors or not isinstance(value, torch.Tensor):
         return value
     return value if value.is_floating_point() or value.is_complex() else value.to(torch.float32)
 

@@ -44,7 +44,7 @@ class DeclaredVariant:
     name: str
     params: tuple[DeclaredTensor, ...]
     inputs: tuple[DeclaredTensor, ...]
-    documents: tuple[str, ...]
+    mask_tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class PackagedOp:
             name,
             tuple(t for t in tensors if t.kind == "param"),
             tuple(t for t in tensors if t.kind == "input"),
-            tuple(self._facts["documents"]),
+            tuple(self._facts["mask_tensors"]),
         )
         self.softmax: bool = self._facts["family"] == "softmax"
         self.keeps_row_sums: bool = self._facts["normalize"] != "none"

@@ -92,7 +92,7 @@ def _facts(variant: Variant) -> dict[str, Any]:
         "summary": variant.summary,
         "family": variant.family,
         "normalize": variant.normalize,
-        "documents": list(variant.documents),
+        "mask_tensors": list(variant.mask_tensors),
         "tensors": [
             {"name": t.name, "shape": list(t.shape), "grad": t.grad, "kind": t.kind}
             for t in (*variant.params, *variant.inputs)

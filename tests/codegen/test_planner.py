@@ -1,4 +1,4 @@
-"""What a plan keeps to: the budget, the form, the chunk; and the tiles of a mask, counted."""
+"""What a plan keeps to: the budget, the form, the chunk."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 from attnc.codegen.device import DEVICES, device_named
 from attnc.codegen.plan import Request
 from attnc.codegen.planner import plans
-from attnc.codegen.tile_range import key_range
-from attnc.dsl.mask import MaskForm
 from attnc.dsl.variant import Variant
 from attnc.errors import PlanError
 from attnc.ops.shipped import shipped
-from tests.strategies import masks
 
 
 def request(variant: Variant | str, **facts) -> Request:
@@ -175,83 +172,3 @@ def test_the_digest_names_the_decisions_and_not_the_device():
     assert str(plan.passes[0]) == str(same.passes[0])
     assert plan.digest == same.digest
     assert plan.digest != other.digest
-
-
-class _Integers:
-    """What the bounds call of triton.language, on integers."""
-
-    minimum = staticmethod(min)
-    maximum = staticmethod(max)
-
-    @staticmethod
-    def cdiv(a, b):
-        # Triton divides towards zero: a negative numerator would show here
-        assert a >= 0
-        return -(-a // b)
-
-    @staticmethod
-    def where(condition, yes, no):
-        return yes if condition else no
-
-
-def visits(mask: MaskForm, tq: int, tk: int, tile: tuple[int, int], i_t: int):
-    """The key tiles that program `i_t` visits, in order, each with whether it masks."""
-    rows, keys = tile
-    emitted = key_range(mask)
-    first = i_t * rows + tk - tq
-    scope = {
-        "tl": _Integers, "TK": tk, "BS": keys,
-        "first": first, "last": min(first + rows, tk) - 1,
-    }  # fmt: skip
-    exec("\n".join(emitted.lines), scope)
-    for loop in emitted.loops:
-        for start in range(eval(loop.start, scope), eval(loop.stop, scope), keys):  # noqa: S307
-            yield start, loop.masked
-
-
-@settings(max_examples=400, deadline=None)
-@given(
-    mask=masks(),
-    tq=st.integers(1, 60),
-    tk=st.integers(1, 60),
-    tile=st.tuples(st.sampled_from([4, 8, 16]), st.sampled_from([4, 8, 16])),
-)
-def test_the_loops_visit_every_visible_key_once_and_full_tiles_hide_none(mask, tq, tk, tile):
-    form = Variant("drawn", feature_map="softmax", scale=1.0, mask=mask).mask_form
-    rows, keys = tile
-    for i_t in range(-(-tq // rows)):
-        positions = [t + tk - tq for t in range(i_t * rows, min((i_t + 1) * rows, tq))]
-        visited = list(visits(form, tq, tk, tile, i_t))
-        starts = [start for start, _ in visited]
-        assert starts == sorted(set(starts)), "a tile is visited twice, or out of order"
-        assert all(start % keys == 0 and 0 <= start < tk for start in starts)
-        seen = {j for i in positions for j in range(tk) if form.visible(i, j)}
-        missed = seen - {j for start in starts for j in range(start, start + keys)}
-        assert not missed, f"program {i_t} never visits {sorted(missed)}"
-        for start, masked in visited:
-            if not masked:
-                assert start + keys <= tk
-                hidden = [
-                    (i, j)
-                    for i in positions
-                    for j in range(start, start + keys)
-                    if not form.visible(i, j)
-                ]
-                assert not hidden, f"program {i_t} takes {hidden} without a mask"
-
-
-@pytest.mark.parametrize(
-    ("mask", "most", "full"),
-    [("full", 16, 16), ("causal", 16, 15), ("causal & window(15)", 2, 0), ("prefix(64)", 4, 4)],
-)
-def test_the_loops_visit_few_tiles_more_than_they_must(mask, most, full):
-    """A bound that is right and loose would show in no test of values."""
-    form = Variant("drawn", feature_map="softmax", scale=1.0, mask=mask).mask_form
-    counts = [list(visits(form, 256, 256, (16, 16), i_t)) for i_t in range(16)]
-    assert max(len(visited) for visited in counts) == most
-    assert max(sum(not masked for _, masked in visited) for visited in counts) == full
-
-
-def test_an_empty_mask_visits_nothing():
-    form = Variant("drawn", feature_map="softmax", scale=1.0, mask="~full").mask_form
-    assert list(visits(form, 32, 32, (16, 16), 0)) == []

@@ -14,7 +14,7 @@ from attnc.codegen.kernels.online import finish_online, online_step, start_onlin
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
 from attnc.codegen.kernels.sink import load_score
-from attnc.codegen.kernels.visible import document_refs
+from attnc.codegen.kernels.visible import bound_arguments, document_refs
 from attnc.codegen.printer import Printer
 from attnc.codegen.tile_range import key_range
 from attnc.dsl.variant import Variant
@@ -77,10 +77,9 @@ def attend_kernel(
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if algebra.decay == "gated" else ()))
     constants = ("K", "V", "BT", "BS", "BK", "BV")
     tensors = _tensors(algebra, loaded, online)
-    graph = builder.build()
-    return Kernel(
-        builder.kernel, "", tensors, scalars, constants, graph, ranges.lines, ranges.loops
-    )
+    kernel = Kernel(builder.kernel, "", tensors, scalars, constants, builder.build())
+    declared = (*variant.params, *variant.inputs)
+    return kernel.over(ranges, bound_arguments(ranges, declared))
 
 
 def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgument, ...]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.index import tensor_argument
+from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.symbolic import ref_symbol
-from attnc.codegen.tile_range import condition
+from attnc.codegen.tile_range import KeyRange, condition
 from attnc.dsl.expr import Ref
+from attnc.dsl.variant import Declared
 
 
 def visible_lines(algebra: Algebra, bindings: Mapping[str, str]) -> tuple[str, ...]:
@@ -20,6 +23,11 @@ def visible_lines(algebra: Algebra, bindings: Mapping[str, str]) -> tuple[str, .
         # no row of the tensor reaches past its own position, so none reaches past TK
         return (line, *documents)
     return (line, "m_st = m_st & m_s[None, :]", *documents)
+
+
+def bound_arguments(ranges: KeyRange, declared: tuple[Declared, ...]) -> tuple[TensorArgument, ...]:
+    """The arguments of the declared tensors that bound the loops of a kernel."""
+    return tuple(tensor_argument(tensor) for tensor in declared if tensor.name in ranges.bounds)
 
 
 def document_refs(algebra: Algebra) -> tuple[Ref, ...]:

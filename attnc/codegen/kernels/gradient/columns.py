@@ -30,6 +30,7 @@ from attnc.codegen.kernels.gradient.rows import (
 )
 from attnc.codegen.kernels.gradient.side import COLUMNS
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
+from attnc.codegen.kernels.visible import bound_arguments
 from attnc.codegen.printer import number
 from attnc.codegen.tile_range import row_range
 
@@ -62,9 +63,8 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
     ranges = row_range(facts.algebra.mask)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
     tensors = _tensors(facts, loaded)
-    return Kernel(
-        "dkv", "", tensors, scalars, CONSTANTS, builder.build(), ranges.lines, ranges.loops, GROUP
-    )
+    kernel = Kernel("dkv", "", tensors, scalars, CONSTANTS, builder.build(), outer=GROUP)
+    return kernel.over(ranges, bound_arguments(ranges, facts.declared))
 
 
 def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:

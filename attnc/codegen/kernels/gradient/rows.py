@@ -26,7 +26,7 @@ from attnc.codegen.kernels.gradient.partial_sums import (
 from attnc.codegen.kernels.gradient.side import ROWS, Side
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
 from attnc.codegen.kernels.sink import load_score
-from attnc.codegen.kernels.visible import document_refs
+from attnc.codegen.kernels.visible import bound_arguments, document_refs
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import key_range
 
@@ -66,9 +66,8 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     ranges = key_range(facts.algebra.mask)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
     tensors = _tensors(facts, loaded)
-    return Kernel(
-        "dq", "", tensors, scalars, CONSTANTS, builder.build(), ranges.lines, ranges.loops
-    )
+    kernel = Kernel("dq", "", tensors, scalars, CONSTANTS, builder.build())
+    return kernel.over(ranges, bound_arguments(ranges, facts.declared))
 
 
 def declared_loads(facts: GradientFacts, side: Side) -> Loaded:
