@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attnc.codegen.plane_text import bound_name, greater, lesser
 from attnc.dsl.half_plane import HalfPlane
 from attnc.dsl.mask import MaskForm
 
@@ -104,11 +105,6 @@ def _load_bound(bound: tuple[str, ...]) -> str:
     return f"{bound_name(bound)} = tl.load(u_{name}{place}).to(tl.int32)"
 
 
-def bound_name(bound: tuple[str, ...]) -> str:
-    """What a kernel calls a declared number that bounds the mask."""
-    return f"n_u_{bound[0]}"
-
-
 def _positions_range(mask: MaskForm, walk: _Walk) -> KeyRange:
     what = walk.what
     left = f"{what} left of the full tiles: the mask decides"
@@ -137,71 +133,6 @@ def _positions_range(mask: MaskForm, walk: _Walk) -> KeyRange:
     loops.append(KeyLoop("full_hi", "hi", True, right))
     runs = None if single else _runs(len(mask.clauses), walk)
     return KeyRange(tuple(lines), tuple(loops), runs)
-
-
-def condition(mask: MaskForm, row: str, column: str) -> str:
-    """Whether position `row` sees key `column`, as text over column and row vectors."""
-    clauses = [
-        " & ".join(_wrap_plane(plane, row, column, len(clause) > 1) for plane in clause)
-        for clause in mask.clauses
-    ]
-    if len(clauses) == 1:
-        return clauses[0]
-    return " | ".join(f"({clause})" for clause in clauses)
-
-
-def _wrap_plane(plane: HalfPlane, row: str, column: str, several: bool) -> str:
-    text = plane_text(plane, row, column)
-    return f"({text})" if several else text
-
-
-def plane_text(plane: HalfPlane, row: str, column: str) -> str:
-    """One half-plane the way a person writes it: `i >= j`, `j >= i - 128`, `j < 64`."""
-    if plane.j == 0:
-        if plane.i == 1:
-            return f"{row} >= {_lesser(plane)}"
-        if plane.i == -1:
-            return f"{row} <= {_greater(plane)}"
-        return f"{_greater(plane, plane.i, row)} >= 0"
-    if plane.j == -1:
-        return f"{column} <= {_greater(plane, plane.i, row)}"
-    if plane.j == 1:
-        return f"{column} >= {_lesser(plane, plane.i, row)}"
-    scaled = _affine(plane.j, column, 0)
-    if plane.i == 0:
-        return f"{scaled} >= {_lesser(plane)}"
-    return f"{scaled} + {_affine(plane.i, row, 0)} >= {_lesser(plane)}"
-
-
-def _greater(plane: HalfPlane, coefficient: int = 0, name: str = "", more: int = 0) -> str:
-    """coefficient * name + the plane's constant, and `more`."""
-    return _affine(coefficient, name, plane.c + more, plane.bound, plane.sign)
-
-
-def _lesser(plane: HalfPlane, coefficient: int = 0, name: str = "") -> str:
-    """The same negated: what a positive side of the half-plane is at least."""
-    return _affine(-coefficient, name, -plane.c, plane.bound, -plane.sign)
-
-
-def _affine(
-    coefficient: int, name: str, constant: int, bound: tuple[str, ...] = (), sign: int = 0
-) -> str:
-    terms = [(coefficient, name), (sign, bound_name(bound) if bound else "")]
-    terms = [(factor, term) for factor, term in terms if factor]
-    if not terms:
-        return str(constant)
-    # a positive term first, where there is one
-    terms.sort(key=lambda item: item[0] < 0)
-    text = ""
-    for factor, term in terms:
-        size = term if abs(factor) == 1 else f"{abs(factor)} * {term}"
-        minus = "-" if factor < 0 else ""
-        text = f"{text} {minus or '+'} {size}" if text else f"{minus}{size}"
-    if constant > 0:
-        return f"{text} + {constant}"
-    if constant < 0:
-        return f"{text} - {-constant}"
-    return text
 
 
 def _has_left(clause: tuple[HalfPlane, ...]) -> bool:
@@ -272,7 +203,7 @@ def _bound(name: str, function: str, values: list[str]) -> list[str]:
 def _upper(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
     """One past the greatest j of j <= (i*I + c) / -J at a fixed i, never below 0."""
     step = -plane.j
-    value = _greater(plane, plane.i, fixed, step)
+    value = greater(plane, plane.i, fixed, step)
     if walk.shifted:
         if step == 1:
             return f"tl.maximum({value} - (TK - TQ), 0)"
@@ -283,7 +214,7 @@ def _upper(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
 
 def _lower(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
     """The least j of j >= -(i*I + c) / J at a fixed i; the caller takes 0 for less."""
-    value = _lesser(plane, plane.i, fixed)
+    value = lesser(plane, plane.i, fixed)
     if walk.shifted:
         if plane.j == 1:
             return f"{value} - (TK - TQ)"
@@ -294,7 +225,7 @@ def _lower(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
 
 
 def _row_test(plane: HalfPlane, row: str) -> str:
-    return f"{_greater(plane, plane.i, row)} >= 0"
+    return f"{greater(plane, plane.i, row)} >= 0"
 
 
 def _runs(count: int, walk: _Walk) -> Runs:

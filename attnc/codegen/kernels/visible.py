@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.index import tensor_argument
 from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.plane_text import condition
 from attnc.codegen.symbolic import ref_symbol
-from attnc.codegen.tile_range import KeyRange, condition
+from attnc.codegen.tile_range import KeyRange
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared
 
