@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Param,
         Variant,
         b,
+        blocks,
         c,
         causal,
         d,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
     from attnc.errors import AttncError
     from attnc.ops import based_attention, flash_attention, lightning_attention
+    from attnc.ops.block_table import block_table
     from attnc.ops.op import Op, compile
     from attnc.ops.tune import tune
     from attnc.ops.verify import verify
@@ -62,9 +64,10 @@ __all__ = [
     "s", "x", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
     "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",
     "where", "eq", "softcap",
-    "causal", "full", "window", "prefix", "documents",
+    "causal", "full", "window", "prefix", "documents", "blocks",
     "Request", "plan",
     "Op", "compile", "verify", "tune", "flash_attention", "based_attention", "lightning_attention",
+    "block_table",
     "AttncError",
 ]
 # fmt: on
@@ -76,6 +79,7 @@ _HOMES = {
     "compile": "attnc.ops.op",
     "verify": "attnc.ops.verify",
     "tune": "attnc.ops.tune",
+    "block_table": "attnc.ops.block_table",
     "flash_attention": "attnc.ops",
     "based_attention": "attnc.ops",
     "lightning_attention": "attnc.ops",

@@ -5,6 +5,7 @@ Declarations are drawn as TOML, so that a failing example prints as what a user 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -137,6 +138,7 @@ SCORES = (
 )
 
 
+TABLES = ("blocks(kept, 16)", "blocks(kept, 32)", "blocks(kept, 64)")
 # most variants have none
 SINKS = ("", "", "", "0.5", "bias[h]", "2*slope[h] - 1", "shared[hkv] + h/8", "gain - table[b,h]")
 
@@ -187,6 +189,8 @@ def declarations(
     mask = "causal" if causal or draw(st.booleans()) else draw(data_masks())
     if not causal and draw(st.integers(0, 5)) == 0:
         mask = f"({mask}) & documents(ids)"
+    if not causal and draw(st.integers(0, 5)) == 0:
+        mask = f"({mask}) & {draw(st.sampled_from(TABLES))}"
     if family == "softmax":
         score = draw(scores())
         fields = {"feature_map": '"softmax"', "scale": scale, "mask": f'"{mask}"'}
@@ -214,6 +218,10 @@ def _toml(fields: dict[str, str], expression: str, grad: bool) -> str:
                 listed = ", ".join(f'"{axis}"' for axis in axes)
                 wanted = ", grad = true" if grad else ""
                 lines.append(f"{kind}.{name} = {{ shape = [{listed}]{wanted} }}")
+    size = re.search(r"blocks\(kept, (\d+)\)", fields["mask"])
+    if size:
+        axes = '"h", ' if "32" in size[1] else ""
+        lines.append(f'inputs.kept = {{ shape = [{axes}"i/{size[1]}", "j/{size[1]}"] }}')
     if "n[b]" in fields["mask"]:
         lines.append('inputs.n = { shape = ["b"] }')
     if "documents(ids)" in fields["mask"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from attnc.codegen.derive import Partial
 from attnc.codegen.kernels.gradient.partial_sums import PartialSum, partial_sum
-from attnc.codegen.launch import constant, state_slot
+from attnc.codegen.launch import constant, list_grid, list_workspaces, state_slot
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.dsl.variant import Declared
 
@@ -26,6 +26,7 @@ class GradientLaunch:
     returns: str
     workspaces: tuple[str, ...]
     calls: dict[str, str]
+    lists: tuple[str, ...]
     reductions: tuple[str, ...]
     online: bool
     summed: bool
@@ -71,6 +72,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         returns=f"{grads}{', and that of the initial state' if plan.stateful else ''}",
         workspaces=tuple(_workspace(plan, partial) for partial in partials),
         calls={step.kernel.name: _call(plan, step, render_call) for step in plan.passes},
+        lists=list_workspaces(plan),
         reductions=tuple(_reduction(plan, name, partials) for name in names),
         online=online,
         summed=summed,
@@ -185,6 +187,8 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "dkv": lambda: [f"triton.cdiv(TK, {tile['BS']}) * B * HKV"],
         "delta": lambda: [f"triton.cdiv(T, {tile['BT']}) * B * HQ"],
         "gates": lambda: ["B * HS"],
+        "key_blocks": lambda: list_grid(plan, "key_blocks"),
+        "row_blocks": lambda: list_grid(plan, "row_blocks"),
         "dgates": lambda: ["B * HQ"],
         "state": lambda: ["NV * B * HS", "NS"],
         "carry": lambda: ["NV * B * HS", "NS"],

@@ -11,6 +11,7 @@ from attnc.codegen.candidate import is_wide, pass_plan, refuse, state_too_large
 from attnc.codegen.derive import derive
 from attnc.codegen.features import MIN_TILE, Features, features_of, power_of_two
 from attnc.codegen.kernel import Kernel
+from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
 from attnc.codegen.kernels.chunk import ChunkFacts
 from attnc.codegen.kernels.gates import gates_kernel
 from attnc.codegen.kernels.gradient.carry import carry_kernel, dcarry_kernel, dstate_kernel
@@ -30,6 +31,7 @@ from attnc.codegen.kernels.state import state_kernel
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.codegen.printer import Printer
 from attnc.codegen.rank import rank_us
+from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.errors import PlanError
 
 Candidates = Iterator[tuple[dict[str, int], int, int]]
@@ -161,14 +163,20 @@ def _pair_passes(request: Request, facts: GradientFacts) -> list[_Ranked]:
     if gated:
         gates = gates_kernel(request.variant, facts.algebra, facts.printer)
         passes.append(_fixed(request, gates, {"BC": 1024}))
-    for kernel in (rows_kernel(facts), columns_kernel(facts)):
-        passes.append(_rank(request, kernel, _pair_tiles(request, kernel.name)))
+    sides = [tile_lists(facts.algebra.mask, of_rows=of_rows) for of_rows in (True, False)]
+    for lists in sides:
+        if lists is not None:
+            listing = list_kernel(request.variant, facts.algebra, lists)
+            tiles = {"BN": listed_at_once(facts.algebra.mask, lists)}
+            passes.append(_fixed(request, listing, tiles))
+    for kernel, lists in zip((rows_kernel(facts), columns_kernel(facts)), sides, strict=True):
+        passes.append(_rank(request, kernel, _pair_tiles(request, kernel.name, lists)))
     if gated and facts.derivation.decay:
         passes.append(_fixed(request, dgates_kernel(facts), {"BC": 1024}))
     return passes
 
 
-def _pair_tiles(request: Request, kernel: str) -> Candidates:
+def _pair_tiles(request: Request, kernel: str, lists: TileLists | None) -> Candidates:
     tile_k, tile_v = _tiles(request)
     held, streamed = (128, 64, 32, 16), (128, 64, 32, 16)
     for hold, stream, warps, stages in product(held, streamed, (8, 4), (3, 2, 1)):
@@ -177,6 +185,8 @@ def _pair_tiles(request: Request, kernel: str) -> Candidates:
         if hold < 16 * warps and not (warps == 4 and hold >= 32) and hold != 16:
             continue
         if stream > hold or (hold == 16 and warps == 8):
+            continue
+        if lists is not None and not lists.takes(hold, stream):
             continue
         rows, keys = (hold, stream) if kernel == "dq" else (stream, hold)
         yield {"BT": rows, "BS": keys, "BK": tile_k, "BV": tile_v}, warps, stages

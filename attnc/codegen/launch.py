@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
+from attnc.codegen.tile_lists import tile_lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class LaunchText:
     summary: str
     returns: str
     calls: tuple[str, ...]
+    lists: tuple[str, ...]
     online: bool
     summed: bool
     gated: bool
@@ -67,6 +69,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         summary=f"Attention by the {plan.form} form, for K = {plan.dims[0]}, V = {plan.dims[1]}.",
         returns=returns,
         calls=tuple(_call(plan, step, render_call) for step in plan.passes),
+        lists=list_workspaces(plan),
         online=online,
         summed=summed,
         gated=plan.algebra.decay == "gated",
@@ -81,6 +84,26 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
     )
 
 
+def list_workspaces(plan: Plan) -> tuple[str, ...]:
+    """The statements that allocate lists of tiles, for the passes that write them."""
+    lists = [tile_lists(plan.algebra.mask, of_rows=of_rows) for of_rows in (True, False)]
+    passes = {step.kernel.name for step in plan.passes}
+    lines: list[str] = []
+    for found in lists:
+        if found is not None and found.name in passes:
+            lines.append(f"lengths = ({', '.join(found.shape)})")
+            lines.append(f"{found.name} = torch.empty(lengths, dtype=torch.int32, device=q.device)")
+    return tuple(lines)
+
+
+def list_grid(plan: Plan, name: str) -> list[str]:
+    """The grid of a pass that lists tiles: a program for each list."""
+    lists = tile_lists(plan.algebra.mask, of_rows=name == "key_blocks")
+    assert lists is not None
+    heads, held, _ = lists.shape
+    return [f"{held} * {heads}"]
+
+
 def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     kernel = step.kernel
     tile = step.tile
@@ -89,6 +112,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "online": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
         "parallel": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
         "gates": lambda: ["B * HS"],
+        "key_blocks": lambda: list_grid(plan, "key_blocks"),
         "state": lambda: ["NV * B * HS", "NS" if plan.stateful else "NS - 1"],
         "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
         "output": lambda: ["NV * B * HQ", "NS"],

@@ -16,11 +16,13 @@ from attnc.codegen.features import MIN_TILE, Features, features_of
 from attnc.codegen.gradient_planner import gradient_plans
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.attend import attend_kernel
+from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
 from attnc.codegen.kernels.chunked import chunk_kernels
 from attnc.codegen.kernels.gates import gates_kernel
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.codegen.printer import Printer
 from attnc.codegen.rank import rank_us
+from attnc.codegen.tile_lists import tile_lists
 from attnc.errors import PlanError
 
 
@@ -168,7 +170,14 @@ def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected,
     if algebra.decay == "gated":
         gates = gates_kernel(request.variant, algebra, Printer({}))
         before = (pass_plan(request, gates, {"BC": 1024}, 4, 1),)
+    lists = tile_lists(algebra.mask, of_rows=True)
+    if lists is not None:
+        listing = list_kernel(request.variant, algebra, lists)
+        tiles = {"BN": listed_at_once(algebra.mask, lists)}
+        before = (*before, pass_plan(request, listing, tiles, 4, 1))
     for rows, keys, warps, stages in _attend_candidates(request):
+        if lists is not None and not lists.takes(rows, keys):
+            continue
         tiles = {"BT": rows, "BS": keys, "BK": tile_k, "BV": tile_v}
         step = pass_plan(request, kernel, tiles, warps, stages)
         reason = refuse(request, step)
@@ -180,7 +189,10 @@ def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected,
 
 
 def _attend_candidates(request: Request) -> Iterator[tuple[int, int, int, int]]:
-    for rows, keys, warps, stages in product((128, 64, 32, 16), (128, 64, 32), (8, 4), (3, 2, 1)):
+    # no program walks 16 keys at a time but one whose blocks are as small
+    small = any(table.size == MIN_TILE for table in request.variant.mask_form.blocks)
+    streamed = (MIN_TILE,) if small else (128, 64, 32)
+    for rows, keys, warps, stages in product((128, 64, 32, 16), streamed, (8, 4), (3, 2, 1)):
         if is_wide(request) and (rows > 16 * warps or keys > 32):
             continue
         if (rows >= 16 * warps and rows >= keys // 2) or (rows < 64 and warps == 4 and keys <= 64):

@@ -28,6 +28,8 @@ _TEMPLATES = {
     "dquery": "dchunk",
     "dkey": "dchunk",
     "dvalue": "dchunk",
+    "key_blocks": "lists",
+    "row_blocks": "lists",
 }
 _STEP_LINES = {
     "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
@@ -36,6 +38,7 @@ _STEP_LINES = {
     "gates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < T"),
     "fold": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
     "dgates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < TK"),
+    "lists": ("o_n = i_n + tl.arange(0, BN)", "m_n = o_n < NB"),
     "scan": (),
     "dscan": (),
     "dchunk": (),
@@ -46,6 +49,7 @@ _HEADERS = {
     "attend": "for i_s in range({start}, {stop}, BS):",
     "dq": "for i_s in range({start}, {stop}, BS):",
     "dkv": "for i_t in range({start}, {stop}, BT):",
+    "lists": "for i_n in range({start}, {stop}, BN):",
     "scan": "for i_n in range({stop}):",
     "dscan": "for i_n in range({start}, {stop}, -1):",
     "dstate": "for i_c in range({start}, {stop}, -1):",
@@ -236,13 +240,15 @@ def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop) -> _Loop:
     header = pattern.format(start=loop.start, stop=loop.stop)
     if loop.start == "0" and pattern.endswith("{stop}):"):
         header = header.replace("(0, ", "(")
+    if loop.lines:
+        header = f"for i_n in range({loop.stop}):"
     lines: list[str] = []
     for line in reversed(_STEP_LINES[family]):
         target, _, value = line.partition(" = ")
         if target in needed:
             needed |= set(re.findall(r"\w+", value))
             lines.insert(0, line)
-    return _Loop(loop.note, header, tuple(lines), nodes)
+    return _Loop(loop.note, header, (*loop.lines, *lines), nodes)
 
 
 def _statements(plan: Plan, kernel: Kernel, region: str, *, masked: bool) -> Iterable[_Statement]:

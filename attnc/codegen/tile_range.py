@@ -10,18 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnc.codegen.plane_text import bound_name, greater, lesser
+from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.dsl.half_plane import HalfPlane
 from attnc.dsl.mask import MaskForm
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLoop:
-    """One loop over key tiles from `start` to `stop`, with or without mask code."""
+    """One loop over key tiles from `start` to `stop`, with or without mask code.
+
+    With `lines`, it counts tiles of a list instead, and they say where each stands.
+    """
 
     start: str
     stop: str
     masked: bool
     note: str
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +41,8 @@ class Runs:
 class KeyRange:
     """The statements that compute the bounds, then the loops in order of the keys.
 
-    `bounds` are the declared tensors that the statements read; `per_head` says that they differ
-    by query head.
+    `bounds` are the declared tensors that the statements read, `lists` the tiles listed before;
+    `per_head` says that they differ by query head.
     """
 
     lines: tuple[str, ...]
@@ -45,6 +50,7 @@ class KeyRange:
     runs: Runs | None = None
     bounds: tuple[str, ...] = ()
     per_head: bool = False
+    lists: TileLists | None = None
 
 
 _FULL = "full tiles: every row sees every key, no mask"
@@ -75,30 +81,50 @@ def key_range(mask: MaskForm) -> KeyRange:
 def row_range(mask: MaskForm) -> KeyRange:
     """Bounds and loops over row tiles, for keys [first, last]: the mask from the other side."""
     clauses = tuple(tuple(plane.mirrored for plane in clause) for clause in mask.clauses)
-    return _range(MaskForm(clauses, mask.documents), _ROWS)
+    return _range(MaskForm(clauses, mask.documents, mask.blocks), _ROWS)
 
 
 def _range(mask: MaskForm, walk: _Walk) -> KeyRange:
     """Bounds and loops for any mask in disjunctive normal form."""
-    found = _positions_range(mask, walk)
-    loops, lines = found.loops, found.lines
-    if mask.documents and loops:
-        # no tile is known to be full: one loop with mask code takes the hull
-        note = f"{walk.what} that positions allow: the mask and the documents decide"
-        loops = (KeyLoop(loops[0].start, loops[-1].stop, True, note),)
-        if len(mask.clauses) == 1:
-            lines = tuple(line for line in lines if not line.startswith("full_"))
-    bounds = mask.bounds if loops else ()
+    lists = tile_lists(mask, of_rows=not walk.shifted)
+    found = _positions_range(mask, walk) if lists is None else _listed_range(lists, walk)
+    bounds = mask.bounds if found.loops else ()
     return KeyRange(
-        (*map(_load_bound, bounds), *lines),
-        loops,
+        (*map(load_bound, bounds), *found.lines),
+        found.loops,
         found.runs,
         tuple(dict.fromkeys(bound[0] for bound in bounds)),
-        any("h" in bound for bound in bounds),
+        any("h" in bound for bound in bounds) or bool(lists and lists.per_head),
+        lists,
     )
 
 
-def _load_bound(bound: tuple[str, ...]) -> str:
+def _listed_range(lists: TileLists, walk: _Walk) -> KeyRange:
+    """The tiles of a list: those with mask code, then those without."""
+    held, program = ("BS", "i_s") if walk.shifted else ("BT", "i_t")
+    count, start, tile = lists.shape[1], "i_t" if walk.shifted else "i_s", walk.tile
+    heads = "(i_b * HQ + i_h)" if lists.per_head else "i_b"
+    size = lists.streamed
+    lines = (
+        "# the list of what this tile visits: blocks with mask code in front, those without behind",
+        f"NB = tl.cdiv({walk.count}, {size})",
+        f"i_list = {heads} * {count.replace('triton', 'tl')} + {program} * {held} // {lists.held}",
+        f"p_list = {lists.name} + i_list * (NB + 2)",
+        "n_part = tl.load(p_list)",
+        "n_full = tl.load(p_list + 1)",
+    )
+    step = f"i_n // ({size} // {tile})"
+    inside = f"* {size} + i_n % ({size} // {tile}) * {tile}"
+    loops = (
+        KeyLoop("0", f"n_part * ({size} // {tile})", True, f"{walk.what} of which the mask decides",
+                (f"{start} = tl.load(p_list + 2 + {step}) {inside}",)),
+        KeyLoop("0", f"n_full * ({size} // {tile})", False, _FULL,
+                (f"{start} = tl.load(p_list + NB + 1 - {step}) {inside}",)),
+    )  # fmt: skip
+    return KeyRange(lines, loops)
+
+
+def load_bound(bound: tuple[str, ...]) -> str:
     """The statement that loads a declared number."""
     name, *letters = bound
     place = "".join(f" + i_{letter} * stride_u_{name}_{letter}" for letter in letters)

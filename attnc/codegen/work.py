@@ -64,6 +64,10 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
         columns = 2 * head_dim + value_dim if kernel.name == "dq" else 2 * (head_dim + value_dim)
         written = q + o if kernel.name == "dq" else k + v
         return float(q + k + v + o + written), 2.0 * pairs * columns
+    if kernel.name in {"key_blocks", "row_blocks"}:
+        # a few bytes for each block of a head, and the numbers of documents
+        listed = work.batch * work.hq * (work.tq / 64) * (work.tk / 64)
+        return 4.0 * (listed + work.batch * work.tk), listed
     if kernel.name in {"gates", "dgates", "delta"}:
         tokens = work.batch * work.tk * work.hq
         return float(2 * o if kernel.name == "delta" else tokens * 12), float(tokens)

@@ -1,7 +1,8 @@
 """What a variant is: expressions, masks, `Variant`, TOML, legality."""
 
 from attnc.dsl.expr import Expr, eq
-from attnc.dsl.mask import MaskForm, causal, documents, full, prefix, window
+from attnc.dsl.mask import MaskForm, causal, full, prefix, window
+from attnc.dsl.mask_data import blocks, documents
 from attnc.dsl.symbols import (
     H,
     Input,
@@ -43,6 +44,6 @@ __all__ = [
     "s", "x", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
     "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",
     "abs_", "min_", "max_", "where", "eq", "softcap",
-    "causal", "full", "window", "prefix", "documents",
+    "causal", "full", "window", "prefix", "documents", "blocks",
 ]
 # fmt: on

@@ -24,7 +24,7 @@ SCORE_NAMES = frozenset({"s", "i", "j", "h", "b", "hkv", "H", "d"})
 DECAY_NAMES = frozenset({"h", "H"})
 _NOT_READ_AT = {"score": {"t"}, "log_decay": {"i", "j"}, "sink": {"i", "j", "t"}}
 MASK_NAMES = frozenset({"i", "j", "causal", "full"})
-MASK_FUNCTIONS = frozenset({"window", "prefix", "documents"})
+MASK_FUNCTIONS = frozenset({"window", "prefix", "documents", "blocks"})
 ELEMENTWISE = frozenset(FUNCTIONS) - MASK_FUNCTIONS - {"taylor"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from attnc.dsl.expr import Expr, Name, Ref, walk
@@ -11,6 +12,7 @@ from attnc.dsl.limits import limited_text
 from attnc.dsl.variant import Declared
 from attnc.errors import FieldError
 
+_BLOCKS = re.compile(r"[ij]/[1-9]\d{0,3}\Z")
 LETTERS = ("b", "h", "hkv", "i", "j", "t", "k", "c")
 
 
@@ -20,7 +22,7 @@ _RESERVED = (
     | {"causal", "full", "q", "v", "o", "lse", "states", "gates", "decays", "index", "weight",
        "initial_state", "final_state", "return_lse", "return_state", "form", "precision", "tl",
        "torch", "triton", "first", "last", "lo", "hi", "forward", "acc", "io",
-       "range", "float", "min", "max", "len", "dict", "tuple"}
+       "key_blocks", "row_blocks", "range", "float", "min", "max", "len", "dict", "tuple"}
 )  # fmt: skip
 
 
@@ -101,11 +103,11 @@ def _check_declared(fields: Fields, tensor: Declared) -> None:
             hints=("choose another name",),
         )
     for letter in tensor.shape:
-        if letter not in LETTERS:
+        if letter not in LETTERS and not _BLOCKS.match(letter):
             raise fields.refuse(
                 label,
                 f"{letter!r} is no axis of {tensor.name!r}",
-                notes=(f"axes are {', '.join(LETTERS)}",),
+                notes=(f"axes are {', '.join(LETTERS)}, and i/64, j/64 for blocks of 64",),
             )
     if len(set(tensor.shape)) != len(tensor.shape):
         raise fields.refuse(label, f"an axis stands twice in the shape of {tensor.name!r}")

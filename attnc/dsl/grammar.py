@@ -30,6 +30,7 @@ FUNCTIONS: Mapping[str, tuple[int, int]] = {
     "window": (1, 2),
     "prefix": (1, 1),
     "documents": (1, 1),
+    "blocks": (2, 2),
     "taylor": (1, 1),
 }
 

@@ -11,7 +11,6 @@ from attnc.dsl.expr import (
     Expr,
     Logic,
     Name,
-    Ref,
     lift,
 )
 from attnc.dsl.half_plane import (
@@ -23,6 +22,7 @@ from attnc.dsl.half_plane import (
     plane_of,
     plane_within,
 )
+from attnc.dsl.mask_data import BlockTable, data_apart
 from attnc.dsl.text import to_text
 from attnc.errors import LimitExceeded, MaskNotAffine
 
@@ -35,11 +35,13 @@ class MaskForm:
     """Disjunctive normal form: a pair is visible when all half-planes of some clause hold.
 
     One empty clause is the full mask; no clause at all hides everything. `documents` name the
-    inputs [b, t] that have to be equal at query and key besides.
+    inputs [b, t] that have to be equal at query and key besides, `blocks` the tables that have to
+    keep the pair's block.
     """
 
     clauses: tuple[Clause, ...]
     documents: tuple[str, ...] = ()
+    blocks: tuple[BlockTable, ...] = ()
 
     def visible(self, row: int, column: int, bounds: Mapping[str, int] = NO_BOUNDS) -> bool:
         """Whether position `row` sees key `column`, `bounds` the declared numbers by name."""
@@ -56,13 +58,14 @@ class MaskForm:
     @property
     def tensors(self) -> tuple[str, ...]:
         """The names of all declared tensors that it reads."""
-        return tuple(sorted({*self.documents, *(bound[0] for bound in self.bounds)}))
+        tables = (table.name for table in self.blocks)
+        return tuple(sorted({*self.documents, *tables, *(bound[0] for bound in self.bounds)}))
 
     def __str__(self) -> str:
         text = self._positions()
-        if not self.documents:
-            return text
-        return " and ".join([f"({text})", *(f"one document by {name}" for name in self.documents)])
+        data = [f"one document by {name}" for name in self.documents]
+        data += [f"kept by {table}" for table in self.blocks]
+        return " and ".join([f"({text})", *data]) if data else text
 
     def _positions(self) -> str:
         if not self.clauses:
@@ -95,49 +98,27 @@ def prefix(n: object) -> Expr:
     return Call("prefix", (lift(n),))
 
 
-def documents(ids: Expr) -> Expr:
-    """The pairs of one document: `ids`, an input of shape b,t, is equal at query and key."""
-    if isinstance(ids, Ref) or not hasattr(ids, "declared"):
-        return Call("documents", (ids,))
-    return Call("documents", (ids["b", "t"],))  # type: ignore[index]
-
-
 def mask_form(mask: Expr) -> MaskForm:
     """The canonical form: equal masks of one clause set have equal forms.
 
     Raises:
         MaskProblem: a part that is not affine in i and j, or more than 16 clauses.
     """
-    rest, names = _documents_apart(mask)
+    rest, data = data_apart(mask)
     clauses: list[Clause] = [()] if rest is None else _clauses(rest, positive=True)
-    return MaskForm(_canonical(clauses), tuple(sorted(set(names))))
-
-
-def _documents_apart(mask: Expr) -> tuple[Expr | None, list[str]]:
-    """What the mask says of positions, None where nothing, and the inputs that name documents."""
-    match mask:
-        case Call(function="documents", args=(Ref(name=name),)):
-            return None, [name]
-        case Logic(op="&", operands=operands):
-            parts = [_documents_apart(operand) for operand in operands]
-            kept = [part for part, _ in parts if part is not None]
-            names = [name for _, found in parts for name in found]
-            if not names:
-                return mask, []
-            rest = None if not kept else kept[0] if len(kept) == 1 else Logic("&", tuple(kept))
-            return rest, names
-    return mask, []
+    documents, blocks = data
+    return MaskForm(_canonical(clauses), documents, blocks)
 
 
 def _clauses(mask: Expr, *, positive: bool) -> list[Clause]:
     match mask:
-        case Call(function="documents"):
+        case Call(function="documents" | "blocks" as function, args=args):
             raise MaskProblem(
                 MaskNotAffine,
-                "documents(...) joins the rest of a mask by & alone",
+                f"{function}(...) joins the rest of a mask by & alone",
                 mask.span,
                 "under | or ~ it would show what no position says, and every tile would be visited",
-                "write (the rest of the mask) & documents(ids)",
+                f"write (the rest of the mask) & {to_text(mask)}",
             )
         case Name(id="full"):
             return [()] if positive else []

@@ -28,6 +28,7 @@ from attnc.dsl.limits import (
     bits,
     constant_value,
 )
+from attnc.dsl.mask_data import MAX_BLOCK, MIN_BLOCK
 from attnc.dsl.source import Scope, Source
 from attnc.dsl.syntax import Syntax
 from attnc.errors import LimitExceeded, SyntaxRefused, UnknownName
@@ -222,6 +223,8 @@ class _Parser:
             raise self.syntax.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
         if name == "documents":
             return Call(name, (self._documents(node.args[0]),), span)
+        if name == "blocks":
+            return Call(name, self._blocks(*node.args), span)
         if name == "where":
             condition, *values = node.args
             args = (self._condition(condition), *(self._value(value) for value in values))
@@ -242,6 +245,31 @@ class _Parser:
                 'declare inputs.ids = { shape = ["b", "t"] } and write documents(ids)',
             )
         return found
+
+    def _blocks(self, table: ast.expr, size: ast.expr) -> tuple[Expr, Expr]:
+        """A table by its name, whose two last axes count blocks of the size."""
+        declared = self.scope.declared.get(table.id) if isinstance(table, ast.Name) else None
+        number = self._value(size)
+        value = constant_value(number)
+        if value is None or value not in {1 << n for n in range(4, 11)}:
+            raise self.syntax.refuse(
+                size,
+                f"{ast.unparse(size)} is no size of a block",
+                "write blocks(table, 64)",
+                notes=(f"a size is a power of two from {MIN_BLOCK} to {MAX_BLOCK:,}",),
+            )
+        wanted = (f"i/{value}", f"j/{value}")
+        shape = () if declared is None else declared.shape
+        if declared is None or shape[-2:] != wanted or not set(shape[:-2]) <= {"b", "h", "hkv"}:
+            raise self.syntax.refuse(
+                table,
+                f"blocks takes an input of shape [.., i/{value}, j/{value}], "
+                f"not {ast.unparse(table)}",
+                f'declare inputs.table = {{ shape = ["h", "i/{value}", "j/{value}"] }} and write '
+                f"blocks(table, {value})",
+                notes=("before the axes of blocks it may have b, h and hkv",),
+            )
+        return Ref(declared.name, shape, self.syntax.span(table), declared), number
 
     def _subscript(self, node: ast.Subscript, span: Span) -> Expr:
         if not isinstance(node.value, ast.Name):
@@ -274,6 +302,6 @@ def is_condition(expr: Expr) -> bool:
     match expr:
         case Compare() | Logic() | Name(id="causal" | "full"):
             return True
-        case Call(function="window" | "prefix" | "documents"):
+        case Call(function="window" | "prefix" | "documents" | "blocks"):
             return True
     return False

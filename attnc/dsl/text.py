@@ -33,6 +33,9 @@ def _text(node: Expr) -> tuple[str, int]:
         case Binary(op=op, left=left, right=right):
             level = _LEVELS[op]
             return f"{_wrapped(left, level)} {op} {_wrapped(right, level + 1)}", level
+        case Call(function="documents" | "blocks" as function, args=(Ref(name=name), *others)):
+            # these take a tensor whole
+            return f"{function}({', '.join([name, *map(to_text, others)])})", _LEVELS["atom"]
         case Call(function=function, args=args):
             return f"{function}({', '.join(to_text(arg) for arg in args)})", _LEVELS["atom"]
         case Compare(op=op, left=left, right=right):

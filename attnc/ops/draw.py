@@ -39,10 +39,11 @@ class Shape:
         return f"B={self.batch} {tokens} {heads} {dims}{' strided' if self.strided else ''}"
 
     def axis(self, letter: str) -> int:
-        """The length of one axis of a declared tensor."""
+        """The length of one axis of a declared tensor; i/64 counts blocks of 64 queries."""
+        letter, _, size = letter.partition("/")
         lengths = {"b": self.batch, "h": self.hq, "hkv": self.hkv, "i": self.tq}
         lengths |= {"j": self.tk, "t": self.tk, "k": self.qk, "c": self.v}
-        return lengths[letter]
+        return -(-lengths[letter] // int(size or 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,9 @@ def _draw_tensors(
             # about three documents of a sequence, of any lengths
             starts = torch.rand(sizes, generator=generator) < 3 / max(3, sizes[-1])
             value = starts.cumsum(-1).to(torch.float32)
+        elif declared.shape and "/" in declared.shape[-1]:
+            # half of the blocks
+            value = torch.randint(0, 2, sizes, generator=generator).to(torch.float32)
         elif declared.name in variant.mask_tensors:
             # bounds of the mask, from no key to all of them
             value = torch.randint(0, shape.tk + 1, sizes, generator=generator).to(torch.float32)

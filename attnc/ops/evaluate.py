@@ -105,6 +105,8 @@ class _Walk:
                 row, column = (self.scope.load(Ref(name, ("b", at))) for at in ("i", "j"))
                 # a row before token 0 is of no document
                 return (row == column) & (names["i"] >= 0)
+            case Call(function="blocks", args=(Ref() as table, _)):
+                return self.scope.load(table) != 0
             case Call(function="window", args=(left,)):
                 return names["j"] >= names["i"] - self.value(left)[0]
             case Call(function="window", args=(left, right)):

@@ -36,8 +36,9 @@ class Sizes:
     value_dim: int
 
     def axis(self, letter: str) -> int:
-        """The length of an axis of a declared tensor."""
-        return {
+        """The length of an axis of a declared tensor; i/64 counts blocks of 64 queries."""
+        letter, _, size = letter.partition("/")
+        length = {
             "b": self.batch,
             "h": self.hq,
             "hkv": self.hkv,
@@ -47,6 +48,7 @@ class Sizes:
             "k": self.head_dim,
             "c": self.value_dim,
         }[letter]
+        return -(-length // int(size or 1))
 
 
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Sizes:

@@ -106,6 +106,10 @@ class Run:
         picks = []
         outside: Tensor | None = None
         for letter, axis in zip(ref.index, declared.shape, strict=True):
+            if "/" in axis:
+                # blocks of queries count from the first query, whatever its position
+                picks.append(index["row" if axis[0] == "i" else "j"] // int(axis[2:]))
+                continue
             pick = index["row" if letter == axis == "i" else "hkv" if axis == "hkv" else letter]
             if axis == "t" and letter == "i":
                 # with TQ > TK the first rows stand before token 0, where an input has no value

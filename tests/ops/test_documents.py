@@ -78,6 +78,30 @@ def test_packed_documents_are_the_documents_one_by_one(name, kind, ops):
         torch.testing.assert_close(whole[:, start:stop], alone, rtol=1e-5, atol=1e-5)
 
 
+def test_keys_of_other_documents_are_never_read(ops):
+    """NaN in a tile of another one would show: 0 times NaN is NaN."""
+    q, k, v = (torch.randn(1, 512, 1, 16) for _ in range(3))
+    ids = torch.arange(512)[None] // 200
+    out = ops["two_sided"](q, k, v, ids=ids)
+    for x in (k, v):
+        x[:, 448:] = float("nan")
+    again = ops["two_sided"](q, k, v, ids=ids)
+    assert torch.equal(out[:, :384], again[:, :384])
+    assert again[:, 400:].isnan().all()
+
+
+@pytest.mark.parametrize("order", ["sorted", "drawn"])
+def test_documents_in_any_order_are_compared_pair_by_pair(order, ops):
+    q, k, v = (torch.randn(2, 300, 1, 16) for _ in range(3))
+    ids = torch.randint(0, 4, (2, 300))
+    ids = ids.sort(1).values if order == "sorted" else ids
+    dense = ids[:, None, :, None] == ids[:, None, None, :]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=dense, scale=0.3
+    ).transpose(1, 2)
+    torch.testing.assert_close(ops["two_sided"](q, k, v, ids=ids), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", loads(DECLARED))
 @pytest.mark.parametrize(("tq", "tk", "hkv"), [(40, 40, 2), (30, 70, 4), (70, 30, 1)])
 def test_gradients_stay_inside_documents(name, tq, tk, hkv, ops):

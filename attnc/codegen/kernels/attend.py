@@ -14,7 +14,7 @@ from attnc.codegen.kernels.online import finish_online, online_step, start_onlin
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
 from attnc.codegen.kernels.sink import load_score
-from attnc.codegen.kernels.visible import bound_arguments, document_refs
+from attnc.codegen.kernels.visible import bound_arguments, document_refs, masked_documents
 from attnc.codegen.printer import Printer
 from attnc.codegen.tile_range import key_range
 from attnc.dsl.variant import Variant
@@ -107,11 +107,13 @@ def _load_expression(variant: Variant, algebra: Algebra) -> Loaded:
     if algebra.family == "softmax":
         return load_score(algebra, declared, AXES, sink=True)
     if algebra.decay != "constant":
-        return load_refs(document_refs(algebra), declared, AXES, two_lanes=True)
+        loaded = load_refs(document_refs(algebra), declared, AXES, two_lanes=True)
+        return masked_documents(loaded, algebra)
     expression, refs = algebra.log_decay, (*algebra.decay_refs, *document_refs(algebra))
     assert expression is not None
     names = scalar_names(expression, declared)
-    return load_refs(refs, declared, AXES, two_lanes=True, names=names)
+    loaded = load_refs(refs, declared, AXES, two_lanes=True, names=names)
+    return masked_documents(loaded, algebra, algebra.decay_refs)
 
 
 def _load_queries(builder: GraphBuilder, algebra: Algebra, printer: Printer, k_mask: str) -> None:

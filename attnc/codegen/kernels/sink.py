@@ -8,7 +8,7 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import SETUP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernels.decay import LOG2E, index_bindings
-from attnc.codegen.kernels.visible import document_refs
+from attnc.codegen.kernels.visible import document_refs, masked_documents
 from attnc.codegen.printer import Printer, number
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared
@@ -24,7 +24,8 @@ def load_score(
         refs = tuple(dict.fromkeys((*refs, *_unlike(algebra.sink_refs, refs))))
         names |= scalar_names(algebra.sink, declared)
     refs = (*refs, *_unlike(document_refs(algebra), refs))
-    return load_refs(refs, declared, axes, two_lanes=True, names=names)
+    loaded = load_refs(refs, declared, axes, two_lanes=True, names=names)
+    return masked_documents(loaded, algebra, algebra.score_refs)
 
 
 def _unlike(refs: tuple[Ref, ...], known: tuple[Ref, ...]) -> list[Ref]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.index import tensor_argument
+from attnc.codegen.graph import STEP
+from attnc.codegen.index import Loaded, tensor_argument
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.plane_text import condition
 from attnc.codegen.symbolic import ref_symbol
@@ -27,13 +29,27 @@ def visible_lines(algebra: Algebra, bindings: Mapping[str, str]) -> tuple[str, .
 
 
 def bound_arguments(ranges: KeyRange, declared: tuple[Declared, ...]) -> tuple[TensorArgument, ...]:
-    """The arguments of the declared tensors that bound the loops of a kernel."""
-    return tuple(tensor_argument(tensor) for tensor in declared if tensor.name in ranges.bounds)
+    """The arguments that bound the loops of a kernel: declared tensors, and lists of tiles."""
+    found = [tensor_argument(tensor) for tensor in declared if tensor.name in ranges.bounds]
+    if ranges.lists is not None:
+        found.append(TensorArgument(ranges.lists.name, (), "i32", ranges.lists.layout))
+    return tuple(found)
 
 
 def document_refs(algebra: Algebra) -> tuple[Ref, ...]:
     """Where the tensors that name documents are read: at the query and at the key."""
     return tuple(Ref(name, ("b", at)) for name in algebra.mask.documents for at in ("i", "j"))
+
+
+def masked_documents(loaded: Loaded, algebra: Algebra, others: tuple[Ref, ...] = ()) -> Loaded:
+    """Loads of documents inside a loop stand where mask code does, but what `others` read too."""
+    read = {f"u_{ref.name}" for ref in others}
+    alone = {f"u_{name}" for name in algebra.mask.documents} - read
+    nodes = tuple(
+        replace(node, masked_only=True) if node.tensor in alone and node.region == STEP else node
+        for node in loaded.nodes
+    )
+    return replace(loaded, nodes=nodes)
 
 
 def document_lines(algebra: Algebra, bindings: Mapping[str, str], rows: str) -> list[str]:

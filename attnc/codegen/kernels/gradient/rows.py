@@ -26,7 +26,7 @@ from attnc.codegen.kernels.gradient.partial_sums import (
 from attnc.codegen.kernels.gradient.side import ROWS, Side
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
 from attnc.codegen.kernels.sink import load_score
-from attnc.codegen.kernels.visible import bound_arguments, document_refs
+from attnc.codegen.kernels.visible import bound_arguments, document_refs, masked_documents
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import key_range
 
@@ -78,11 +78,13 @@ def declared_loads(facts: GradientFacts, side: Side) -> Loaded:
         return load_score(algebra, facts.declared, side.axes, sink=sink)
     documents = document_refs(algebra)
     if algebra.decay != "constant":
-        return load_refs(documents, facts.declared, side.axes, two_lanes=True)
+        loaded = load_refs(documents, facts.declared, side.axes, two_lanes=True)
+        return masked_documents(loaded, algebra)
     expression, refs = algebra.log_decay, (*algebra.decay_refs, *documents)
     assert expression is not None
     names = scalar_names(expression, facts.declared)
-    return load_refs(refs, facts.declared, side.axes, two_lanes=True, names=names)
+    loaded = load_refs(refs, facts.declared, side.axes, two_lanes=True, names=names)
+    return masked_documents(loaded, algebra, algebra.decay_refs)
 
 
 def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
