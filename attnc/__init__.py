@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         sqrt,
         t,
         tanh,
+        v,
         where,
         window,
         x,
@@ -61,7 +62,7 @@ __version__ = "0.1.0"
 # fmt: off
 __all__ = [
     "Variant", "Param", "Input", "load",
-    "s", "x", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
+    "s", "x", "v", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
     "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",
     "where", "eq", "softcap",
     "causal", "full", "window", "prefix", "documents", "blocks",

@@ -51,6 +51,7 @@ PARAMS = {
     "shared": ("hkv",),
     "gain": (),
     "table": ("b", "h"),
+    "w": ("c",),
 }
 INPUTS = {
     "u": ("b", "t", "h"),
@@ -155,6 +156,10 @@ def _nested(wrappers: list[str]) -> str:
     return score
 
 
+# most variants hand over v as it is
+VALUES = ("", "", "", "u[b,t,h]*v", "v*sigmoid(v) + bias[h]", "v/(1 + y[b,t]**2)", "w[c]*v")
+
+
 def decays() -> st.SearchStrategy[str]:
     """Log decays that are negative for the tensors that `draw_inputs` gives them."""
     return st.sampled_from(
@@ -191,23 +196,25 @@ def declarations(
         mask = f"({mask}) & documents(ids)"
     if not causal and draw(st.integers(0, 5)) == 0:
         mask = f"({mask}) & {draw(st.sampled_from(TABLES))}"
+    value = draw(st.sampled_from(VALUES))
+    handed = {"value": f'"{value}"'} if value else {}
     if family == "softmax":
         score = draw(scores())
-        fields = {"feature_map": '"softmax"', "scale": scale, "mask": f'"{mask}"'}
+        fields = {"feature_map": '"softmax"', "scale": scale, "mask": f'"{mask}"', **handed}
         sink = draw(st.sampled_from(SINKS))
         if sink:
             fields["sink"] = f'"{sink}"'
-        return _toml({**fields, "score": f'"{score}"'}, f"{score} {sink}", grad)
+        return _toml({**fields, "score": f'"{score}"'}, f"{score} {sink} {value}", grad)
     normalize = draw(st.sampled_from(["sum", "none"]))
     maps = NONNEGATIVE if normalize == "sum" else (*NONNEGATIVE, *SIGNED)
     fields = {"feature_map": f'"{draw(st.sampled_from(maps))}"', "scale": scale}
-    fields["normalize"] = f'"{normalize}"'
+    fields |= {"normalize": f'"{normalize}"', **handed}
     decay = draw(st.one_of(st.none(), decays()))
     if decay is not None:
         fields["log_decay"] = f'"{decay}"'
         # a decay towards the future would be growth
         mask = mask if mask == "causal" else f"causal & {mask}"
-    return _toml({**fields, "mask": f'"{mask}"'}, decay or "", grad)
+    return _toml({**fields, "mask": f'"{mask}"'}, f"{decay or ''} {value}", grad)
 
 
 def _toml(fields: dict[str, str], expression: str, grad: bool) -> str:

@@ -104,7 +104,7 @@ def _state(plan: Plan) -> list[tuple[str, Any]]:
     assert plan.features is not None, "a state has features"
     summed = plan.algebra.normalize == "sum"
     return [
-        ("state_heads", "query" if plan.algebra.decay_uses_head else "kv"),
+        ("state_heads", "query" if plan.algebra.heads_differ else "kv"),
         ("state_rows", plan.features.count),
         ("state_columns", plan.dims[1] + (1 if summed else 0)),
     ]

@@ -31,6 +31,7 @@ class Algebra:
     """What the variant's expressions mean, with nothing decided about tiles.
 
     `coefficients` are those of the weight as a polynomial in s, lowest degree first (state family).
+    `heads_differ` says whether query heads of one key/value head need a state each.
     `decay` is None, `"constant"` (one value a head) or `"gated"` (one a token).
     """
 
@@ -40,10 +41,12 @@ class Algebra:
     phi: sympy.Expr | None
     score: sympy.Expr | None
     score_refs: tuple[Ref, ...]
+    value: sympy.Expr | None
+    value_refs: tuple[Ref, ...]
     log_decay: sympy.Expr | None
     decay: str | None
     decay_refs: tuple[Ref, ...]
-    decay_uses_head: bool
+    heads_differ: bool
     sink: sympy.Expr | None
     sink_refs: tuple[Ref, ...]
     mask: MaskForm
@@ -85,6 +88,8 @@ class Algebra:
                 lines.append(f"phi(x)     {self.phi}")
         if self.log_decay is not None:
             lines.append(f"log decay  {self.log_decay} ({self.decay})")
+        if self.value is not None:
+            lines.append(f"value      {self.value}")
         if self.sink is not None:
             lines.append(f"sink       {self.sink}")
         lines.append(f"mask       {self.mask}")
@@ -109,10 +114,12 @@ def analyse(variant: Variant) -> Algebra:
         phi=None if feature_map.phi is None else to_sympy(feature_map.phi),
         score=to_sympy(variant.score) if softmax else None,
         score_refs=refs_of(variant.score) if softmax else (),
+        value=None if variant.value is None else to_sympy(variant.value),
+        value_refs=refs_of(variant.value),
         log_decay=None if variant.log_decay is None else to_sympy(variant.log_decay),
         decay=_decay_kind(variant.log_decay, decay_refs),
         decay_refs=decay_refs,
-        decay_uses_head=_uses_head(variant.log_decay, decay_refs),
+        heads_differ=_uses_head(variant.log_decay) or _uses_head(variant.value),
         sink=None if variant.sink is None else to_sympy(variant.sink),
         sink_refs=refs_of(variant.sink),
         mask=variant.mask_form,
@@ -128,11 +135,13 @@ def _decay_kind(log_decay: Expr | None, refs: tuple[Ref, ...]) -> str | None:
     return "gated" if any("t" in ref.index for ref in refs) else "constant"
 
 
-def _uses_head(log_decay: Expr | None, refs: tuple[Ref, ...]) -> bool:
-    if log_decay is None:
+def _uses_head(expression: Expr | None) -> bool:
+    if expression is None:
         return False
-    symbols = {s.name for s in to_sympy(log_decay).free_symbols}
-    return bool(symbols & _HEAD_LETTERS) or any(_HEAD_LETTERS & set(ref.index) for ref in refs)
+    symbols = {s.name for s in to_sympy(expression).free_symbols}
+    return bool(symbols & _HEAD_LETTERS) or any(
+        _HEAD_LETTERS & set(ref.index) for ref in refs_of(expression)
+    )
 
 
 def _forms(softmax: bool, causal: bool) -> tuple[FormVerdict, ...]:

@@ -5,8 +5,9 @@
     state     W = w(s) * D               dW = do'.v + dn                 ds = dW * D * w'(s)
 
 with D the decay from key to query, delta = do.o - dlse, do' = do / n and dn = -do.o / n where the
-row is normalised. A declared tensor's gradient is the sum of dscore, or of the gradient of the log
-decay, times the derivative by that tensor.
+row is normalised. A key hands over value(v), so dv = dvalue * d value/d v. A declared tensor's
+gradient is the sum of dscore, of dvalue, or of the gradient of the log decay, times the derivative
+by that tensor.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from attnc.codegen.index import scalar_names
 from attnc.codegen.symbolic import ref_symbol, symbol
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared, Variant
+
+# marks the places where a value reads a tensor
+VALUE = "_value"
 
 
 class _Absolute(sympy.Function):  # type: ignore[misc]
@@ -57,8 +61,8 @@ class Derivation:
     """Every derivative that a backward needs.
 
     `score_slope` is d score / d s; `weight_slope` are the coefficients of w'(s), lowest degree
-    first; `phi_slope` is phi'(x). `score`, `decay` and `sink` are the derivatives by declared
-    tensors.
+    first; `phi_slope` is phi'(x) and `value_slope` d value / d v. `score`, `decay`, `sink` and
+    `value` are the derivatives by declared tensors.
     """
 
     algebra: Algebra
@@ -68,11 +72,13 @@ class Derivation:
     score: tuple[Partial, ...]
     decay: tuple[Partial, ...]
     sink: tuple[Partial, ...] = ()
+    value_slope: sympy.Expr | None = None
+    value: tuple[Partial, ...] = ()
 
     @property
     def partials(self) -> tuple[Partial, ...]:
         """All derivatives by declared tensors."""
-        return (*self.score, *self.decay, *self.sink)
+        return (*self.score, *self.decay, *self.sink, *self.value)
 
     def __str__(self) -> str:
         lines: list[str] = []
@@ -97,6 +103,9 @@ class Derivation:
         lines.append("dq, dk     = scale * ds @ phi(k), scale * ds^T @ phi(q)")
         if self.phi_slope is not None:
             lines.append(f"phi'(x)    = {self.phi_slope}")
+        if self.value_slope is not None:
+            lines.append("dv         = (d o/d value)^T @ do * d value/d v")
+            lines.append(f"d value/d v = {self.value_slope}")
         if self.algebra.decay:
             lines.append("dG         = sum over the pairs that a token lies between of dW * W")
         for partial in self.score:
@@ -107,6 +116,7 @@ class Derivation:
             lines.append("dsink      = -sum over rows of exp(sink - lse) * delta")
         for partial in self.sink:
             lines.append(f"d sink/d {partial} = {partial.slope}")
+        lines.extend(f"d value/d {partial} = {partial.slope}" for partial in self.value)
         return "\n".join(lines)
 
 
@@ -135,6 +145,10 @@ def derive(variant: Variant, algebra: Algebra, wanted: tuple[str, ...] | None = 
         sink=()
         if algebra.sink is None
         else _partials(algebra.sink, algebra.sink_refs, declared, "_sink"),
+        value_slope=None if algebra.value is None else differentiate(algebra.value, symbol("v")),
+        value=()
+        if algebra.value is None
+        else _partials(algebra.value, algebra.value_refs, declared, VALUE),
     )
 
 

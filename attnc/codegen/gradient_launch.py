@@ -79,7 +79,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         gated=plan.algebra.decay == "gated",
         exponents=exponents if chunked else by_sums,
         stateful=plan.stateful,
-        state_heads_are_query=plan.algebra.decay_uses_head,
+        state_heads_are_query=plan.algebra.heads_differ,
         acc=TORCH_TYPES[plan.acc],
         head_dim=plan.dims[0],
         value_dim=plan.dims[1],
@@ -131,8 +131,9 @@ def gradient_parameters(plan: Plan) -> tuple[str, ...]:
 
 
 def _lengths(plan: Plan, axes: tuple[str, ...]) -> list[str]:
-    tokens = "T" if plan.form == "chunked" else "TK"
-    return [tokens if axis == "t" else _LENGTHS[axis] for axis in axes]
+    tokens = {"t": "T", "j": "T"} if plan.form == "chunked" else {"t": "TK"}
+    lengths = {**_LENGTHS, **tokens, "c": str(plan.dims[1])}
+    return [lengths[axis] for axis in axes]
 
 
 def _workspace(plan: Plan, partial: Partial) -> str:

@@ -26,6 +26,7 @@ from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.gate_sums import dgates_kernel
 from attnc.codegen.kernels.gradient.reverse_scan import dscan_kernel
 from attnc.codegen.kernels.gradient.rows import rows_kernel
+from attnc.codegen.kernels.gradient.value_gradient import sums_channels
 from attnc.codegen.kernels.scan import scan_kernel
 from attnc.codegen.kernels.state import state_kernel
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
@@ -210,7 +211,7 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
     found: list[_Ranked] = []
     for size in sizes:
         last = [
-            _rank(request, kernel, _chunk_tiles(request, kernel.name, size))
+            _rank(request, kernel, _chunk_tiles(request, facts, kernel.name, size))
             for kernel in (make(chunk, facts) for make in makers)
         ]
         found = [*_folds(request, facts, chunk, size), *last]
@@ -219,10 +220,14 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
     return found
 
 
-def _chunk_tiles(request: Request, kernel: str, rows: int) -> Candidates:
-    """Whole heads; only columns of dv do not depend on each other, and may be split."""
+def _chunk_tiles(request: Request, facts: GradientFacts, kernel: str, rows: int) -> Candidates:
+    """Whole heads; only columns of dv do not depend on each other, and may be split.
+
+    Where the declared value has a gradient summed over channels they do.
+    """
     tile_k, tile_v = _tiles(request)
-    widths = (tile_v, tile_v // 2, tile_v // 4) if kernel == "dvalue" else (tile_v,)
+    splits = kernel == "dvalue" and not sums_channels(facts)
+    widths = (tile_v, tile_v // 2, tile_v // 4) if splits else (tile_v,)
     for width, warps in product(widths, (4, 8)):
         if width == tile_v or width >= max(64, _least(request)):
             yield {"BC": rows, "BK": tile_k, "BV": width}, warps, 1

@@ -42,10 +42,12 @@ def load_refs(
     *,
     two_lanes: bool,
     names: frozenset[str] = frozenset(),
+    stem: str = "b_u_",
 ) -> Loaded:
     """One load a reference; scalars and row vectors before the loop, columns inside it.
 
-    `names` are the 0-d tensors that the expression uses by name alone.
+    `names` are the 0-d tensors that the expression uses by name alone; `stem` starts the names of
+    the buffers.
     """
     by_name = {tensor.name: tensor for tensor in declared}
     nodes: list[Node] = []
@@ -58,7 +60,7 @@ def load_refs(
         several = sum(other.name == ref.name for other in wanted) > 1
         # u_ is for what the user declared: no other name of a kernel starts with it
         suffix = f"_{''.join(ref.index)}" if several else ""
-        buffer = f"b_u_{ref.name}{suffix}"
+        buffer = f"{stem}{ref.name}{suffix}"
         node, text = _load(ref, tensor, buffer, axes, two_lanes)
         nodes.append(node)
         bindings[ref_symbol(ref).name if ref.index else ref.name] = text
@@ -95,8 +97,10 @@ def _load(
             lanes[axis.lane] = axis.tile
         region = max(region, axis.region, key=REGIONS.index)
         index = axis.text
-        if letter == "i" and {"i", "j"} <= set(tensor.shape):
-            index = f"{index}.to(tl.int64)"  # rows times keys pass 2**31 from T = 46,341 on
+        pairs = letter == "i" and {"i", "j"} <= set(tensor.shape)
+        if pairs or (letter in {"t", "j"} and {"c", "k"} & set(tensor.shape)):
+            # rows times keys pass 2**31 from T = 46,341 on, tokens of wide rows from about 2**20
+            index = f"{index}.to(tl.int64)"
         parts.append(f"{_spread(axis, index, lanes)} * stride_u_{ref.name}_{declared_axis}")
         if axis.guard:
             guards.append(_spread(axis, axis.guard, lanes))

@@ -74,7 +74,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         summed=summed,
         gated=plan.algebra.decay == "gated",
         stateful=plan.stateful,
-        state_heads_are_query=plan.algebra.decay_uses_head,
+        state_heads_are_query=plan.algebra.heads_differ,
         acc=TORCH_TYPES[plan.acc],
         value_dim=plan.dims[1],
         slot=state_slot(plan),

@@ -31,6 +31,7 @@ from attnc.dsl.symbols import (
     sqrt,
     t,
     tanh,
+    v,
     where,
     x,
 )
@@ -41,7 +42,7 @@ from attnc.dsl.variant import Declared, Dim, Heads, Variant
 __all__ = [
     "Variant", "Param", "Input", "Declared", "Dim", "Heads", "Expr", "MaskForm",
     "load", "loads", "dumps",
-    "s", "x", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
+    "s", "x", "v", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
     "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",
     "abs_", "min_", "max_", "where", "eq", "softcap",
     "causal", "full", "window", "prefix", "documents", "blocks",

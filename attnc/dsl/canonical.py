@@ -36,6 +36,11 @@ def canonical(expr: Expr) -> Expr:
     return expr
 
 
+def canonical_text(expr: Expr) -> str:
+    """The text of an expression with constants folded and the operands of + and * sorted."""
+    return to_text(canonical(expr))
+
+
 def _conditions(expr: Expr, op: str) -> list[Expr]:
     if isinstance(expr, Logic) and expr.op == op:
         return [part for operand in expr.operands for part in _conditions(operand, op)]

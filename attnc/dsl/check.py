@@ -6,7 +6,18 @@ from collections.abc import Mapping
 
 from attnc.dsl.decay import check_decay
 from attnc.dsl.declared import declared_tensors
-from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Ref, walk
+from attnc.dsl.expr import (
+    Binary,
+    Call,
+    Compare,
+    Expr,
+    Logic,
+    Name,
+    Negate,
+    Ref,
+    used_names,
+    walk,
+)
 from attnc.dsl.facts import read_chunk, read_dim, read_heads, read_normalize, read_scale
 from attnc.dsl.feature import FeatureMap, feature_map, nonnegative
 from attnc.dsl.fields import Fields, check_name, lifted, text_of
@@ -17,12 +28,19 @@ from attnc.dsl.mask import mask_form
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Scope
 from attnc.dsl.text import to_text
-from attnc.dsl.variant import Declared, Meaning, Variant, used_names
+from attnc.dsl.variant import Declared, Meaning, Variant
 from attnc.errors import DeclarationError, SyntaxRefused
 
 SCORE_NAMES = frozenset({"s", "i", "j", "h", "b", "hkv", "H", "d"})
 DECAY_NAMES = frozenset({"h", "H"})
-_NOT_READ_AT = {"score": {"t"}, "log_decay": {"i", "j"}, "sink": {"i", "j", "t"}}
+VALUE_NAMES = frozenset({"v", "h", "b", "hkv", "H"})
+_CHANNELS = {"value": {"c"}}
+_NOT_READ_AT = {
+    "score": {"t"},
+    "value": {"i"},
+    "log_decay": {"i", "j"},
+    "sink": {"i", "j", "t"},
+}
 MASK_NAMES = frozenset({"i", "j", "causal", "full"})
 MASK_FUNCTIONS = frozenset({"window", "prefix", "documents", "blocks"})
 ELEMENTWISE = frozenset(FUNCTIONS) - MASK_FUNCTIONS - {"taylor"}
@@ -66,6 +84,7 @@ def checked(fields: Fields) -> dict[str, object]:
                 notes=("it says which pairs are visible, and no more",),
                 hints=("set grad = false",),
             )
+    value = _value(fields, by_name)
     log_decay: Expr | None = None
     if fields.log_decay is not None:
         log_decay = _expression(fields, "log_decay", fields.log_decay, DECAY_NAMES, by_name)
@@ -81,11 +100,12 @@ def checked(fields: Fields) -> dict[str, object]:
                 hints=("leave sink out",),
             )
         sink = _expression(fields, "sink", fields.sink, DECAY_NAMES, by_name)
-    _check_grad(fields, declared, score, log_decay, sink)
+    _check_grad(fields, declared, score, value, log_decay, sink)
     meaning = Meaning(
         feature_map=feature,
         scale=read_scale(fields),
         score=score,
+        value=value,
         mask_form=form,
         log_decay=log_decay,
         sink=sink,
@@ -134,19 +154,22 @@ def _expression(
     for node in walk(expr):
         if not isinstance(node, Ref):
             continue
-        if {"k", "c"} & set(node.index):
+        channels = {"k", "c"} - _CHANNELS.get(name, set())
+        if channels & set(node.index):
             raise DeclarationError(
                 f"{to_text(node)} varies a channel",
                 where=source.at(node.span),
-                notes=("no kernel takes a score or a decay a channel yet",),
-                hints=("use a decay a token: g[t, h]",),
+                notes=("a score and a decay are one a head, a value varies the channels of v",),
+                hints=("use a decay a token, g[t, h], or a value a channel, w[c] * v",),
             )
         wrong = _NOT_READ_AT[name] & set(node.index)
         if wrong:
             raise DeclarationError(
                 f"{to_text(node)} is read at {min(wrong)}, which {name} has not",
                 where=source.at(node.span),
-                hints=("a score reads a token axis at i or j, a decay at t, a sink at none",),
+                hints=(
+                    "a score reads a token axis at i or j, a decay or a value at t, a sink at none",
+                ),
             )
     if isinstance(expr, Compare | Logic):
         raise SyntaxRefused(
@@ -155,6 +178,21 @@ def _expression(
             hints=("write where(condition, a, b)",),
         )
     return expr
+
+
+def _value(fields: Fields, by_name: Mapping[str, Declared]) -> Expr | None:
+    """What a key hands over; None where that is v as it comes."""
+    value = _expression(fields, "value", fields.value, VALUE_NAMES, by_name)
+    if to_text(value) == "v":
+        return None
+    if not any(isinstance(node, Name) and node.id == "v" for node in walk(value)):
+        raise fields.refuse(
+            "value",
+            f"value of {fields.name!r} does not read v",
+            notes=("it says what becomes of each element of v before it is summed",),
+            hints=('write it around v: value = "dt[t,h] * v"',),
+        )
+    return value
 
 
 def _mask_expression(fields: Fields) -> Expr:

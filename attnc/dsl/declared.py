@@ -34,7 +34,7 @@ def declared_tensors(fields: Fields) -> tuple[Declared, ...]:
             if tensor.name in found:
                 raise FieldError(f"{tensor.name!r} is declared twice in {fields.name!r}")
             found[tensor.name] = tensor
-    for value in (fields.score, fields.log_decay, fields.sink, fields.mask):
+    for value in (fields.score, fields.value, fields.log_decay, fields.sink, fields.mask):
         if isinstance(value, Expr):
             limited_text(lifted(value), f"an expression of {fields.name!r}")
             for node in walk(lifted(value)):

@@ -236,3 +236,17 @@ def walk(node: Expr) -> list[Expr]:
 def eq(left: object, right: object) -> Expr:
     """The comparison left == right; Python's own == compares trees."""
     return Compare("==", lift(left), lift(right))
+
+
+def used_names(*expressions: Expr | None) -> frozenset[str]:
+    """The declared tensors that expressions read."""
+    found: set[str] = set()
+    for expression in expressions:
+        if expression is None:
+            continue
+        for node in walk(expression):
+            if isinstance(node, Ref):
+                found.add(node.name)
+            elif isinstance(node, Name) and node.declared is not None:
+                found.add(node.id)
+    return frozenset(found)

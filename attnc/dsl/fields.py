@@ -23,6 +23,7 @@ class Fields:
     feature_map: object
     scale: object
     score: object = "s"
+    value: object = "v"
     mask: object = "full"
     log_decay: object = None
     sink: object = None

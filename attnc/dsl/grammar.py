@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from attnc.dsl.variant import Declared
 
-INDEX_NAMES = frozenset({"s", "x", "i", "j", "h", "b", "t", "hkv", "k", "c", "H", "d"})
+INDEX_NAMES = frozenset({"s", "x", "v", "i", "j", "h", "b", "t", "hkv", "k", "c", "H", "d"})
 
 
 FUNCTIONS: Mapping[str, tuple[int, int]] = {

@@ -7,7 +7,7 @@ from attnc.dsl.grammar import full_index
 from attnc.dsl.variant import Declared
 from attnc.errors import FieldError
 
-s, x = Name("s"), Name("x")
+s, x, v = Name("s"), Name("x"), Name("v")
 i, j, b, h, t = Name("i"), Name("j"), Name("b"), Name("h"), Name("t")
 hkv, k, c = Name("hkv"), Name("k"), Name("c")
 H, d = Name("H"), Name("d")

@@ -17,13 +17,12 @@ from attnc.dsl.variant import Declared, Variant
 from attnc.errors import FieldError, TomlError, Where
 
 KEYS = (
-    "feature_map", "scale", "score", "mask", "log_decay", "sink", "normalize", "chunk", "params",
-    "inputs", "dim", "heads",
+    "feature_map", "scale", "score", "value", "mask", "log_decay", "sink", "normalize", "chunk",
+    "params", "inputs", "dim", "heads",
 )  # fmt: skip
 LATER = {
     "dropout": "dropout is not supported: apply it to the output",
     "terms": "sums of terms are not supported yet: declare one weight",
-    "value": "value expressions are not supported yet: scale v before the call",
     "weight": "a weight is written as feature_map, a polynomial in s",
 }
 MAX_BYTES = 1 << 18
@@ -219,6 +218,8 @@ def dumps(variant: Variant) -> str:
         lines.append(f'scale = "{text}"' if quoted else f"scale = {_toml_number(text)}")
     if to_text(variant.score) != "s":
         lines.append(f'score = "{to_text(variant.score)}"')
+    if variant.value is not None:
+        lines.append(f'value = "{to_text(variant.value)}"')
     if to_text(variant.mask) != "full":
         lines.append(f'mask = "{to_text(variant.mask)}"')
     if variant.log_decay is not None:

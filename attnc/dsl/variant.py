@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from attnc.dsl.expr import Expr, Name, Ref, walk
+from attnc.dsl.canonical import canonical_text
+from attnc.dsl.expr import Expr, used_names
 from attnc.dsl.text import number_text, to_text
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Meaning:
     feature_map: FeatureMap
     scale: Scale
     score: Expr
+    value: Expr | None
     mask_form: MaskForm
     log_decay: Expr | None
     sink: Expr | None
@@ -82,6 +84,8 @@ class Variant:
             in x applied to q and k.
         scale: a number or `"rsqrt(d)"`; required, so that nothing is scaled twice by omission.
         score: an expression in s, i, j, h, b, hkv, H, d and declared tensors (softmax only).
+        value: an expression in v, h, hkv, b, H and declared tensors: what a key hands over in place
+            of v, element by element; a token axis is read at t, the channels of v at c.
         mask: masks joined with & | ~, see docs/masks.md.
         log_decay: an expression in h, H and declared tensors, at most 0 (state family only).
         sink: an expression in h, H and declared tensors: the logit of a key of value 0 that every
@@ -110,6 +114,7 @@ class Variant:
         feature_map: str | Expr,
         scale: str | int | float | Fraction | Expr,
         score: str | Expr = "s",
+        value: str | Expr = "v",
         mask: str | Expr = "full",
         log_decay: str | Expr | None = None,
         sink: str | int | float | Expr | None = None,
@@ -124,9 +129,9 @@ class Variant:
         from attnc.dsl.fields import Fields
 
         fields = Fields(
-            name=name, feature_map=feature_map, scale=scale, score=score, mask=mask,
-            log_decay=log_decay, sink=sink, normalize=normalize, chunk=chunk, params=params,
-            inputs=inputs, dim=dim, heads=heads,
+            name=name, feature_map=feature_map, scale=scale, score=score, value=value,
+            mask=mask, log_decay=log_decay, sink=sink, normalize=normalize, chunk=chunk,
+            params=params, inputs=inputs, dim=dim, heads=heads,
         )  # fmt: skip
         self._take(checked(fields))
 
@@ -161,6 +166,11 @@ class Variant:
     def score(self) -> Expr:
         """The score as an expression in s."""
         return self.meaning.score
+
+    @property
+    def value(self) -> Expr | None:
+        """What a key hands over as an expression in v, None where that is v itself."""
+        return self.meaning.value
 
     @property
     def mask_form(self) -> MaskForm:
@@ -215,7 +225,7 @@ class Variant:
     @property
     def used(self) -> frozenset[str]:
         """Names of the declared tensors that some expression reads."""
-        named = used_names(self.score, self.log_decay, self.sink)
+        named = used_names(self.score, self.value, self.log_decay, self.sink)
         return named | frozenset(self.mask_form.tensors)
 
     @property
@@ -238,6 +248,8 @@ class Variant:
             "chunk": self.chunk,
             "declared": declared,
         }
+        if self.value is not None:
+            facts["value"] = canonical_text(self.value)
         if self.sink is not None:
             facts["sink"] = canonical_text(self.sink)
         text = json.dumps(facts, sort_keys=True)
@@ -249,6 +261,8 @@ class Variant:
         parts = [f"feature_map {self.feature_map}", f"scale {self.scale}"]
         if to_text(self.score) != "s":
             parts.append(f"score {to_text(self.score)}")
+        if self.value is not None:
+            parts.append(f"value {to_text(self.value)}")
         parts.append(f"mask {to_text(self.mask)}")
         if self.log_decay is not None:
             parts.append(f"log_decay {to_text(self.log_decay)}")
@@ -280,24 +294,3 @@ class Variant:
 
 def _restore(parts: Mapping[str, object]) -> Variant:
     return Variant.from_checked(parts)
-
-
-def used_names(*expressions: Expr | None) -> frozenset[str]:
-    """The declared tensors that expressions read."""
-    found: set[str] = set()
-    for expression in expressions:
-        if expression is None:
-            continue
-        for node in walk(expression):
-            if isinstance(node, Ref):
-                found.add(node.name)
-            elif isinstance(node, Name) and node.declared is not None:
-                found.add(node.id)
-    return frozenset(found)
-
-
-def canonical_text(expr: Expr) -> str:
-    """The text of an expression with constants folded and the operands of + and * sorted."""
-    from attnc.dsl.canonical import canonical
-
-    return to_text(canonical(expr))

@@ -129,7 +129,7 @@ def _padded(x: Tensor) -> Tensor:
 def _draw_tensors(
     variant: Variant, shape: Shape, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
-    positive = _takes_logarithms(variant.score)
+    positive = _takes_logarithms(variant.score) or _takes_logarithms(variant.value)
     drawn = {}
     for declared in (*variant.params, *variant.inputs):
         sizes = [shape.axis(letter) for letter in declared.shape]

@@ -17,7 +17,7 @@ from torch import Tensor
 from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number, Ref
 
 # what is computed from these is rounded in `pt`: indices and parameters alone keep the full width
-DATA_NAMES = frozenset({"s", "x"})
+DATA_NAMES = frozenset({"s", "x", "v"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Scope:
     """What the names and references of an expression stand for in one block.
 
     Tensors broadcast against each other in [B, HQ, rows, TK]. With `rounding`, every operation on
-    the score `s` or the channel `x` is rounded to that dtype, as eager torch would round it.
+    the score `s`, the channel `x` or `v` is rounded to that dtype, as eager torch would round it.
     """
 
     names: Mapping[str, Tensor]

@@ -222,7 +222,7 @@ class Op:
     ) -> tuple[int, int, int, int]:
         """[B, HS, F, V] of the state, V + 1 columns where a normaliser goes with it."""
         features = features_of(self._algebra, head_dim)
-        heads = hq if self._algebra.decay_uses_head else hkv
+        heads = hq if self._algebra.heads_differ else hkv
         columns = value_dim + (1 if self._algebra.normalize == "sum" else 0)
         return (batch, heads, features.count, columns)
 

@@ -163,7 +163,7 @@ class Run:
         for start in range(0, tokens, step):
             part = slice(start, min(tokens, start + step))
             key = self.map_channels(self.k[:, part].transpose(1, 2)[:, of_key].to(self.dtype))
-            value = self.extended(self.v[:, part].transpose(1, 2)[:, of_key].to(self.dtype))
+            value = self.extended(self.values(slice(0, self.v.shape[0]), of_query, part))
             features = monomials(self.variant, key, self.round)
             if sums is not None:
                 to_end = sums[:, of_query, -1:] - sums[:, of_query, part]
@@ -172,6 +172,23 @@ class Run:
             total = folded if total is None else total + folded
         assert total is not None
         return self.round(total)
+
+    def values(self, batch: slice, heads: Tensor, tokens: slice) -> Tensor:
+        """What the keys of some tokens hand to query heads, [b, h, tokens, V]."""
+        of_key = heads // self.group
+        v = self.v[batch, tokens][:, :, of_key].transpose(1, 2).to(self.dtype)
+        if self.variant.value is None:
+            return v
+        device = self.q.device
+        index = {
+            "b": torch.arange(batch.start, batch.stop, device=device).view(-1, 1, 1, 1),
+            "h": heads.view(1, -1, 1, 1),
+            "hkv": of_key.view(1, -1, 1, 1),
+            "t": torch.arange(tokens.start, tokens.stop, device=device).view(1, 1, -1, 1),
+            "c": torch.arange(v.shape[-1], device=device).view(1, 1, 1, -1),
+        }
+        scope = self.scope({**index, "j": index["t"]}, v=v)
+        return self.round(evaluate(self.variant.value, scope).expand_as(v))
 
     def extended(self, value: Tensor) -> Tensor:
         """v, with a column of ones where the state keeps the normaliser."""
@@ -214,7 +231,7 @@ class Block:
             run, batch, heads, rows,
             query=run.map_channels(run.q[batch, rows, heads].transpose(1, 2).to(run.dtype)),
             key=run.map_channels(run.k[batch][:, :, of_key].transpose(1, 2).to(run.dtype)),
-            value=run.v[batch][:, :, of_key].transpose(1, 2).to(run.dtype),
+            value=run.values(batch, index["h"].flatten(), slice(0, keys)),
             sums=None if sums is None else sums[batch, heads],
             index=index,
         )  # fmt: skip

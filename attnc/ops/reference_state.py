@@ -37,9 +37,10 @@ def feature_count(variant: Variant, head_dim: int) -> int:
 
 
 def state_heads(variant: Variant, query_heads: int, key_heads: int) -> int:
-    """HS: a state a query head where the decay depends on it, else a state a key/value head."""
-    log_decay = variant.log_decay
-    return query_heads if log_decay is not None and _uses_head(log_decay) else key_heads
+    """HS: a state a query head where decay or value depends on it, else one a key/value head."""
+    expressions = (variant.log_decay, variant.value)
+    differ = any(_uses_head(expr) for expr in expressions if expr is not None)
+    return query_heads if differ else key_heads
 
 
 def monomials(variant: Variant, x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:

@@ -14,6 +14,13 @@ from attnc.codegen.kernels.online import finish_online, online_step, start_onlin
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
 from attnc.codegen.kernels.sink import load_score
+from attnc.codegen.kernels.value import (
+    STREAMED,
+    load_value,
+    map_value,
+    setup_nodes,
+    with_tensors,
+)
 from attnc.codegen.kernels.visible import bound_arguments, document_refs, masked_documents
 from attnc.codegen.printer import Printer
 from attnc.codegen.tile_range import key_range
@@ -45,6 +52,8 @@ def attend_kernel(
     builder = GraphBuilder("online" if online else "parallel")
     loaded = _load_expression(variant, algebra)
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
+    values = load_value(variant, algebra, STREAMED)
+    setup_nodes(builder, values)
     _load_queries(builder, algebra, printer, k_mask)
     if online:
         start_online(builder, algebra, loaded, printer)
@@ -61,7 +70,8 @@ def attend_kernel(
         weights = online_step(builder, algebra, scale, loaded, printer)
     else:
         weights = parallel_step(builder, algebra, scale, loaded, printer)
-    _fold_values(builder, weights, v_mask)
+    _load_values(builder, algebra, values, printer, v_mask)
+    _fold_values(builder, weights)
 
     if online:
         finish_online(builder, algebra)
@@ -76,7 +86,7 @@ def attend_kernel(
     ranges = key_range(algebra.mask)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if algebra.decay == "gated" else ()))
     constants = ("K", "V", "BT", "BS", "BK", "BV")
-    tensors = _tensors(algebra, loaded, online)
+    tensors = with_tensors(_tensors(algebra, loaded, online), values)
     kernel = Kernel(builder.kernel, "", tensors, scalars, constants, builder.build())
     declared = (*variant.params, *variant.inputs)
     return kernel.over(ranges, bound_arguments(ranges, declared))
@@ -138,13 +148,20 @@ def _load_keys(builder: GraphBuilder, algebra: Algebra, printer: Printer, k_mask
     builder.extend(map_features("b_k", algebra.phi, shape, STEP, printer, guard=k_mask))
 
 
-def _fold_values(builder: GraphBuilder, weights: str, v_mask: str) -> None:
+def _load_values(
+    builder: GraphBuilder, algebra: Algebra, values: Loaded, printer: Printer, v_mask: str
+) -> None:
+    shape, rows = ("BS", "BV"), "m_s[:, None]"
     builder.add(
         load_tile(
-            "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_s", "o_v"), ("BS", "BV"), STEP,
-            guard=v_mask, edge_guard="m_s[:, None]", start="i_s",
+            "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_s", "o_v"), shape, STEP,
+            guard=v_mask, edge_guard=rows, start="i_s",
         )
     )  # fmt: skip
+    map_value(builder, algebra, values, printer, STEP, shape, guard=v_mask, edge_guard=rows)
+
+
+def _fold_values(builder: GraphBuilder, weights: str) -> None:
     left = Operand(weights, f"{weights}.to(b_v.dtype)", ("BT", "BS"))
     right = Operand("b_v", "b_v", ("BS", "BV"))
     builder.dot(

@@ -21,6 +21,7 @@ from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
+from attnc.codegen.kernels.value import CHUNKED, load_value, map_value, setup_nodes
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
@@ -148,18 +149,38 @@ def load_rows(builder: GraphBuilder, facts: ChunkFacts, tensor: str, region: str
 
 
 def load_keys(
-    builder: GraphBuilder, facts: ChunkFacts, region: str = STEP, *, keys: bool = True
+    builder: GraphBuilder,
+    facts: ChunkFacts,
+    region: str = STEP,
+    *,
+    keys: bool = True,
+    values: Loaded | None = None,
 ) -> None:
-    """A chunk of k, unless `keys` is false, and of v."""
+    """A chunk of k, unless `keys` is false, and of v, by way of the declared value's `values`.
+
+    A value whose head is not known yet is made later, of the raw tile `b_vx`.
+    """
     if keys:
         load_rows(builder, facts, "k", region)
     guard = join_guards("m_t[:, None]", facts.v_mask)
+    raw = "b_vx" if values is None and facts.algebra.value is not None else "b_v"
+    stride = ("stride_v_t", "stride_v_v")
     builder.add(
         load_tile(
-            "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_c", "o_v"), ("BC", "BV"), region,
-            guard=guard, start="i_c * BC",
+            raw, "p_v", stride, ("r_c", "o_v"), ("BC", "BV"), region, guard=guard, start="i_c * BC"
         )
-    )  # fmt: skip
+    )
+    if values is not None:
+        map_value(builder, facts.algebra, values, facts.printer, region, ("BC", "BV"), guard=guard)
+
+
+def value_setup(
+    builder: GraphBuilder, facts: ChunkFacts, axes: Mapping[str, Axis] = CHUNKED
+) -> Loaded:
+    """Loads of what the declared value reads; those that stand before the loop are added."""
+    loaded = load_value(facts.variant, facts.algebra, axes)
+    setup_nodes(builder, loaded)
+    return loaded
 
 
 def decay_setup(

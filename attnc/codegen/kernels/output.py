@@ -13,9 +13,11 @@ from attnc.codegen.kernels.chunk import (
     decay_step,
     load_keys,
     load_rows,
+    value_setup,
 )
 from attnc.codegen.kernels.monomials import feature_nodes, selection_nodes
 from attnc.codegen.kernels.state_fold import fold_state, load_state
+from attnc.codegen.kernels.value import with_tensors
 from attnc.codegen.kernels.weight import horner
 from attnc.codegen.printer import number
 
@@ -24,10 +26,11 @@ def output_kernel(facts: ChunkFacts) -> Kernel:
     """One program: BV columns of one segment of one query head."""
     builder = GraphBuilder("output")
     loaded = decay_setup(builder, facts)
+    values = value_setup(builder, facts)
     builder.extend(selection_nodes(facts.features, weights=True))
     load_state(builder, facts)
     load_rows(builder, facts, "q")
-    load_keys(builder, facts)
+    load_keys(builder, facts, values=values)
     decay_step(builder, facts, loaded)
     _inside_chunk(builder, facts)
     _from_state(builder, facts)
@@ -45,6 +48,7 @@ def output_kernel(facts: ChunkFacts) -> Kernel:
     if facts.summed:
         norm = TensorArgument("norm", (), "acc", "[B, HQ, T]: sum of weights", written=True)
         tensors = (*tensors, norm)
+    tensors = with_tensors(tensors, values)
     return Kernel("output", "", tensors, SCALARS, CONSTANTS, builder.build(), (), (CHUNKS,))
 
 

@@ -12,9 +12,11 @@ from attnc.codegen.kernels.chunk import (
     decay_setup,
     decay_step,
     load_keys,
+    value_setup,
 )
 from attnc.codegen.kernels.monomials import column_text, feature_nodes, selection_nodes
 from attnc.codegen.kernels.state_fold import fold_state, start_state
+from attnc.codegen.kernels.value import with_tensors
 
 
 def state_kernel(facts: ChunkFacts) -> Kernel:
@@ -22,12 +24,13 @@ def state_kernel(facts: ChunkFacts) -> Kernel:
     gated = facts.algebra.decay == "gated"
     builder = GraphBuilder("state")
     loaded = decay_setup(builder, facts)
+    values = value_setup(builder, facts)
     builder.extend(selection_nodes(facts.features, weights=False))
     start_state(builder, facts)
     if gated:
         zero = "b_gs = tl.zeros([], ACC)"
         builder.fold("b_gs", SETUP, (), zero, note="log2 decay of the whole segment")
-    load_keys(builder, facts)
+    load_keys(builder, facts, values=values)
     decay_step(builder, facts, loaded)
     builder.extend(feature_nodes(facts.features, "b_k", "b_f"))
     fold_state(builder, facts)
@@ -41,7 +44,9 @@ def state_kernel(facts: ChunkFacts) -> Kernel:
         layout = "[B, HS, NS]: log2 decay of a segment"
         tensors.append(TensorArgument("decays", (), "acc", layout, written=True))
     graph = builder.build()
-    return Kernel("state", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (CHUNKS,))
+    return Kernel(
+        "state", "", with_tensors(tuple(tensors), values), SCALARS, CONSTANTS, graph, (), (CHUNKS,)
+    )
 
 
 def store_state(builder: GraphBuilder, facts: ChunkFacts) -> None:

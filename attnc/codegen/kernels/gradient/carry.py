@@ -21,6 +21,7 @@ from attnc.codegen.kernels.chunk import (
     decay_step,
     load_keys,
     load_rows,
+    value_setup,
 )
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.rows import scale_outputs
@@ -28,6 +29,7 @@ from attnc.codegen.kernels.monomials import column_text, feature_nodes, selectio
 from attnc.codegen.kernels.operand import join_guards, load_tile
 from attnc.codegen.kernels.state import store_state
 from attnc.codegen.kernels.state_fold import fold_state, load_state, start_state
+from attnc.codegen.kernels.value import with_tensors
 from attnc.codegen.tile_range import KeyLoop
 
 BACK = KeyLoop("last - 1", "first - 1", True, "the chunks of this segment, the last one first")
@@ -54,8 +56,9 @@ def carry_kernel(chunk: ChunkFacts) -> Kernel:
     builder = GraphBuilder("carry")
     loaded = decay_setup(builder, chunk)
     builder.extend(selection_nodes(chunk.features, weights=False))
+    values = value_setup(builder, chunk)
     load_state(builder, chunk)
-    load_keys(builder, chunk)
+    load_keys(builder, chunk, values=values)
     decay_step(builder, chunk, loaded)
     _store_carried(builder, chunk)
     builder.extend(feature_nodes(chunk.features, "b_k", "b_f"))
@@ -68,6 +71,7 @@ def carry_kernel(chunk: ChunkFacts) -> Kernel:
         states,
         *carried_arguments(chunk, "HS"),
     )
+    tensors = with_tensors(tensors, values)
     return Kernel("carry", "", tensors, (*SCALARS, "NC"), CONSTANTS, builder.build(), (), (CHUNKS,))
 
 

@@ -21,6 +21,7 @@ from attnc.codegen.kernels.chunk import (
     decay_step,
     load_keys,
     load_rows,
+    value_setup,
 )
 from attnc.codegen.kernels.gradient.carry import load_outputs, output_tensors
 from attnc.codegen.kernels.gradient.chunk_pairs import (
@@ -42,8 +43,15 @@ from attnc.codegen.kernels.gradient.token_sums import (
     store_token_sums,
     token_arguments,
 )
+from attnc.codegen.kernels.gradient.value_gradient import (
+    finish_value,
+    start_value,
+    value_accumulator,
+    value_arguments,
+)
 from attnc.codegen.kernels.monomials import selection_nodes
 from attnc.codegen.kernels.operand import join_guards
+from attnc.codegen.kernels.value import CHUNK_OF_GROUP, map_value, with_tensors
 from attnc.codegen.tile_range import KeyLoop
 
 GROUP = KeyLoop("0", "HQ // HKV", True, "the query heads that read this key/value head")
@@ -61,9 +69,11 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     builder = GraphBuilder("dquery")
     builder.extend(selection_nodes(chunk.features, weights=True))
     load_keys(builder, chunk, SETUP)
+    values = value_setup(builder, chunk, CHUNK_OF_GROUP)
     reads_queries = _needs_scores(facts) or facts.derivation.phi_slope is not None
     loaded = _head(builder, chunk, states=True, queries=reads_queries)
     queries = _needs_scores(facts)
+    _head_values(builder, chunk, values)
     load_outputs(builder, chunk, facts, queries=queries)
     decay_step(builder, chunk, loaded, total=False)
     pairs_inside(builder, facts, values=bool(facts.derivation.decay))
@@ -82,7 +92,9 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     if facts.derivation.decay:
         tensors.append(TensorArgument("drows", (), "acc", "[B, HQ, T]: exponents", written=True))
     graph = builder.build()
-    return Kernel("dquery", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (GROUP,))
+    return Kernel(
+        "dquery", "", with_tensors(tuple(tensors), values), SCALARS, CONSTANTS, graph, (), (GROUP,)
+    )
 
 
 def _needs_scores(facts: GradientFacts) -> bool:
@@ -97,8 +109,10 @@ def dkey_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     builder.extend(selection_nodes(chunk.features, weights=False))
     keys = _needs_scores(facts)
     load_keys(builder, chunk, SETUP, keys=keys)
+    values = value_setup(builder, chunk, CHUNK_OF_GROUP)
     _accumulator(builder, "dk", "BK")
     loaded = _head(builder, chunk, states=decayed)
+    _head_values(builder, chunk, values)
     load_outputs(builder, chunk, facts)
     decay_step(builder, chunk, loaded)
     pairs_inside(builder, facts, values=decayed)
@@ -115,7 +129,9 @@ def dkey_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     tensors.append(TensorArgument("dk", (), "io", "[B, T, HKV, K]", written=True))
     tensors += token_arguments(facts)
     graph = builder.build()
-    return Kernel("dkey", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (GROUP,))
+    return Kernel(
+        "dkey", "", with_tensors(tuple(tensors), values), SCALARS, CONSTANTS, graph, (), (GROUP,)
+    )
 
 
 def dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
@@ -123,22 +139,42 @@ def dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     builder = GraphBuilder("dvalue")
     builder.extend(selection_nodes(chunk.features, weights=False))
     load_rows(builder, chunk, "k", SETUP)
+    values = value_setup(builder, chunk, CHUNK_OF_GROUP)
+    if chunk.algebra.value is not None:
+        load_keys(builder, chunk, SETUP, keys=False)
     _accumulator(builder, "dv", "BV")
     loaded = _head(builder, chunk, states=False, delta=False)
+    builder.extend(node for node in values.nodes if node.region == STEP)
+    start_value(builder, facts, STEP, "BC")
     load_outputs(builder, chunk, facts, delta=False)
     decay_step(builder, chunk, loaded)
     pairs_inside(builder, facts, values=True, scores=False)
-    _fold(builder, "dv", "b_p", "b_do", "BV")
-    dvalue_from_state(builder, chunk)
+    total = value_accumulator(facts)
+    _fold(builder, total.removeprefix("b_"), "b_p", "b_do", "BV")
+    dvalue_from_state(builder, chunk, total)
+    finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens="T")
     _store(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
     q, do, *others = output_tensors(chunk, facts)
-    k, _ = chunk.key_tensors()
-    tensors = [q, k, do, *others[:1], *loaded.tensors, *chunk.tables(weights=False)]
+    k, v = chunk.key_tensors()
+    keys = [k] if chunk.algebra.value is None else [k, v]
+    tensors = [q, *keys, do, *others[:1], *loaded.tensors, *chunk.tables(weights=False)]
     dcarried, *_ = _states(chunk, before=False, after=True)
     tensors.append(dcarried)
     tensors.append(TensorArgument("dv", (), "io", "[B, T, HKV, V]", written=True))
+    tensors += value_arguments(facts)
     graph = builder.build()
-    return Kernel("dvalue", "", tuple(tensors), SCALARS, CONSTANTS, graph, (), (GROUP,))
+    return Kernel(
+        "dvalue", "", with_tensors(tuple(tensors), values), SCALARS, CONSTANTS, graph, (), (GROUP,)
+    )
+
+
+def _head_values(builder: GraphBuilder, chunk: ChunkFacts, values: Loaded) -> None:
+    """The declared value of this head, of the chunk's raw v."""
+    guard = join_guards("m_t[:, None]", chunk.v_mask)
+    map_value(
+        builder, chunk.algebra, values, chunk.printer, STEP, ("BC", "BV"),
+        source="b_vx", guard=guard,
+    )  # fmt: skip
 
 
 def _accumulator(builder: GraphBuilder, name: str, column: str) -> None:

@@ -5,8 +5,8 @@ The heads of a group are summed in order, in registers: no copy a query head, an
 
 from __future__ import annotations
 
-from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, GraphBuilder, Operand
-from attnc.codegen.index import Loaded
+from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder, Operand
+from attnc.codegen.index import Axis, Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.pairs import pair_setup, pair_step
@@ -29,11 +29,25 @@ from attnc.codegen.kernels.gradient.rows import (
     statistics,
 )
 from attnc.codegen.kernels.gradient.side import COLUMNS
+from attnc.codegen.kernels.gradient.value_gradient import (
+    finish_value,
+    start_value,
+    value_accumulator,
+    value_arguments,
+)
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
+from attnc.codegen.kernels.value import (
+    load_value,
+    map_value,
+    setup_nodes,
+    value_axes,
+    with_tensors,
+)
 from attnc.codegen.kernels.visible import bound_arguments
 from attnc.codegen.printer import number
 from attnc.codegen.tile_range import row_range
 
+_VALUES = value_axes(Axis("o_s", "row", guard="m_s", tile="BS"), HEAD)
 GROUP = "for i_g in range(HQ // HKV):"
 
 
@@ -42,12 +56,20 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
     builder = GraphBuilder("dkv")
     loaded = declared_loads(facts, COLUMNS)
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
+    values = load_value(facts.variant, facts.algebra, _VALUES)
+    setup_nodes(builder, values)
     _load_keys(builder, facts)
     for name, column, dim in (("dk", "BK", "K"), ("dv", "BV", "V")):
         line = f"b_{name} = tl.zeros([BS, {column}], ACC)"
         builder.fold(f"b_{name}", SETUP, ("BS", column), line, note=f"accumulator, {dim} channels")
     _head(builder, facts)
     builder.extend(node for node in loaded.nodes if node.region == HEAD)
+    guard = join_guards("m_s[:, None]", facts.v_mask)
+    map_value(
+        builder, facts.algebra, values, facts.printer, HEAD, ("BS", "BV"),
+        source="b_vx", guard=guard,
+    )  # fmt: skip
+    start_value(builder, facts, HEAD, "BS")
     loaded = pair_setup(builder, facts, COLUMNS, loaded)
     start_sums(builder, facts, COLUMNS)
     start_rate(builder, facts, COLUMNS)
@@ -56,13 +78,14 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
     pair_step(builder, facts, COLUMNS, loaded)
     add_sums(builder, facts, COLUMNS)
     add_rate(builder, facts, COLUMNS)
-    _fold(builder)
+    _fold(builder, value_accumulator(facts))
+    finish_value(builder, facts, values, TAIL, "BS", token="o_s", guard="m_s", tokens="TK")
     store_sums(builder, facts, COLUMNS)
     store_rate(builder, facts, COLUMNS, loaded.bindings)
     _store(builder, facts)
     ranges = row_range(facts.algebra.mask)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
-    tensors = _tensors(facts, loaded)
+    tensors = with_tensors(_tensors(facts, loaded), values)
     kernel = Kernel("dkv", "", tensors, scalars, CONSTANTS, builder.build(), outer=GROUP)
     return kernel.over(ranges, bound_arguments(ranges, facts.declared))
 
@@ -78,6 +101,7 @@ def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]
         TensorArgument("dv", (), "io", "[B, TK, HKV, V]", written=True),
         *sum_arguments(facts, COLUMNS),
         *rate_arguments(facts, COLUMNS),
+        *value_arguments(facts),
     )
 
 
@@ -91,7 +115,8 @@ def _load_keys(builder: GraphBuilder, facts: GradientFacts) -> None:
     shape = ("BS", "BV")
     guard = join_guards("m_s[:, None]", facts.v_mask)
     stride = ("stride_v_t", "stride_v_v")
-    builder.add(load_tile("b_v", "p_v", stride, ("r_s", "o_v"), shape, SETUP, guard=guard))
+    raw = "b_v" if facts.algebra.value is None else "b_vx"
+    builder.add(load_tile(raw, "p_v", stride, ("r_s", "o_v"), shape, SETUP, guard=guard))
 
 
 def _head(builder: GraphBuilder, facts: GradientFacts) -> None:
@@ -137,16 +162,16 @@ def _load_queries(builder: GraphBuilder, facts: GradientFacts) -> None:
     scale_outputs(builder, facts, STEP, shape)
 
 
-def _fold(builder: GraphBuilder) -> None:
-    for name, tile, other, column in (
-        ("dv", "b_p", "b_do", "BV"),
-        ("dk", "b_g", "b_q", "BK"),
+def _fold(builder: GraphBuilder, values: str) -> None:
+    for name, total, tile, other, column in (
+        ("dv", values, "b_p", "b_do", "BV"),
+        ("dk", "b_dk", "b_g", "b_q", "BK"),
     ):
         left = Operand(tile, f"{tile}.to({other}.dtype)", ("BS", "BT"))
         right = Operand(other, other, ("BT", column))
         builder.dot(
-            f"b_{name}", STEP, ("BS", column), left, right, name=f"fold {name}",
-            into=f"b_{name}", carried=True, note=f"[BS, BT] @ [BT, {column}]",
+            total, STEP, ("BS", column), left, right, name=f"fold {name}",
+            into=total, carried=True, note=f"[BS, BT] @ [BT, {column}]",
         )  # fmt: skip
 
 

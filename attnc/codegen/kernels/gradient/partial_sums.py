@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attnc.codegen.derive import Partial
+from attnc.codegen.derive import VALUE, Partial
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernel import TensorArgument
@@ -22,7 +22,10 @@ from attnc.codegen.printer import Printer, number
 
 @dataclass(frozen=True, slots=True)
 class PartialSum:
-    """One workspace of partial sums: its name and its axes, of letters b, h, i, j, t, n (tiles)."""
+    """One workspace of partial sums.
+
+    `axes` are of letters b, h, i, j, t, c (channels of v), n (tiles).
+    """
 
     partial: Partial
     axes: tuple[str, ...]
@@ -34,13 +37,18 @@ class PartialSum:
 
     def argument(self) -> TensorArgument:
         """The workspace as a kernel argument."""
-        text = {"b": "B", "h": "HQ", "i": "TQ", "j": "TK", "t": "TK", "n": "NT"}
+        text = {"b": "B", "h": "HQ", "i": "TQ", "j": "TK", "t": "TK", "n": "NT", "c": "V"}
         layout = f"[{', '.join(text[axis] for axis in self.axes)}]: sums of d {self.partial}"
         return TensorArgument(self.name, (), "acc", layout, written=True)
 
 
 def partial_sum(partial: Partial) -> PartialSum:
     """Where a derivative is summed, from the letters it is read at."""
+    if partial.where == VALUE:
+        # a value's are kept a token, and a channel where they are read at one
+        pairs = zip(partial.index, partial.declared.shape, strict=True)
+        token = next((axis for letter, axis in pairs if letter in {"j", "t"}), "t")
+        return PartialSum(partial, ("b", "h", token, *("c" for c in partial.index if c == "c")))
     lanes = tuple(
         axis for letter, axis in zip(partial.index, partial.declared.shape, strict=True)
         if letter in {"i", "j", "t"}

@@ -26,6 +26,13 @@ from attnc.codegen.kernels.gradient.partial_sums import (
 from attnc.codegen.kernels.gradient.side import ROWS, Side
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
 from attnc.codegen.kernels.sink import load_score
+from attnc.codegen.kernels.value import (
+    STREAMED,
+    load_value,
+    map_value,
+    setup_nodes,
+    with_tensors,
+)
 from attnc.codegen.kernels.visible import bound_arguments, document_refs, masked_documents
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import key_range
@@ -38,6 +45,8 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     builder = GraphBuilder("dq")
     loaded = declared_loads(facts, ROWS)
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
+    values = load_value(facts.variant, facts.algebra, STREAMED)
+    setup_nodes(builder, values)
     _load_queries(builder, facts)
     row_statistics(builder, facts, ROWS)
     _scale_outputs(builder, facts)
@@ -47,7 +56,7 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     start_sums(builder, facts, ROWS)
     start_rate(builder, facts, ROWS)
     start_sink(builder, facts, loaded)
-    _load_keys(builder, facts)
+    _load_keys(builder, facts, values)
     builder.extend(node for node in loaded.nodes if node.region == STEP)
     pair_step(builder, facts, ROWS, loaded)
     add_sums(builder, facts, ROWS)
@@ -65,7 +74,7 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     store_sink(builder, facts, loaded.bindings)
     ranges = key_range(facts.algebra.mask)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
-    tensors = _tensors(facts, loaded)
+    tensors = with_tensors(_tensors(facts, loaded), values)
     kernel = Kernel("dq", "", tensors, scalars, CONSTANTS, builder.build())
     return kernel.over(ranges, bound_arguments(ranges, facts.declared))
 
@@ -206,7 +215,7 @@ def scale_outputs(
         builder.map("b_do", region, shape, line, name="scale do", dtype="io", reads=reads)
 
 
-def _load_keys(builder: GraphBuilder, facts: GradientFacts) -> None:
+def _load_keys(builder: GraphBuilder, facts: GradientFacts, values: Loaded) -> None:
     shape = ("BS", "BK")
     builder.add(
         load_tile(
@@ -221,6 +230,10 @@ def _load_keys(builder: GraphBuilder, facts: GradientFacts) -> None:
             "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_s", "o_v"), ("BS", "BV"), STEP,
             guard=facts.v_mask, edge_guard="m_s[:, None]", start="i_s",
         )
+    )  # fmt: skip
+    map_value(
+        builder, facts.algebra, values, facts.printer, STEP, ("BS", "BV"),
+        guard=facts.v_mask, edge_guard="m_s[:, None]",
     )  # fmt: skip
     if facts.algebra.decay == "gated":
         builder.load(

@@ -56,8 +56,8 @@ def dkey_from_state(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFac
         builder.map("b_dd", STEP, (), line, name="across", reads=("b_dd", "b_gl"), note=note)
 
 
-def dvalue_from_state(builder: GraphBuilder, chunk: ChunkFacts) -> None:
-    """Add to dv what the state after the chunk leads to."""
+def dvalue_from_state(builder: GraphBuilder, chunk: ChunkFacts, total: str) -> None:
+    """Add to `total` what the state after the chunk leads to."""
     features, decayed = chunk.features, chunk.algebra.decay is not None
     if decayed and features.direct:
         _to_end(builder, "b_k", "b_ku", "BK")
@@ -72,9 +72,9 @@ def dvalue_from_state(builder: GraphBuilder, chunk: ChunkFacts) -> None:
                 _to_end(builder, key, f"{key}u", width)
                 key = f"{key}u"
         builder.dot(
-            "b_dv", STEP, ("BC", "BV"), Operand(key, key, ("BC", width)),
+            total, STEP, ("BC", "BV"), Operand(key, key, ("BC", width)),
             Operand(f"b_j{n}", chunk.carried_text(f"b_j{n}"), (width, "BV")),
-            name=f"state dv{n}", into="b_dv", carried=True, note=f"[BC, {width}] @ [{width}, BV]",
+            name=f"state dv{n}", into=total, carried=True, note=f"[BC, {width}] @ [{width}, BV]",
         )  # fmt: skip
 
 
