@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,13 @@ from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
 from attnc.ops.evaluate import Scope, evaluate, evaluate_mask, round_to
-from attnc.ops.reference_state import feature_count, monomials, query_weights, state_heads
+from attnc.ops.reference_state import (
+    feature_count,
+    monomials,
+    polynomial,
+    query_weights,
+    state_heads,
+)
 
 # entries of [b, h, rows, TK] at once: about ten such fp64 tensors live together, 160 MB in all;
 # a GPU has memory for more, and needs it, since small blocks cost it launches
@@ -305,14 +311,3 @@ class Block:
         if self.sums is not None:
             features = run.round(features * run.decay(self.sums[:, :, self.rows])[..., None])
         return features, state
-
-
-def polynomial(variant: Variant, s: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
-    """w(s) by Horner's rule; a mapped variant's weight is s itself."""
-    if variant.feature_map.kind == "map":
-        return s
-    *lower, top = variant.feature_map.coefficients
-    weight = torch.full_like(s, float(top))
-    for coefficient in reversed(lower):
-        weight = rounded(rounded(weight * s) + float(coefficient))
-    return weight

@@ -43,6 +43,17 @@ def state_heads(variant: Variant, query_heads: int, key_heads: int) -> int:
     return query_heads if differ else key_heads
 
 
+def polynomial(variant: Variant, s: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    """w(s) by Horner's rule; a mapped variant's weight is s itself."""
+    if variant.feature_map.kind == "map":
+        return s
+    *lower, top = variant.feature_map.coefficients
+    weight = torch.full_like(s, float(top))
+    for coefficient in reversed(lower):
+        weight = rounded(rounded(weight * s) + float(coefficient))
+    return weight
+
+
 def monomials(variant: Variant, x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
     """Features [..., F] of channels [..., K], phi already applied, each product rounded."""
     kept = degrees(variant)
