@@ -34,6 +34,7 @@ def main() -> None:
         torch.set_num_threads(1)
         bfloat16.install()
         interpreter_repairs.repair_index()
+        interpreter_repairs.know_tanh()
         interpreter_repairs.poison_empty()
     else:
         torch.cuda.init()  # type: ignore[no-untyped-call]

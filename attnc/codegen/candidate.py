@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sympy
+
 from attnc.codegen.cost import estimate
 from attnc.codegen.features import MIN_TILE, Features, power_of_two
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import Cost, PassPlan, Request
+from attnc.codegen.printer import Printer
+from attnc.codegen.symbolic import is_polynomial_in
 from attnc.codegen.work import pass_work
 
+# the first capability with an instruction for tanh
+_TANH = 75
 # more carried words a thread than this and the compiler spills on every target
 _REGISTER_LIMIT = 232
 
@@ -19,6 +25,22 @@ def tile_dims(request: Request) -> tuple[int, int]:
         max(MIN_TILE, power_of_two(head_dim)),
         max(request.device.min_columns, power_of_two(value_dim)),
     )
+
+
+def printer_for(request: Request) -> Printer:
+    """A printer of a request's expressions.
+
+    A score of bf16 tensors takes the hardware's tanh, right to 11 bits where they hold 8. Features,
+    decays, whose errors add up over tokens, and other dtypes do not, nor does a score with a kink
+    behind the tanh: on its wrong side a gradient is another one.
+    """
+    fast = (
+        request.variant.family == "softmax"
+        and request.dtype == "bf16"
+        and request.device.capability >= _TANH
+        and is_polynomial_in(request.variant.score, sympy.tanh)
+    )
+    return Printer({}, fast_tanh=fast)
 
 
 def is_wide(request: Request) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.candidate import is_wide, pass_plan, refuse, state_too_large
+from attnc.codegen.candidate import is_wide, pass_plan, printer_for, refuse, state_too_large
 from attnc.codegen.derive import derive
 from attnc.codegen.features import MIN_TILE, Features, features_of, power_of_two
 from attnc.codegen.kernel import Kernel
@@ -30,7 +30,6 @@ from attnc.codegen.kernels.gradient.value_gradient import sums_channels
 from attnc.codegen.kernels.scan import scan_kernel
 from attnc.codegen.kernels.state import state_kernel
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
-from attnc.codegen.printer import Printer
 from attnc.codegen.rank import rank_us
 from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.errors import PlanError
@@ -53,7 +52,7 @@ def gradient_plans(request: Request, algebra: Algebra, form: str, reason: str) -
         PlanError: no tile of some pass fits the budget.
     """
     derivation = derive(request.variant, algebra, request.wanted)
-    printer = Printer({})
+    printer = printer_for(request)
     facts = GradientFacts(
         request.variant, algebra, derivation, request.dims, printer, _least(request)
     )

@@ -11,7 +11,14 @@ from dataclasses import replace
 from itertools import product
 
 from attnc.codegen.algebra import Algebra, analyse
-from attnc.codegen.candidate import is_wide, pass_plan, refuse, state_too_large, tile_dims
+from attnc.codegen.candidate import (
+    is_wide,
+    pass_plan,
+    printer_for,
+    refuse,
+    state_too_large,
+    tile_dims,
+)
 from attnc.codegen.features import MIN_TILE, Features, features_of
 from attnc.codegen.gradient_planner import gradient_plans
 from attnc.codegen.kernel import Kernel
@@ -145,7 +152,7 @@ def _chunk_kernels(
 
 
 def _helpers(request: Request, algebra: Algebra) -> tuple[str, ...]:
-    printer = Printer({})
+    printer = printer_for(request)
     if algebra.family == "softmax":
         _attend_kernel(request, algebra, printer)
     else:
@@ -162,13 +169,13 @@ _Found = list[tuple[tuple[PassPlan, ...], tuple[int, ...]]]
 
 
 def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
-    kernel = _attend_kernel(request, algebra, Printer({}))
+    kernel = _attend_kernel(request, algebra, printer_for(request))
     tile_k, tile_v = tile_dims(request)
     found: _Found = []
     rejected: list[Rejected] = []
     before: tuple[PassPlan, ...] = ()
     if algebra.decay == "gated":
-        gates = gates_kernel(request.variant, algebra, Printer({}))
+        gates = gates_kernel(request.variant, algebra, printer_for(request))
         before = (pass_plan(request, gates, {"BC": 1024}, 4, 1),)
     lists = tile_lists(algebra.mask, of_rows=True)
     if lists is not None:
@@ -205,7 +212,7 @@ def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected
     if too_large:
         return [], (Rejected("any chunk", too_large),)
     tile_k, tile_v = tile_dims(request)
-    state, scan, output = _chunk_kernels(request, algebra, features, Printer({}))
+    state, scan, output = _chunk_kernels(request, algebra, features, printer_for(request))
     chunk = request.variant.chunk
     chunks: tuple[int, ...] = (chunk,) if isinstance(chunk, int) else (64, 128, 32, 16)
     least = request.device.min_columns
@@ -263,9 +270,9 @@ def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
 def _smallest_pass(request: Request, algebra: Algebra) -> PassPlan:
     tile_k, tile_v = tile_dims(request)
     if algebra.family == "softmax" or not algebra.legal("chunked").legal:
-        kernel = _attend_kernel(request, algebra, Printer({}))
+        kernel = _attend_kernel(request, algebra, printer_for(request))
         return pass_plan(request, kernel, {"BT": 16, "BS": 32, "BK": tile_k, "BV": tile_v}, 4, 1)
     features = _features(request, algebra)
-    kernels = _chunk_kernels(request, algebra, features, Printer({}))
+    kernels = _chunk_kernels(request, algebra, features, printer_for(request))
     tiles = {"BC": 16, "BK": tile_k, "BV": request.device.min_columns}
     return pass_plan(request, kernels[-1], tiles, 4, 1)

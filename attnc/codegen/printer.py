@@ -34,10 +34,18 @@ def number(value: float) -> str:
 
 @dataclass(slots=True)
 class Printer:
-    """Prints expressions; remembers which helper functions the text calls."""
+    """Prints expressions; remembers which helper functions the text calls.
+
+    `fast_tanh` takes tanh from the special-function unit, to 11 bits (PTX ISA, tanh.approx.f32).
+    """
 
     bindings: Mapping[str, str]
     helpers: set[str] = field(default_factory=set)
+    fast_tanh: bool = False
+
+    def bound(self, bindings: Mapping[str, str]) -> Printer:
+        """The same printer with other texts for symbols."""
+        return Printer(bindings, self.helpers, self.fast_tanh)
 
     def statements(self, target: str, expr: sympy.Expr) -> tuple[str, ...]:
         """`target = expr` in as many lines as the width asks for."""
@@ -65,7 +73,7 @@ class Printer:
             name = names.next()
             self._assign(name, arg, lines, room=LINE_WIDTH - len(name) - 3, names=names)
             parts[arg] = name
-            bound = Printer({**self.bindings, **{n: n for n in parts.values()}}, self.helpers)
+            bound = self.bound({**self.bindings, **{n: n for n in parts.values()}})
             short = expr.xreplace({part: sympy.Symbol(n, real=True) for part, n in parts.items()})
             text = bound.text(short)
             if len(text) <= room:
@@ -150,6 +158,8 @@ class Printer:
                 return f"tl.where({argument} > 0.0, 1.0, 0.0)"
             case sympy.tanh() | sigmoid() | softplus() | log1p():
                 name = type(expr).__name__
+                if self.fast_tanh and isinstance(expr, sympy.tanh):
+                    name = "fast_tanh"
                 self.helpers.add(name)
                 return f"{name}({argument})"
         raise AssertionError(f"no Triton text for {type(expr).__name__}: {expr}")

@@ -6,6 +6,7 @@ sympy never reads user text: a tree that the parser's whitelist let through is r
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import sympy
@@ -102,6 +103,14 @@ def to_sympy(expr: Expr) -> sympy.Expr:
         case Compare() | Logic():
             return sympy.Piecewise((1, to_condition(expr)), (0, sympy.true))
     raise AssertionError(f"no sympy form for {expr!r}")
+
+
+@cache
+def is_polynomial_in(expr: Expr, function: type[sympy.Function]) -> bool:
+    """Whether an expression is a polynomial in each value of a function: no kink, no pole in it."""
+    whole = to_sympy(expr)
+    values = {value: sympy.Dummy() for value in whole.atoms(function)}
+    return bool(whole.xreplace(values).is_polynomial(*values.values()))
 
 
 def to_condition(expr: Expr) -> sympy.Basic:

@@ -64,7 +64,10 @@ def test_an_lse_is_its_formula(call):
     op = compile_op(call.variant)
     _, lse = op(*call.inputs.qkv, return_lse=True, **call.inputs.tensors)
     _, ref = op.reference(*call.inputs.qkv, return_lse=True, **call.inputs.tensors)
-    verdict = check_lse(lse, ref)
+    plan = op.plan(dim=(call.shape.qk, call.shape.v), dtype=call.dtype)
+    # a hardware tanh is as exact as the tensors: then eager's error is the measure
+    hardware = "fast_tanh" in plan.helpers
+    verdict = check_lse(lse, ref, eager(call, return_lse=True)[1] if hardware else None)
     assert verdict.passed, str(verdict)
 
 

@@ -242,6 +242,6 @@ def gate_lines(
     log_decay: sympy.Expr, bindings: Mapping[str, str], printer: Printer
 ) -> tuple[str, ...]:
     """`b_a` = the log2 decay of each token, 0 in padding."""
-    bound = Printer(bindings, printer.helpers)
+    bound = printer.bound(bindings)
     masked = f"b_a = tl.where(m_t, b_a * {number(LOG2E)}, 0.0)"
     return (*bound.statements("b_a", log_decay), masked)

@@ -15,7 +15,7 @@ def constant_decay(
     log_decay: sympy.Expr, bindings: Mapping[str, str], printer: Printer
 ) -> tuple[str, ...]:
     """`b_c` = the log2 decay a token of this program's head."""
-    bound = Printer(bindings, printer.helpers)
+    bound = printer.bound(bindings)
     return (*bound.statements("b_c", log_decay), f"b_c = b_c * {number(LOG2E)}")
 
 

@@ -89,7 +89,7 @@ def _score(
 
 
 def _expression(score: sympy.Expr, bindings: dict[str, str], printer: Printer) -> tuple[str, ...]:
-    bound = Printer({**bindings, "s": "b_s"}, printer.helpers)
+    bound = printer.bound({**bindings, "s": "b_s"})
     if "s" in {symbol.name for symbol in score.free_symbols}:
         return bound.statements("b_s", score)
     # a score of positions alone still has the shape of a tile

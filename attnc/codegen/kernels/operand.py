@@ -67,7 +67,7 @@ def map_features(
         return ()
     # a name for each tensor: Triton keeps a name's shape through a loop
     channel = f"{buffer}x"
-    bound = Printer({"x": channel}, printer.helpers)
+    bound = printer.bound({"x": channel})
     lines = [f"{channel} = {buffer}.to(ACC)", *bound.statements(buffer, phi)]
     if guard:
         lines.append(f"{buffer} = tl.where({guard}, {buffer}, 0.0)")

@@ -37,7 +37,7 @@ def sink_node(builder: GraphBuilder, algebra: Algebra, loaded: Loaded, printer: 
     """`b_sink`, one number a program."""
     assert algebra.sink is not None
     lines, index = index_bindings(algebra.sink)
-    bound = Printer({**loaded.bindings, **index}, printer.helpers)
+    bound = printer.bound({**loaded.bindings, **index})
     lines = [
         *lines,
         *bound.statements("b_sink", algebra.sink),

@@ -185,6 +185,6 @@ def shared_lines(
             # a condition is written where it decides: truth values have no buffer of their own
             conditions[name] = value
             continue
-        lines += Printer(bound, printer.helpers).statements(target, value)
+        lines += printer.bound(bound).statements(target, value)
         bound[target] = target
     return lines

@@ -17,7 +17,7 @@ from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.side import ROWS, Side
 from attnc.codegen.kernels.sink import sink_node
-from attnc.codegen.printer import Printer, number
+from attnc.codegen.printer import number
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ def store_rate(
         return
     builder.reduce("b_dg", FINISH, (), "b_dg = tl.sum(tl.where(m_t, b_dc, 0.0), 0)",
                    reads=("b_dc",), name="sum b_dc")  # fmt: skip
-    bound = Printer(bindings, facts.printer.helpers)
+    bound = facts.printer.bound(bindings)
     for partial in facts.derivation.decay:
         lines = bound.statements("b_y", partial.slope)
         builder.store(
@@ -284,7 +284,7 @@ def store_sink(builder: GraphBuilder, facts: GradientFacts, bindings: Mapping[st
         return
     line = "b_dsink = -tl.sum(tl.where(m_t, b_ps * b_de, 0.0), 0)"
     builder.reduce("b_dsink", FINISH, (), line, reads=("b_ps", "b_de"), name="sum the sink")
-    bound = Printer(bindings, facts.printer.helpers)
+    bound = facts.printer.bound(bindings)
     for partial in facts.derivation.sink:
         lines = bound.statements("b_y", partial.slope)
         builder.store(

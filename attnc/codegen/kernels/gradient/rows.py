@@ -34,7 +34,7 @@ from attnc.codegen.kernels.value import (
     with_tensors,
 )
 from attnc.codegen.kernels.visible import bound_arguments, document_refs, masked_documents
-from attnc.codegen.printer import Printer, number
+from attnc.codegen.printer import number
 from attnc.codegen.tile_range import key_range
 
 CONSTANTS = ("K", "V", "BT", "BS", "BK", "BV")
@@ -271,7 +271,7 @@ def chain(
     """Through the feature map: times phi'(x) at the raw channels."""
     slope = facts.derivation.phi_slope
     assert slope is not None
-    bound = Printer({"x": f"{raw}c"}, facts.printer.helpers)
+    bound = facts.printer.bound({"x": f"{raw}c"})
     lines = (f"{raw}c = {raw}.to(ACC)", *bound.statements(f"{raw}s", slope))
     builder.map(
         gradient, region, shape, *lines, f"{gradient} = {gradient} * {raw}s",
