@@ -45,9 +45,7 @@ def test_a_bf16_score_takes_the_hardwares_tanh(phase):
     ],
 )
 @pytest.mark.parametrize("phase", ["forward", "backward"])
-def test_other_dtypes_other_hardware_and_scores_with_kinks_or_poles_keep_the_exact_one(
-    choice, phase
-):
+def test_other_dtypes_devices_and_scores_with_kinks_or_poles_keep_the_exact_one(choice, phase):
     emitted = text(**choice, phase=phase)
     assert "fast_tanh" not in emitted and "tanh(" in emitted
 
