@@ -54,6 +54,7 @@ def _compile(request: dict[str, Any]) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     from attnc.autotune.module_cache import load_module
 
@@ -62,7 +63,8 @@ def _compile(request: dict[str, Any]) -> Compiled:
     function = getattr(load_module(Path(request["path"])), kernel["name"])
     arguments = kernel["arguments"]
     _check_names(function.arg_names, [argument["name"] for argument in arguments])
-    source = ASTSource(
+    kind = GluonASTSource if function.is_gluon() else ASTSource
+    source = kind(
         fn=function,
         signature={argument["name"]: argument["type"] for argument in arguments},
         constexprs={
@@ -88,6 +90,7 @@ def _compile(request: dict[str, Any]) -> Compiled:
                 "num_warps": kernel["num_warps"],
                 "num_stages": kernel["num_stages"],
                 "enable_fp_fusion": True,
+                **({} if kernel["registers"] is None else {"maxnreg": kernel["registers"]}),
             },
         )
     seconds = time.perf_counter() - started

@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from attnc.cli.options import (
     WHICH,
+    Backend,
     Backward,
     DeviceName,
     Dim,
@@ -88,6 +89,7 @@ def plan_command(
     shape: Shape = None,
     stateful: Stateful = False,
     backward: Backward = False,
+    backend: Backend = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -100,7 +102,7 @@ def plan_command(
     from attnc.cli.facts import Facts
     from attnc.cli.plan import plan
 
-    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward)
+    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward, backend)
     return plan(which, facts, compiled=compiled, as_json=as_json)
 
 
@@ -116,12 +118,14 @@ def explain_command(
     shape: Shape = None,
     stateful: Stateful = False,
     backward: Backward = False,
+    backend: Backend = None,
 ) -> int:
     """Print every stage: declaration, algebra, graph, plan."""
     from attnc.cli.explain import explain
     from attnc.cli.facts import Facts
 
-    return explain(which, Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward))
+    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward, backend)
+    return explain(which, facts)
 
 
 @app.command("emit")
@@ -139,12 +143,13 @@ def emit_command(
     shape: Shape = None,
     stateful: Stateful = False,
     backward: Backward = False,
+    backend: Backend = None,
 ) -> int:
     """Print the kernels of a variant as one Python module."""
     from attnc.cli.emit import emit
     from attnc.cli.facts import Facts
 
-    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward)
+    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward, backend)
     return emit(which, facts, output)
 
 
@@ -168,6 +173,7 @@ def build_command(
     ] = None,
     stateful: Stateful = False,
     backward: Backward = False,
+    backend: Backend = None,
     wheel: Annotated[
         str | None,
         typer.Option("--wheel", metavar="NAME", help="A pip-installable wheel, backward included."),
@@ -177,9 +183,8 @@ def build_command(
     """Compile ahead of time, with no GPU, into a package."""
     from attnc.cli.build import Order, build
 
-    order = Order(
-        tuple(target), tuple(dim or ()), tuple(dtype or ()), heads, stateful, backward, wheel
-    )
+    dims, dtypes = tuple(dim or ()), tuple(dtype or ())
+    order = Order(tuple(target), dims, dtypes, heads, stateful, backward, wheel, backend)
     return build(which, order, output, jobs=jobs)
 
 

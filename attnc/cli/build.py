@@ -37,6 +37,7 @@ class Order:
     stateful: bool = False
     backward: bool = False
     wheel: str | None = None
+    backend: str | None = None
 
     def facts(self) -> list[Facts]:
         """The facts of each module to build."""
@@ -44,7 +45,15 @@ class Order:
         targets = [device_of_target(name).target for name in self.targets]
         choices = product(targets, self.dims or (None,), self.dtypes or ("bf16",))
         facts = [
-            Facts(target, dtype, dim, self.heads, stateful=self.stateful, backward=self.backward)
+            Facts(
+                target,
+                dtype,
+                dim,
+                self.heads,
+                stateful=self.stateful,
+                backward=self.backward,
+                backend=self.backend,
+            )
             for target, dim, dtype in choices
         ]
         return list(dict.fromkeys(facts))
@@ -75,6 +84,11 @@ def _build_wheel(
     from attnc.ops.wheel import check_name, write_wheel
 
     check_name(name)
+    if order.backend == "gluon":
+        raise UsageError(
+            "a wheel cannot launch gluon kernels: their tensors go as descriptors",
+            hints=("leave --backend out; or leave --wheel out: a folder holds their binaries",),
+        )
     requests = wheel_requests(variants, order)
     for request in requests:
         if not request.device.target.startswith("cuda:"):
@@ -103,9 +117,10 @@ def module_name(plan: Plan) -> str:
     """The file of a module: what it was planned for, but not how."""
     dims = f"{plan.dims[0]}x{plan.dims[1]}"
     target = plan.device.target.replace(":", "")
+    backend = "" if plan.backend == "triton" else f"_{plan.backend}"
     stateful = "_stateful" if plan.stateful else ""
     backward = "_backward" if plan.phase == "backward" else ""
-    return f"{plan.variant.name}_{plan.dtype}_{dims}{stateful}{backward}_{target}"
+    return f"{plan.variant.name}_{plan.dtype}_{dims}{stateful}{backward}{backend}_{target}"
 
 
 def _ranked(variant: Variant, facts: Facts) -> tuple[Plan, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from attnc.cli.find import closest
 from attnc.cli.targets import device_of_target
 from attnc.codegen.device import DEVICES, Device
-from attnc.codegen.plan import Request, Workload
+from attnc.codegen.plan import BACKENDS, Request, Workload
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 
@@ -31,6 +31,7 @@ class Facts:
     shape: str | None = None
     stateful: bool = False
     backward: bool = False
+    backend: str | None = None
 
     def request(self, variant: Variant) -> Request:
         """The request for a plan of a variant.
@@ -49,6 +50,7 @@ class Facts:
             heads=heads or (1, 1),
             workload=_workload(self.shape, heads),
             phase="backward" if self.backward else "forward",
+            backend=self._backend(),
         )
 
     def _device(self) -> Device:
@@ -62,6 +64,11 @@ class Facts:
                 or ("plan for a near one, with its budget: --device h100 --sram BYTES",),
             )
         return device if self.sram is None else device.with_sram(self.sram)
+
+    def _backend(self) -> str | None:
+        if self.backend is not None and self.backend not in BACKENDS:
+            raise _unknown("backend", self.backend, BACKENDS)
+        return self.backend
 
     def _form(self) -> str | None:
         if self.form is not None and self.form not in FORMS:

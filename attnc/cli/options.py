@@ -37,4 +37,8 @@ Stateful = Annotated[
     bool, typer.Option("--stateful", help="Take an initial state and return the last.")
 ]
 Backward = Annotated[bool, typer.Option("--backward", help="The gradients, not the forward.")]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", metavar="NAME", help="triton or gluon (sm_90); else chosen."),
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Compilers at a time.")]

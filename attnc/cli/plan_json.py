@@ -22,6 +22,7 @@ def plan_object(plan: Plan, fitted: Fitted | None) -> dict[str, object]:
         "device": plan.device.name,
         "target": plan.device.target,
         "backend": plan.backend,
+        "backend_reason": plan.backend_reason,
         "family": plan.algebra.family,
         "phase": plan.phase,
         "form": plan.form,

@@ -35,6 +35,8 @@ def print_plan(
     screen.print(Text.assemble((plan.variant.name, "bold"), device, rest, state), soft_wrap=True)
     _fact(screen, "why", plan.form_reason)
     _fact(screen, "for", _workload_text(plan))
+    if plan.backend_reason:
+        _fact(screen, "code", f"{plan.backend}, {plan.backend_reason}")
     if plan.features is not None:
         widths = " + ".join(str(tile.width) for tile in plan.features.tiles)
         kept = f"{plan.features.count} features in tiles of {widths}, V = {plan.dims[1]}, fp32"

@@ -55,6 +55,8 @@ def kernel_key(plan: Plan) -> str:
         if plan.derivation is None
         else [partial.label for partial in plan.derivation.partials],
     }
+    if plan.backend != "triton":
+        facts["backend"] = plan.backend
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -29,6 +29,8 @@ def _command(plan: Plan) -> str:
         f"--dtype {plan.dtype} --device {plan.device.name} --form {plan.form}",
         f"--shape {work.batch},{work.tq} --heads {work.hq},{work.hkv}",
     ]
+    if plan.backend != "triton":
+        parts.append(f"--backend {plan.backend}")
     if plan.stateful:
         parts.append("--stateful")
     if plan.phase == "backward":

@@ -14,7 +14,8 @@ class TensorArgument:
 
     `axes` are the letters of its strides in order (none for a workspace, whose layout is fixed);
     `dtype` is `io`, `acc`, or a fixed type; `layout` is the comment beside it in the signature;
-    `given` is the name that the launcher's caller gives it, where that differs.
+    `given` is the name that the launcher's caller gives it, where that differs. With a `box`, tile
+    letters of rows and columns, it comes as a descriptor that the copy engine moves boxes by.
     """
 
     name: str
@@ -23,6 +24,7 @@ class TensorArgument:
     layout: str
     written: bool = False
     given: str = ""
+    box: tuple[str, str] | None = None
 
     @property
     def strides(self) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Argument:
     """One argument: `type` is `*bf16`, `i32`, ... or `constexpr` with its `value`.
 
-    `divisible16` promises that the pointer or the integer is a multiple of 16.
+    `divisible16` promises that the pointer or the integer is a multiple of 16. A descriptor's type
+    names its box and how that lies in shared memory.
     """
 
     name: str
@@ -20,9 +21,13 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class KernelSpec:
-    """A kernel of an emitted module, specialised for ahead-of-time compiling."""
+    """A kernel of an emitted module, specialised for ahead-of-time compiling.
+
+    `registers` are those of a thread at the start, where the kernel moves them between its warps.
+    """
 
     name: str
     arguments: tuple[Argument, ...]
     num_warps: int
     num_stages: int
+    registers: int | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.codegen.tile_lists import tile_lists
 
@@ -120,12 +121,27 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",
         grid=grids[kernel.name](),
-        tensors=[tensor.given or tensor.name for tensor in kernel.tensors],
+        tensors=[_tensor(tensor, tile) for tensor in kernel.tensors],
         numbers=[*strides, *_scalars(kernel.name, kernel.scalars)],
         constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
-        num_warps=step.num_warps,
-        num_stages=step.num_stages,
+        options=step.options,
     )
+
+
+def _tensor(tensor: TensorArgument, tile: Mapping[str, int]) -> str:
+    """A tensor as the launcher hands it over: itself, or a descriptor that moves its box."""
+    name = tensor.given or tensor.name
+    if tensor.box is None:
+        return name
+    rows, columns = box_sides(tensor, tile)
+    return f"tiled({name}, {rows}, {columns})"
+
+
+def box_sides(tensor: TensorArgument, tile: Mapping[str, int]) -> tuple[int, int]:
+    """Rows and columns of the box that a descriptor moves; BW rows are one consumer's."""
+    assert tensor.box is not None
+    rows, columns = tensor.box
+    return tile["BT"] // tile["NW"] if rows == "BW" else tile[rows], tile[columns]
 
 
 def _scalars(kernel: str, scalars: tuple[str, ...]) -> list[str]:

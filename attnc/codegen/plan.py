@@ -12,8 +12,10 @@ from attnc.codegen.derive import Derivation
 from attnc.codegen.device import Device
 from attnc.codegen.features import Features
 from attnc.codegen.kernel import Kernel
+from attnc.codegen.warp_groups import group_registers
 from attnc.dsl.variant import Variant
 
+BACKENDS = ("triton", "gluon")
 DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 TRITON_TYPES = {
     "fp16": "tl.float16",
@@ -46,7 +48,8 @@ class Request:
     splits each into three tf32 products and keeps fp32's accuracy, `tf32` does not;
     `form` None lets the planner choose; `stateful` adds the initial and the final state.
     `phase` is `forward` or `backward`; a backward gives the gradients of q, k, v and of the
-    declared tensors in `wanted`, all that have one where it is None.
+    declared tensors in `wanted`, all that have one where it is None. `backend` None lets the
+    planner choose.
     """
 
     variant: Variant
@@ -60,6 +63,7 @@ class Request:
     workload: Workload = field(default_factory=lambda: Workload())
     phase: str = "forward"
     wanted: tuple[str, ...] | None = None
+    backend: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +103,24 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class PassPlan:
-    """One kernel with its tiles: `tiles` are the constexpr values by name."""
+    """One kernel with its tiles: `tiles` are the constexpr values by name.
+
+    `options` are what its launch names beside them, for Triton's compiler.
+    """
 
     kernel: Kernel
     tiles: tuple[tuple[str, int], ...]
     num_warps: int
     num_stages: int
     cost: Cost
+
+    @property
+    def options(self) -> Mapping[str, int]:
+        """Warps and stages; specialised warps start from four, and share one count of registers."""
+        groups = self.tile.get("NW")
+        if groups is None:
+            return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {"num_warps": 4, "maxnreg": group_registers(groups).every}
 
     @property
     def tile(self) -> Mapping[str, int]:
@@ -129,7 +144,8 @@ class Rejected:
 class Plan:
     """Every decision about one variant on one device.
 
-    `passes` run in order; `rejected` are the candidates that came before or after it in rank.
+    `passes` run in order; `rejected` are the candidates that came before or after it in rank;
+    `backend_reason` says why its kernels are of that backend.
     """
 
     variant: Variant
@@ -149,6 +165,7 @@ class Plan:
     min_chunks: int
     rejected: tuple[Rejected, ...] = ()
     backend: str = "triton"
+    backend_reason: str = ""
     derivation: Derivation | None = None
 
     @property
@@ -185,6 +202,8 @@ class Plan:
             "programs": self.programs,
             "min_chunks": self.min_chunks,
         }
+        if self.backend != "triton":
+            facts["backend"] = self.backend
         if self.derivation is not None:
             wanted = self.derivation.partials
             facts["gradients"] = [partial.label for partial in wanted]

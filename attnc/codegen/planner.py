@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import product
 
 from attnc.codegen.algebra import Algebra, analyse
+from attnc.codegen.backend import choose_backend
 from attnc.codegen.candidate import (
     is_wide,
     pass_plan,
@@ -20,6 +21,7 @@ from attnc.codegen.candidate import (
     tile_dims,
 )
 from attnc.codegen.features import MIN_TILE, Features, features_of
+from attnc.codegen.gluon.planner import gluon_plans, gluon_steps
 from attnc.codegen.gradient_planner import gradient_plans
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.attend import attend_kernel
@@ -50,6 +52,19 @@ def plans(request: Request) -> tuple[Plan, ...]:
     """
     algebra = analyse(request.variant)
     form, reason = _choose_form(request, algebra)
+    backend, why = choose_backend(request, algebra)
+    if backend == "gluon":
+        printer = printer_for(request)
+        found = gluon_steps(request, _attend_kernel(request, algebra, printer))
+        if not found.fitting:
+            raise _no_fit(request, found.rejected)
+        return gluon_plans(request, algebra, found, tuple(sorted(printer.helpers)), (form, reason))
+    return tuple(
+        replace(item, backend_reason=why) for item in _triton_plans(request, algebra, form, reason)
+    )
+
+
+def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
     if request.phase == "backward":
         return gradient_plans(request, algebra, form, reason)
     if form == "chunked":

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 
-import jinja2
-
+from attnc.codegen.gluon.kernel_text import helper_text, kernel_text
 from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
-from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, Node
+from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL
 from attnc.codegen.header import header
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.launch import LaunchText, launch_text
 from attnc.codegen.plan import TRITON_TYPES, PassPlan, Plan
+from attnc.codegen.statement import Statement, statements
 from attnc.codegen.tables import feature_tables
+from attnc.codegen.template import environment, render_text
 from attnc.codegen.tile_range import KeyLoop
 
 _TEMPLATES = {
@@ -62,51 +61,11 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Statement:
-    """A node as text, for one region and one kind of loop."""
-
-    op: str
-    buffer: str
-    note: str
-    lines: tuple[str, ...]
-    address: str
-    guard: str
-    suffix: str
-    value: str
-    left: str
-    right: str
-    into: str
-    cast_to: str
-
-    def texts(self) -> Iterator[str]:
-        yield from (*self.lines, self.address, self.guard, self.value, self.left, self.right)
-        yield from (self.suffix, self.into)
-
-
-@dataclass(frozen=True, slots=True)
 class _Loop:
     note: str
     header: str
     lines: tuple[str, ...]
-    nodes: tuple[_Statement, ...]
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read_template),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters["quote"] = lambda text: f'"{text}"'
-    return environment
-
-
-def _read_template(name: str) -> str:
-    return (files("attnc") / "templates" / name).read_text(encoding="utf-8")
+    nodes: tuple[Statement, ...]
 
 
 def kernel_symbol(plan: Plan, kernel: Kernel) -> str:
@@ -116,15 +75,23 @@ def kernel_symbol(plan: Plan, kernel: Kernel) -> str:
 
 def render(plan: Plan) -> str:
     """The module text of a plan: the same plan gives the same bytes."""
+    if plan.backend == "gluon":
+        kernels = [
+            kernel_text(plan, step, kernel_symbol(plan, step.kernel)) for step in plan.passes
+        ]
+        helpers = helper_text(plan.helpers)
+        return _render_module(
+            plan,
+            "gluon_module.jinja",
+            _render_call,
+            verb="emitted",
+            helpers=helpers,
+            kernels=kernels,
+        )
     kernels = [_render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
     return _render_module(
         plan, "module.jinja", _render_call, verb="emitted", helpers=plan.helpers, kernels=kernels
     )
-
-
-def render_text(template: str, **facts: object) -> str:
-    """A template that is no kernel, with what it prints."""
-    return _environment().get_template(template).render(**facts)
 
 
 def render_launcher(plan: Plan) -> str:
@@ -178,9 +145,9 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
     kernel = step.kernel
     family = _TEMPLATES.get(kernel.name, kernel.name)
     io = f"{'v' if kernel.tensor('v') else 'do'}.dtype.element_ty"
-    setup = tuple(_statements(plan, kernel, SETUP, masked=False))
+    setup = tuple(statements(plan, kernel, SETUP, masked=False))
     head, tail, finish = (
-        tuple(_statements(plan, kernel, region, masked=False)) for region in (HEAD, TAIL, FINISH)
+        tuple(statements(plan, kernel, region, masked=False)) for region in (HEAD, TAIL, FINISH)
     )
     loops = tuple(_loop(plan, kernel, family, loop) for loop in kernel.loops)
     body = [text for node in (*setup, *head, *tail, *finish) for text in node.texts()]
@@ -189,7 +156,7 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
     body += [*kernel.setup_lines, *kernel.head_lines]
     names = frozenset(re.findall(r"\w+", " ".join(body)))
     text = (
-        _environment()
+        environment()
         .get_template(f"{family}.jinja")
         .render(
             symbol=kernel_symbol(plan, kernel),
@@ -232,7 +199,7 @@ def _precision(plan: Plan) -> str:
 
 
 def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop) -> _Loop:
-    nodes = tuple(_statements(plan, kernel, STEP, masked=loop.masked))
+    nodes = tuple(statements(plan, kernel, STEP, masked=loop.masked))
     needed = set(re.findall(r"\w+", " ".join(text for node in nodes for text in node.texts())))
     pattern = _HEADERS.get(kernel.name) or _HEADERS.get(
         family, "for i_c in range({start}, {stop}):"
@@ -249,46 +216,3 @@ def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop) -> _Loop:
             needed |= set(re.findall(r"\w+", value))
             lines.insert(0, line)
     return _Loop(loop.note, header, (*loop.lines, *lines), nodes)
-
-
-def _statements(plan: Plan, kernel: Kernel, region: str, *, masked: bool) -> Iterable[_Statement]:
-    for node in kernel.graph.nodes(region, masked=masked):
-        yield _statement(plan, kernel, node, masked=masked)
-
-
-def _statement(plan: Plan, kernel: Kernel, node: Node, *, masked: bool) -> _Statement:
-    guards = [node.guard, node.edge_guard if masked else ""]
-    suffix, cast_to, value = "", "", ""
-    lines = node.lines
-    if node.op == "load":
-        suffix = _load_cast(plan, kernel, node)
-    elif node.op == "store":
-        value, lines = node.lines[-1], node.lines[:-1]
-    elif node.op == "dot":
-        suffix, lines = "".join(node.lines), ()
-        cast_to = "IO" if node.dtype == "io" else ""
-    elif node.dtype == "io":
-        cast_to = "IO"
-    return _Statement(
-        op=node.op,
-        buffer=node.buffer,
-        note=node.note,
-        lines=lines,
-        address=node.address,
-        guard=" & ".join(dict.fromkeys(guard for guard in guards if guard)),
-        suffix=suffix,
-        value=value,
-        left=node.left.text if node.left else "",
-        right=node.right.text if node.right else "",
-        into=node.into,
-        cast_to=cast_to,
-    )
-
-
-def _load_cast(plan: Plan, kernel: Kernel, node: Node) -> str:
-    """What a load appends when the tensor's type is not the one the node asks for."""
-    tensor = kernel.tensor(node.tensor)
-    if node.dtype != "acc" or tensor is None:
-        return ""
-    same = tensor.dtype == "acc" or (tensor.dtype == "fp32" and plan.acc == "fp32")
-    return "" if same else ".to(ACC)"

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernel_spec import Argument, KernelSpec
-from attnc.codegen.launch import constant
+from attnc.codegen.launch import box_sides, constant
 from attnc.codegen.plan import PassPlan, Plan
+
+# how the emitted launcher lays tiles out, as Triton spells it
+_SWIZZLED = (
+    "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4, transposed=False, "
+    "fp4_padded=False, cga_layout=[])"
+)
 
 
 def kernel_specs(plan: Plan, *, general: bool = False) -> tuple[KernelSpec, ...]:
@@ -20,10 +26,7 @@ def kernel_specs(plan: Plan, *, general: bool = False) -> tuple[KernelSpec, ...]
 
 def _spec(plan: Plan, step: PassPlan, *, general: bool) -> KernelSpec:
     kernel = step.kernel
-    arguments = [
-        Argument(tensor.name, f"*{_type(plan, tensor)}", divisible16=not general)
-        for tensor in kernel.tensors
-    ]
+    arguments = [_pointer(plan, step, tensor, general=general) for tensor in kernel.tensors]
     for tensor in kernel.tensors:
         if general:
             arguments.extend(Argument(name, "i64") for name in tensor.strides)
@@ -34,7 +37,19 @@ def _spec(plan: Plan, step: PassPlan, *, general: bool) -> KernelSpec:
         Argument(name, "constexpr", value=constant(plan, step, name)) for name in kernel.constants
     )
     symbol = f"{plan.variant.name}_{kernel.name}"
-    return KernelSpec(symbol, tuple(arguments), step.num_warps, step.num_stages)
+    options = step.options
+    return KernelSpec(
+        symbol, tuple(arguments), options["num_warps"], step.num_stages, options.get("maxnreg")
+    )
+
+
+def _pointer(plan: Plan, step: PassPlan, tensor: TensorArgument, *, general: bool) -> Argument:
+    if tensor.box is None:
+        return Argument(tensor.name, f"*{_type(plan, tensor)}", divisible16=not general)
+    rows, columns = box_sides(tensor, step.tile)
+    return Argument(
+        tensor.name, f"tensordesc<{_type(plan, tensor)}[1,1,{rows},{columns}],{_SWIZZLED}>"
+    )
 
 
 def _strides(plan: Plan, tensor: TensorArgument) -> list[Argument]:

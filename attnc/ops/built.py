@@ -19,7 +19,8 @@ from attnc.codegen.device import Device
 from attnc.codegen.launch import constant
 from attnc.codegen.plan import Plan
 from attnc.codegen.render import kernel_symbol, render, render_launcher
-from attnc.errors import PlanError
+from attnc.errors import InputError, PlanError
+from attnc.ops.descriptors import describing
 from attnc.ops.seen_calls import run_on
 
 
@@ -68,6 +69,11 @@ def store_plan(plan: Plan) -> Path:
 def launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
     """Run the launcher of a built plan on tensors of q's device; always a list of tensors."""
     phase = built.plan.phase
+    if q.device.type == "cpu" and built.plan.backend == "gluon":
+        raise InputError(
+            "gluon kernels run on a GPU alone: no interpreter takes them",
+            hints=("leave the backend out: triton's kernels are interpreted on CPU tensors",),
+        )
     if q.device.type == "cpu":
         # a CUDA call needs no interpreter
         from attnc.autotune.interpreter import run_interpreted
@@ -85,6 +91,9 @@ def fast_launcher(plan: Plan, module: ModuleType) -> Callable[..., Any]:
     from attnc.autotune.fast_kernel import FastKernel
 
     own: Callable[..., Any] = getattr(module, plan.phase)
+    if plan.backend == "gluon":
+        # descriptors are made anew for each launch: Triton does that
+        return describing(own)
     try:
         driver = Driver()
     except LaunchError:

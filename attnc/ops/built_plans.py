@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 
 import torch
 
+from attnc.codegen.backend import of_phase
 from attnc.codegen.choice import Bucket, Choice, choice_of
 from attnc.codegen.device import Device
 from attnc.codegen.plan import Plan, Request
@@ -75,7 +75,7 @@ class BuiltPlans:
             request = self._request(
                 dims, key.dtype, form, stateful, precision=precision, device=device
             )
-            ranked = plans(replace(request, phase=phase, wanted=wanted))
+            ranked = plans(of_phase(request, phase, wanted))
             self._ranked[key] = ranked
         tuned = tuned_plan(ranked, q.device, bucket)
         found = (key, () if tuned is None else choice_of(tuned))

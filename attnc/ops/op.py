@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from attnc.codegen.algebra import analyse
+from attnc.codegen.backend import of_phase
 from attnc.codegen.device import DEVICES, Device, device_named
 from attnc.codegen.explain import explain
 from attnc.codegen.features import features_of
 from attnc.codegen.gradient_launch import gradient_tensors, wanted_names
 from attnc.codegen.launch import used_tensors
-from attnc.codegen.plan import Plan, Request, Workload
+from attnc.codegen.plan import BACKENDS, Plan, Request, Workload
 from attnc.codegen.planner import plans
 from attnc.codegen.render import render
 from attnc.dsl.variant import Variant
@@ -45,13 +45,17 @@ class Op:
     CPU tensors run the emitted kernel in Triton's interpreter, CUDA tensors run it compiled.
     """
 
-    def __init__(self, variant: Variant, *, device: str | None = None) -> None:
+    def __init__(
+        self, variant: Variant, *, device: str | None = None, backend: str | None = None
+    ) -> None:
         self.variant = variant
+        self._backend = backend
         self._device = None if device is None else device_named(device)
         self.built_plans = BuiltPlans(self.request, self._device)
         self._seen = SeenCalls()
         self._algebra = analyse(variant)
-        self.key = register(f"{variant.name}-{variant.digest}-{self.planned_for}", self)
+        made_for = f"{self.planned_for}-{backend}" if backend else self.planned_for
+        self.key = register(f"{variant.name}-{variant.digest}-{made_for}", self)
 
     @property
     def planned_for(self) -> str:
@@ -239,7 +243,7 @@ class Op:
         """The first-ranked plan at head dims (K, V), from the declaration where not given."""
         request = self.request(dim, dtype, form, stateful, workload=workload)
         phase = "backward" if backward else "forward"
-        return plans(replace(request, phase=phase))[0]
+        return plans(of_phase(request, phase))[0]
 
     def explain(
         self,
@@ -287,14 +291,21 @@ class Op:
             stateful=stateful,
             precision=PRECISIONS[precision],
             workload=workload or Workload(),
+            backend=self._backend,
         )
 
 
-def compile(variant: Variant, *, device: str | None = None) -> Op:
-    """Make an op of a variant; `device` names a planner's device, the tensors' own by default."""
+def compile(variant: Variant, *, device: str | None = None, backend: str | None = None) -> Op:
+    """Make an op of a variant; `device` names a planner's device, the tensors' own by default.
+
+    `backend` asks for `triton` or `gluon` kernels in the forward; gradients have triton's alone.
+    """
     if not isinstance(variant, Variant):
         raise AttncError(
             f"compile takes a Variant, not a {type(variant).__name__}",
             hints=("attnc.load(path) returns a dict of variants by name",),
         )
-    return Op(variant, device=device)
+    if backend not in {None, *BACKENDS}:
+        known = " and ".join(BACKENDS)
+        raise AttncError(f"unknown backend {backend!r}", notes=(f"there are {known}",))
+    return Op(variant, device=device, backend=backend)

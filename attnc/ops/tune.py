@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from attnc.autotune.measure import Bench, Shown, Trial, winner
 from attnc.autotune.tuning_journal import TuningJournal
 from attnc.autotune.tuning_store import Tuned, TuningStore
 from attnc.autotune.verdict_cache import triton_version
+from attnc.codegen.backend import of_phase
 from attnc.codegen.choice import choice_of, kernel_key
 from attnc.codegen.plan import Plan, Request, Workload
 from attnc.codegen.planner import plans
@@ -256,7 +257,7 @@ def ranked_plans(job: Job, device: torch.device) -> tuple[Plan, ...]:
     request = job.op.request(
         (shape.qk, shape.v), job.dtype, form, False, workload=work, device=planner_device(device)
     )
-    return plans(replace(request, phase=job.phase, wanted=job.wanted))
+    return plans(of_phase(request, job.phase, job.wanted))
 
 
 def _request_of(job: Job, plan: Plan) -> Request:

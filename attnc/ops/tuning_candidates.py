@@ -86,7 +86,8 @@ class CandidateKernels:
         if trial.footprint > plan.device.sram_bytes:
             trial.problem = f"takes {trial.footprint:,} B of SRAM by the compiler"
             return
-        trial.kernels = [self._entry(spec, verdict) for spec, verdict in found]
+        if plan.backend != "gluon":
+            trial.kernels = [self._entry(spec, verdict) for spec, verdict in found]
 
     def _entry(self, spec: KernelSpec, verdict: Verdict) -> dict[str, Any]:
         assert isinstance(verdict, Compiled) and verdict.ptx is not None
@@ -120,7 +121,9 @@ def trial_of(
     predicted = sum(rank_us(step, request) for step in plan.passes)
     # the passes of a forward share their tiles: the last one stands for all
     label = str(plan.passes[-1 if place is None else place])
-    text = render(plan) if kernels is None else render_launcher(plan)
+    # kernels that take descriptors are launched by Triton, from their module
+    whole = kernels is None or plan.backend == "gluon"
+    text = render(plan) if whole else render_launcher(plan)
     trial = Trial(
         store_module(text, name), "; ".join(choice_of(plan)), label, predicted, plan.sram_bytes
     )

@@ -16,7 +16,7 @@ from typing import Any
 import attnc
 from attnc.autotune.atomic_file import write_atomically
 from attnc.autotune.package import MANIFEST, PackagedModule, write_package
-from attnc.codegen.render import render_text
+from attnc.codegen.template import render_text
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 

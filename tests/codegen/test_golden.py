@@ -28,6 +28,11 @@ def test_the_golden_backward_is_what_is_emitted(name, golden):
     golden(f"{name}_bwd.py", op.source(dim=dims, dtype="bf16", backward=True))
 
 
+def test_the_golden_gluon_kernel_is_what_is_emitted(golden):
+    op = compile_op(all_variants()["flash_alibi"], device="h100", backend="gluon")
+    golden("flash_alibi_gluon_fwd.py", op.source(dim=(128, 128), dtype="bf16"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_golden_file_is_a_module_with_a_forward(name):
     path = GOLDEN / f"{name}_fwd.py"

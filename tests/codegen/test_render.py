@@ -13,7 +13,8 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from attnc.codegen.render import _environment, render
+from attnc.codegen.render import render
+from attnc.codegen.template import environment
 from attnc.dsl.toml_file import dumps, loads
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
@@ -128,7 +129,7 @@ def test_no_template_knows_a_variant():
 @pytest.mark.parametrize("template", ["module", "attend", "state", "scan", "output", "gates"])
 def test_a_template_variable_that_is_missing_raises(template):
     with pytest.raises(jinja2.UndefinedError, match="is undefined"):
-        _environment().get_template(f"{template}.jinja").render()
+        environment().get_template(f"{template}.jinja").render()
 
 
 def test_a_loop_without_a_mask_has_no_mask_code():

@@ -1,0 +1,180 @@
+"""Which plans the second backend has for a request, and why it has none for others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attnc.codegen.algebra import Algebra
+from attnc.codegen.features import power_of_two
+from attnc.codegen.gluon.kernel import described
+from attnc.codegen.kernel import Kernel
+from attnc.codegen.plan import DTYPES, BufferUse, Cost, PassPlan, Plan, Rejected, Request
+from attnc.codegen.work import pass_work
+from attnc.dsl.mask import MaskForm
+
+# a product of a warp group has 64 rows and 256 columns at most, and copies swizzle 128 bytes
+_LEAST_COLUMNS, _MOST_COLUMNS = 64, 256
+_GROUP_ROWS = 64
+# arrays of barriers start at multiples of 16 bytes; what partitions are handed stands there too
+_BARRIER, _APART = 8, 16
+_HANDED, _HANDED_ARGUMENT = 224, 16
+# registers that a thread needs beside its tiles
+_BESIDE = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Keys a step, consumer groups of 64 rows, and stages of keys and values."""
+
+    keys: int
+    groups: int
+    stages: int
+
+
+# in order of what an H100 measured of such kernels, a list a width of the head
+_CANDIDATES = {
+    64: (
+        Tiles(128, 2, 2), Tiles(128, 3, 2), Tiles(128, 3, 3), Tiles(128, 2, 3), Tiles(64, 2, 4),
+        Tiles(64, 3, 3),
+    ),
+    128: (Tiles(128, 2, 2), Tiles(64, 2, 3), Tiles(64, 2, 4), Tiles(64, 3, 2)),
+    256: (Tiles(64, 2, 2), Tiles(32, 2, 3), Tiles(64, 2, 1)),
+}  # fmt: skip
+
+
+def refusal(request: Request, algebra: Algebra) -> str:
+    """Why the backend cannot take a request; empty where it can."""
+    device = request.device
+    if device.target != "cuda:90":
+        return f"its kernels are made for cuda:90, not for {device.target}"
+    if request.phase == "backward":
+        return "it has no backward yet"
+    if algebra.family != "softmax":
+        return f"it has the softmax family alone, not the {algebra.family} family"
+    if request.dtype not in {"bf16", "fp16"}:
+        return f"it has 16-bit tensors alone, not {request.dtype}"
+    if algebra.phi is not None:
+        return "its copies go past registers, where the feature map would be applied"
+    if algebra.value is not None:
+        return "its copies go past registers, where the declared value would be made of v"
+    mask = _against_mask(algebra.mask)
+    if mask:
+        return mask
+    wide = [tile_columns(dim) for dim in request.dims]
+    if max(wide) > _MOST_COLUMNS:
+        return f"a head of {max(request.dims)} columns passes {_MOST_COLUMNS}"
+    if wide[0] != wide[1]:
+        return f"tiles of {wide[0]} and {wide[1]} columns share no buffer of rows"
+    if any(dim % 8 for dim in request.dims):
+        return "rows of a tensor have to be multiples of 16 bytes for the copy engine"
+    return ""
+
+
+def _against_mask(mask: MaskForm) -> str:
+    if not mask.clauses:
+        return "the mask is empty: no tile is visited"
+    if mask.documents or mask.blocks:
+        return "it walks over runs of tiles, and data lists the tiles of this mask"
+    if mask.bounds:
+        return "its producer loads no bounds of a mask"
+    if len(mask.clauses) > 1:
+        return "it walks over one run of tiles, and the mask is a union of several"
+    return ""
+
+
+def tile_columns(dim: int) -> int:
+    """Columns of a head's tile: a power of two, one copy wide at least."""
+    return max(_LEAST_COLUMNS, power_of_two(dim))
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The passes that fit in order of rank, and those that do not, with reasons."""
+
+    fitting: tuple[PassPlan, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def gluon_plans(
+    request: Request,
+    algebra: Algebra,
+    steps: Steps,
+    helpers: tuple[str, ...],
+    form: tuple[str, str],
+) -> tuple[Plan, ...]:
+    """A plan for each pass that fits; `form` is the form and why it is taken."""
+    ranked = [
+        Plan(
+            variant=request.variant,
+            algebra=algebra,
+            features=None,
+            device=request.device,
+            dims=request.dims,
+            dtype=request.dtype,
+            form=form[0],
+            form_reason=form[1],
+            stateful=False,
+            precision=request.precision,
+            workload=request.workload,
+            passes=(step,),
+            helpers=helpers,
+            programs=request.device.sms * 2,
+            min_chunks=4,
+            backend="gluon",
+            backend_reason="asked for",
+        )
+        for step in steps.fitting
+    ]
+    why = "ranked behind: such kernels were slower on an H100"
+    behind = tuple(Rejected(str(step), why) for step in steps.fitting[1:])
+    return tuple(replace(item, rejected=(*steps.rejected, *behind)) for item in ranked)
+
+
+def gluon_steps(request: Request, kernel: Kernel) -> Steps:
+    """Every candidate at the request's head dims, held against the device's SRAM."""
+    columns = tile_columns(request.dims[0])
+    found: list[PassPlan] = []
+    rejected: list[Rejected] = []
+    for tiles in _CANDIDATES[columns]:
+        step = _step(request, described(kernel), columns, tiles)
+        needed, budget = step.cost.sram_bytes, request.device.sram_bytes
+        if needed > budget:
+            reason = f"needs {needed:,} B of SRAM, the budget is {budget:,} B"
+            rejected.append(Rejected(str(step), reason))
+        else:
+            found.append(step)
+    return Steps(tuple(found), tuple(rejected))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _APART) * _APART
+
+
+def _step(request: Request, kernel: Kernel, columns: int, tiles: Tiles) -> PassPlan:
+    rows = _GROUP_ROWS * tiles.groups
+    sizes = {"BT": rows, "BS": tiles.keys, "BK": columns, "BV": columns, "NW": tiles.groups}
+    item = DTYPES[request.dtype]
+    keys = tiles.keys * columns * item
+    barriers = _aligned(tiles.groups * _BARRIER) + 4 * _aligned(tiles.stages * _BARRIER)
+    more = sum(1 + len(tensor.strides) for tensor in kernel.tensors if tensor.given)
+    handed = _HANDED + 4 * (tiles.groups + 1) + more * _HANDED_ARGUMENT
+    buffers = (
+        BufferUse("b_q", (rows, columns), request.dtype, "sram", rows * columns * item),
+        BufferUse("b_k", (tiles.keys, columns), request.dtype, "sram", keys, tiles.stages),
+        BufferUse("b_v", (tiles.keys, columns), request.dtype, "sram", keys, tiles.stages),
+        BufferUse("bars", (barriers,), "int8", "sram", barriers),
+        BufferUse("args", (handed,), "int8", "sram", handed),
+    )
+    # scores, weights in half the space, and the accumulator of 64 rows on 128 threads
+    words = (tiles.keys + tiles.keys // 2 + columns) * _GROUP_ROWS // 128
+    hbm_bytes, flops = pass_work(request, kernel, sizes)
+    seconds = max(hbm_bytes / (request.device.tbps * 1e12), flops / (request.device.tflops * 1e12))
+    cost = Cost(
+        sum(use.nbytes * use.copies for use in buffers),
+        _BESIDE + words,
+        int(hbm_bytes),
+        int(flops),
+        seconds * 1e6,
+        buffers,
+    )
+    return PassPlan(kernel, tuple(sizes.items()), 4 * (tiles.groups + 1), tiles.stages, cost)

@@ -1,0 +1,293 @@
+"""The softmax forward of both backends beside cuDNN and FlexAttention, in one process, interleaved.
+
+python -m benchmarks.softmax OUT.json [--work plain|variants] [--dims 64,128] [--tokens 1024,16384]
+    [--who triton,gluon,cudnn,flex] [--tiles N] [--only NAME]
+
+Each contender's output is held to the design's criterion at two heads before it is timed. `--tiles`
+times that many of gluon's plans, not its first alone. Options cut a run into pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from attnc.autotune.module_cache import load_module
+from attnc.codegen.plan import Plan
+from attnc.codegen.planner import plans
+from attnc.dsl.toml_file import loads
+from attnc.dsl.variant import Variant
+from attnc.ops.built import store_plan
+from attnc.ops.criterion import check
+from attnc.ops.op import compile as compile_op
+from attnc.ops.reference import pt, reference
+from benchmarks.record import write
+
+# B * S and H * D of every plain cell, as others publish theirs
+_TOKENS, _CHANNELS = 16384, 2048
+_HEADS_CHECKED = 2
+_ROUNDS, _CALLS = 9, 4
+_MASKS = {
+    "full": "full",
+    "causal": "causal",
+    "window128": "causal & window(127)",
+    "window1024": "causal & window(1023)",
+    "alibi": "causal",
+    "softcap": "causal",
+    "gqa": "causal",
+}
+_SCORES = {"alibi": "s - slope[h] * (i - j)", "softcap": "softcap(s, 50)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One shape of one variant: q is [batch, tokens, hq, dim]."""
+
+    name: str
+    batch: int
+    tokens: int
+    hq: int
+    hkv: int
+    dim: int
+
+    @property
+    def variant(self) -> Variant:
+        lines = [f"[{self.name}]", 'feature_map = "softmax"', 'scale = "rsqrt(d)"']
+        if _MASKS[self.name] != "full":
+            lines.append(f'mask = "{_MASKS[self.name]}"')
+        if self.name in _SCORES:
+            lines.append(f'score = "{_SCORES[self.name]}"')
+        if self.name == "alibi":
+            lines.append('params.slope = { shape = ["h"] }')
+        return loads("\n".join(lines))[self.name]
+
+    @property
+    def flops(self) -> float:
+        """Of both products over the visible pairs; a causal half counts as half."""
+        pairs = self.tokens**2 * (1.0 if self.name == "full" else 0.5)
+        if self.name.startswith("window"):
+            pairs = self.tokens * min(self.tokens / 2, int(self.name.removeprefix("window")))
+        return 4.0 * self.batch * self.hq * pairs * self.dim
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    for dim in options.dims:
+        if options.work == "plain":
+            heads = _CHANNELS // dim
+            for tokens in options.tokens:
+                for name in ("full", "causal"):
+                    yield Cell(name, _TOKENS // tokens, tokens, heads, heads, dim)
+        else:
+            for name in ("window128", "window1024", "alibi", "softcap"):
+                yield Cell(name, 2, 8192, 16, 16, dim)
+            yield Cell("gqa", 2, 8192, 32, 8, dim)
+
+
+class Contenders:
+    """Who runs a cell, by name: calls that take nothing and return o as [B, T, H, D]."""
+
+    def __init__(self, cell: Cell, options: argparse.Namespace) -> None:
+        self.cell, self._options = cell, options
+        generator = torch.Generator("cuda").manual_seed(cell.tokens + cell.dim)
+        make = partial(torch.randn, device="cuda", dtype=torch.bfloat16, generator=generator)
+        self.q = make(cell.batch, cell.tokens, cell.hq, cell.dim)
+        self.k, self.v = (make(cell.batch, cell.tokens, cell.hkv, cell.dim) for _ in range(2))
+        slopes = [2.0 ** (-8 * (n + 1) / cell.hq) for n in range(cell.hq)]
+        self.tensors = (
+            {"slope": torch.tensor(slopes, device="cuda")} if cell.name == "alibi" else {}
+        )
+
+    def find(self) -> dict[str, Callable[[], torch.Tensor]]:
+        makers = {
+            "triton": self._triton,
+            "gluon": self._gluon,
+            "cudnn": self._cudnn,
+            "flex": self._flex,
+        }
+        found: dict[str, Callable[[], torch.Tensor]] = {}
+        for who in self._options.who:
+            found |= makers[who]()
+        return found
+
+    def _triton(self) -> dict[str, Callable[[], torch.Tensor]]:
+        op = compile_op(self.cell.variant, backend="triton")
+        return {"triton": lambda: op(self.q, self.k, self.v, **self.tensors)}
+
+    def _gluon(self) -> dict[str, Callable[[], torch.Tensor]]:
+        found = {}
+        for plan in gluon_plans(self.cell)[: self._options.tiles]:
+            run = load_module(store_plan(plan)).forward
+            call = partial(run, self.q, self.k, self.v, *self.tensors.values())
+            found[f"gluon {plan.passes[0]}"] = lambda call=call: call()[0]
+        return found
+
+    def _cudnn(self) -> dict[str, Callable[[], torch.Tensor]]:
+        if self.cell.name not in {"full", "causal", "gqa"}:
+            return {}
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        q, k, v = (x.transpose(1, 2) for x in (self.q, self.k, self.v))
+        more = {"enable_gqa": True} if self.cell.hq != self.cell.hkv else {}
+        causal = self.cell.name != "full"
+
+        def run() -> torch.Tensor:
+            with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
+                attend = torch.nn.functional.scaled_dot_product_attention
+                return attend(q, k, v, is_causal=causal, **more).transpose(1, 2)
+
+        return {"cudnn": run}
+
+    def _flex(self) -> dict[str, Callable[[], torch.Tensor]]:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        name, tokens = self.cell.name, self.cell.tokens
+        width = int(name.removeprefix("window")) if name.startswith("window") else tokens
+        seen = lambda b, h, i, j: (i >= j) & (i - j < width)  # noqa: E731
+        mask = None if name == "full" else create_block_mask(seen, None, None, tokens, tokens)
+        slopes = self.tensors.get("slope")
+        scores: dict[str, Any] = {
+            "alibi": lambda s, b, h, i, j: s - slopes[h] * (i - j),  # type: ignore[index]
+            "softcap": lambda s, b, h, i, j: 50.0 * torch.tanh(s / 50.0),
+        }
+        attend = torch.compile(flex_attention, dynamic=False)
+        q, k, v = (x.transpose(1, 2) for x in (self.q, self.k, self.v))
+        gqa = self.cell.hq != self.cell.hkv
+
+        def run() -> torch.Tensor:
+            score = scores.get(name)
+            out = attend(q, k, v, score_mod=score, block_mask=mask, enable_gqa=gqa)
+            return out.transpose(1, 2)
+
+        return {"flex": run}
+
+    def expected(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The fp64 reference, and eager torch in bf16, at the first and the last head."""
+        refs, rounded = [], []
+        group = self.cell.hq // self.cell.hkv
+        for b, h in ((0, 0), (self.cell.batch - 1, self.cell.hq - 1))[:_HEADS_CHECKED]:
+            q = self.q[b : b + 1, :, h : h + 1]
+            k, v = (x[b : b + 1, :, h // group : h // group + 1] for x in (self.k, self.v))
+            own = {name: x[h : h + 1] for name, x in self.tensors.items()}
+            refs.append(reference(self.cell.variant, q, k, v, own))
+            rounded.append(pt(self.cell.variant, q, k, v, own))
+        return refs, rounded
+
+    def judge(self, out: torch.Tensor, expected: tuple[list[Any], list[Any]]) -> dict[str, object]:
+        places = ((0, 0), (self.cell.batch - 1, self.cell.hq - 1))
+        verdicts = [
+            check(out[b : b + 1, :, h : h + 1], ref, rounded)
+            for (b, h), ref, rounded in zip(places, *expected, strict=True)
+        ]
+        worst = max(verdicts, key=lambda verdict: verdict.error / verdict.bound)
+        passed = all(verdict.passed and verdict.zeros_fail for verdict in verdicts)
+        return {"passed": passed, "error": worst.error, "bound": worst.bound}
+
+
+def gluon_plans(cell: Cell) -> tuple[Plan, ...]:
+    op = compile_op(cell.variant, backend="gluon")
+    return plans(op.request((cell.dim, cell.dim), "bf16", None, False))
+
+
+def warm(found: list[Cell], options: argparse.Namespace) -> None:
+    """Compile all gluon plans side by side, on small tensors."""
+    distinct = {}
+    for cell in found:
+        for plan in gluon_plans(cell)[: options.tiles]:
+            distinct[plan.digest] = (cell, plan)
+
+    def build(cell: Cell, plan: Plan) -> None:
+        make = partial(torch.zeros, device="cuda", dtype=torch.bfloat16)
+        q = make(1, 64, cell.hq, cell.dim)
+        k, v = (make(1, 64, cell.hkv, cell.dim) for _ in range(2))
+        slopes = [torch.zeros(cell.hq, device="cuda")] if cell.name == "alibi" else []
+        load_module(store_plan(plan)).forward(q, k, v, *slopes)
+
+    if "gluon" in options.who:
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(lambda item: build(*item), distinct.values()))
+
+
+def timed(runs: dict[str, Callable[[], torch.Tensor]]) -> dict[str, list[float]]:
+    """Milliseconds a call, of rounds in which every contender runs in turn."""
+    samples: dict[str, list[float]] = {who: [] for who in runs}
+    for _ in range(_ROUNDS):
+        for who, run in runs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(2_000_000)  # launches queue up behind it: the host is not timed
+            begin.record()
+            for _ in range(_CALLS):
+                run()
+            end.record()
+            end.synchronize()
+            samples[who].append(begin.elapsed_time(end) / _CALLS)
+    return samples
+
+
+def measure(cell: Cell, options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    contenders = Contenders(cell, options)
+    expected = contenders.expected()
+    runs, facts = {}, {}
+    for who, run in contenders.find().items():
+        try:
+            facts[who] = contenders.judge(run(), expected)
+            run()
+            runs[who] = run
+        except Exception as error:  # a contender that fails is a row, not the end
+            facts[who] = {"problem": f"{type(error).__name__}: {error}"[:300]}
+    samples = timed(runs)
+    for who, fact in facts.items():
+        row: dict[str, object] = {
+            "cell": cell.name, "batch": cell.batch, "tokens": cell.tokens, "hq": cell.hq,
+            "hkv": cell.hkv, "dim": cell.dim, "who": who, **fact,
+        }  # fmt: skip
+        if who in samples:
+            ms = statistics.median(samples[who])
+            row |= {
+                "ms": round(ms, 4),
+                "least": round(min(samples[who]), 4),
+                "tflops": round(cell.flops / ms / 1e9, 1),
+            }
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
+    parser.add_argument("--work", choices=("plain", "variants"), default="plain")
+    parser.add_argument("--dims", type=numbers, default=[64, 128])
+    parser.add_argument("--tokens", type=numbers, default=[1024, 4096, 16384])
+    parser.add_argument(
+        "--who", type=lambda text: text.split(","), default=["triton", "gluon", "cudnn"]
+    )
+    parser.add_argument("--tiles", type=int, default=1)
+    parser.add_argument("--only", help="one cell by name")
+    parser.add_argument("--seconds", type=float, default=300)
+    options = parser.parse_args()
+    start = time.time()
+    found = [cell for cell in cells(options) if options.only in {None, cell.name}]
+    warm(found, options)
+    print(f"compiled after {time.time() - start:.0f} s", file=sys.stderr, flush=True)
+    rows: list[dict[str, object]] = []
+    for cell in found:
+        if time.time() - start > options.seconds:
+            print(f"cut before {cell}", file=sys.stderr)
+            break
+        for row in measure(cell, options):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+        write(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Gluon's kernels compiled for sm_90 with no GPU: every feature, on whichever Triton is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attnc.autotune.compiler import CompileJob, CompilePool
+from attnc.autotune.module_cache import store_module
+from attnc.autotune.target import Target
+from attnc.autotune.verdict import Compiled
+from attnc.codegen.device import DEVICES
+from attnc.codegen.plan import Request
+from attnc.codegen.planner import plans
+from attnc.codegen.render import render
+from attnc.codegen.signature import kernel_specs
+from attnc.dsl.toml_file import loads
+from tests.conftest import ROOT
+
+TOML = ROOT / "tests" / "gpu" / "gluon_variants.toml"
+VARIANTS = loads(Path(TOML).read_text(encoding="utf-8"))
+# a variant for every statement that differs, a head for every width, both 16-bit types
+CASES = [
+    ("causal", 64, "bf16"),
+    ("banded", 64, "bf16"),
+    ("capped", 128, "bf16"),
+    ("biased", 64, "fp16"),
+    ("sunk", 256, "bf16"),
+]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("name", "dim", "dtype"), CASES)
+def test_a_kernel_compiles_for_sm_90_and_takes_the_sram_that_was_planned(name, dim, dtype):
+    request = Request(VARIANTS[name], DEVICES["h100"], (dim, dim), dtype, backend="gluon")
+    plan = plans(request)[0]
+    path = store_module(render(plan), name)
+    with CompilePool(1) as pool:
+        (verdict,) = pool.map([CompileJob(path, kernel_specs(plan)[0], Target.parse("cuda:90"))])
+    assert isinstance(verdict, Compiled), verdict
+    assert verdict.num_warps == plan.passes[0].num_warps
+    assert verdict.shared_bytes <= plan.sram_bytes <= verdict.shared_bytes + 128
+    assert verdict.ptx is not None and "wgmma.mma_async" in verdict.ptx
+    assert "cp.async.bulk.tensor.4d" in verdict.ptx and "setmaxnreg" in verdict.ptx
+    assert ("tanh.approx.f32" in verdict.ptx) == (name == "capped")
+    if name == "causal":
+        assert verdict.spill_stores == 0

@@ -1,0 +1,60 @@
+"""`--backend`: what plan, emit and build make of it."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_a_plan_names_its_backend_and_why(attnc):
+    done = attnc("plan", "flash", "--no-compiled")
+    assert "code   triton, not gluon: no card has measured it" in done.out
+    done = attnc("plan", "flash", "--backend", "gluon", "--no-compiled")
+    assert done.status == 0
+    assert done.out.startswith("flash on h100: online form, gluon backend, bf16, K=64 V=64")
+    assert "NW=2, 12 warps" in done.out
+    plan = json.loads(attnc("plan", "flash", "--backend", "gluon", "--no-compiled", "--json").out)
+    assert (plan["backend"], plan["backend_reason"]) == ("gluon", "asked for")
+
+
+def test_an_emitted_module_says_how_to_emit_it_again(attnc):
+    done = attnc("emit", "flash", "--backend", "gluon")
+    assert done.status == 0
+    assert "--backend gluon" in done.out.split('"""')[1]
+    assert "@gluon.jit" in done.out
+
+
+def test_an_unknown_backend_is_a_slip_of_the_command_line(attnc):
+    done = attnc("plan", "flash", "--backend", "glue")
+    assert done.status == 64
+    assert "unknown backend 'glue'" in done.err
+    assert "the known ones are triton, gluon" in done.err
+
+
+def test_what_gluon_cannot_take_is_said_by_every_command(attnc, tmp_path):
+    for command in (
+        ("plan", "lightning", "--backend", "gluon"),
+        ("emit", "flash", "--backend", "gluon", "--dtype", "fp32"),
+        ("build", "flash", "--backend", "gluon", "--target", "cuda:80", "-o", tmp_path / "p"),
+    ):
+        done = attnc(*command)
+        assert done.status != 0
+        assert "the gluon backend cannot take the forward of" in done.err
+
+
+def test_a_wheel_of_gluon_kernels_is_refused(attnc, tmp_path):
+    done = attnc(
+        "build", "flash", "--backend", "gluon", "--target", "cuda:90", "--wheel", "mine",
+        "-o", tmp_path,
+    )  # fmt: skip
+    assert done.status == 64
+    assert "a wheel cannot launch gluon kernels" in done.err
+
+
+def test_a_package_holds_a_gluon_binary(attnc, tmp_path):
+    folder = tmp_path / "package"
+    done = attnc("build", "flash", "--backend", "gluon", "--target", "cuda:90", "-o", folder)
+    assert done.status == 0
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (module,) = manifest["modules"]
+    (kernel,) = module["kernels"]
+    assert (folder / kernel["file"]).stat().st_size > 1000

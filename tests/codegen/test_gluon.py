@@ -1,0 +1,169 @@
+"""The second backend from the same graph: what it takes, what it prints, what it says no to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from attnc.codegen.device import DEVICES
+from attnc.codegen.gluon.schedule import schedule
+from attnc.codegen.gluon.statement import gluon_text
+from attnc.codegen.plan import Request
+from attnc.codegen.planner import plans
+from attnc.codegen.render import render
+from attnc.codegen.warp_groups import group_registers
+from attnc.dsl.toml_file import loads
+from attnc.errors import PlanError
+from attnc.ops.shipped import shipped
+from tests.conftest import ROOT
+
+TOML = ROOT / "tests" / "gpu" / "gluon_variants.toml"
+VARIANTS = loads(Path(TOML).read_text(encoding="utf-8"))
+OTHERS = loads(
+    "\n".join(
+        f'[{name}]\nfeature_map = "softmax"\nscale = 1.0\n{more}'
+        for name, more in {
+            "none": 'mask = "causal & (j > i)"',
+            "union": 'mask = "(causal & window(9)) | prefix(4)"',
+            "packed": 'mask = "documents(ids)"\ninputs.ids = { shape = ["b", "t"] }',
+            "bounded": 'mask = "prefix(n[b])"\ninputs.n = { shape = ["b"] }',
+            "valued": 'value = "v * g[h]"\nparams.g = { shape = ["h"] }',
+        }.items()
+    )
+)
+
+
+def request(name: str, dim: int = 64, **facts) -> Request:
+    variant = {**shipped(), **VARIANTS, **OTHERS}[name]
+    dims = facts.pop("dims", (dim, dim))
+    return Request(variant, DEVICES["h100"], dims, backend="gluon", **facts)
+
+
+def test_triton_comes_first_until_a_card_has_measured_the_other():
+    """The one rule that keeps what never ran from running unasked."""
+    chosen = plans(replace(request("flash"), backend=None))[0]
+    assert chosen.backend == "triton"
+    assert chosen.backend_reason == "not gluon: no card has measured it, so it has to be asked for"
+
+
+def test_a_backend_that_is_asked_for_is_taken():
+    assert {plan.backend for plan in plans(request("flash"))} == {"gluon"}
+    portable = plans(replace(request("flash"), backend="triton"))
+    assert {plan.backend for plan in portable} == {"triton"}
+    assert portable[0].digest == plans(replace(request("flash"), backend=None))[0].digest
+
+
+REFUSED = {
+    "its kernels are made for cuda:90, not for cuda:80": replace(
+        request("flash"), device=DEVICES["a100"]
+    ),
+    "it has no backward yet": request("flash", phase="backward"),
+    "it has the softmax family alone, not the state family": request("lightning"),
+    "it has 16-bit tensors alone, not fp32": request("flash", dtype="fp32"),
+    "a head of 320 columns passes 256": request("flash", 320),
+    "tiles of 256 and 128 columns share no buffer of rows": request("flash", dims=(192, 128)),
+    "rows of a tensor have to be multiples of 16 bytes for the copy engine": request("flash", 60),
+    "the mask is empty: no tile is visited": request("none"),
+    "it walks over one run of tiles, and the mask is a union of several": request("union"),
+    "it walks over runs of tiles, and data lists the tiles of this mask": request("packed"),
+    "its producer loads no bounds of a mask": request("bounded"),
+    "its copies go past registers, where the declared value would be made of v": request("valued"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_the_backend_cannot_take_is_refused_by_name_and_left_to_triton(why):
+    asked = REFUSED[why]
+    with pytest.raises(PlanError, match="the gluon backend cannot take") as caught:
+        plans(asked)
+    assert caught.value.notes == (why,)
+    assert caught.value.hints == ("leave the backend out: triton takes all that can be declared",)
+    if asked.variant.mask_form.clauses and asked.phase == "forward":
+        left = plans(replace(asked, backend=None))[0]
+        assert (left.backend, left.backend_reason) == ("triton", f"not gluon: {why}")
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(PlanError, match="unknown backend 'cuda'") as caught:
+        plans(replace(request("flash"), backend="cuda"))
+    assert caught.value.notes == ("there are triton and gluon",)
+
+
+def test_a_budget_that_no_tile_fits_is_an_error_with_the_reasons():
+    small = replace(request("flash", 128), device=DEVICES["h100"].with_sram(50_000))
+    with pytest.raises(PlanError, match="no tile of 'flash'"):
+        plans(small)
+    tight = plans(replace(request("flash", 128), device=DEVICES["h100"].with_sram(140_000)))
+    assert any("of SRAM, the budget is 140,000 B" in item.reason for item in tight[0].rejected)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_module_is_python_of_torch_and_triton_alone(name):
+    text = render(plans(request(name, 128))[0])
+    compile(text, name, "exec")
+    imported = {
+        line.split()[1].split(".")[0] for line in re.findall(r"^(?:from|import) .*", text, re.M)
+    }
+    assert imported == {"torch", "triton"}
+    assert "tl." not in text, "a statement was left in the portable language"
+
+
+def test_full_tiles_carry_no_mask_code():
+    text = render(plans(request("windowed"))[0])
+    full = text.split("# full tiles: every row sees every key, no mask\n")[1]
+    assert "m_st" not in full.split("# keys right of the full tiles")[0]
+    assert text.count("gl.where(m_st, b_s") == 3  # the first tile, and the two masked runs
+
+
+# copies, which the copy engine makes, and the two products are the template's own
+OWN = {"load b_q", "load b_k", "load b_v", "dot b_s", "values", "store o"}
+NODES = {node.name for node in plans(request("capped"))[0].passes[0].kernel.graph.nodes()}
+
+
+@pytest.mark.parametrize("name", sorted(NODES - OWN))
+def test_deleting_a_node_changes_the_text(name):
+    plan = plans(request("capped"))[0]
+    step = plan.passes[0]
+    kernel = replace(step.kernel, graph=step.kernel.graph.without(name))
+    other = replace(plan, passes=(replace(step, kernel=kernel),))
+    assert render(other).split('"""')[2] != render(plan).split('"""')[2]
+
+
+def test_what_needs_no_scores_is_done_while_they_are_made():
+    graph = plans(request("paired"))[0].passes[0].kernel.graph
+    parts = schedule(graph, masked=True)
+    assert [node.op for node in parts.ahead] == ["load"]
+    assert [node.buffer for node in parts.accumulator] == ["b_o"]
+    assert (parts.pairs, parts.weights, parts.into) == ("b_s", "b_p", "b_o")
+    assert {"b_mn", "b_p", "b_l", "b_m"} <= {node.buffer for node in parts.scores}
+
+
+@pytest.mark.parametrize(
+    ("portable", "gluon"),
+    [
+        ("b_l = tl.zeros([BT], ACC)", "b_l = gl.zeros([BW], ACC, ROWS)"),
+        ("b_o = tl.zeros([BT, BV], ACC)", "b_o = gl.zeros([BW, BV], ACC, VALUES)"),
+        ("b_l = tl.full([BT], 1.0, ACC)", "b_l = gl.full([BW], 1.0, ACC, ROWS)"),
+        ("b_m = tl.zeros([BT], ACC) + b_sink", "b_m = gl.zeros([BW], ACC, ROWS) + b_sink"),
+        ("b_p = tl.exp2(b_s - b_ms[:, None])", "b_p = gl.exp2(b_s - b_ms[:, None])"),
+    ],
+)  # fmt: skip
+def test_a_tile_that_is_made_says_its_layout(portable, gluon):
+    assert gluon_text(portable) == gluon
+
+
+def test_rows_that_meet_the_accumulator_take_its_layout():
+    line = "b_o = b_o / tl.where(b_l > 0.0, b_l, 1.0)[:, None]"
+    converted = "gl.convert_layout(gl.where(b_l > 0.0, b_l, 1.0), ROWS_OF_VALUES)[:, None]"
+    assert gluon_text(line, accumulator=True) == f"b_o = b_o / {converted}"
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_warps_share_no_more_registers_than_there_are(groups):
+    shares = group_registers(groups)
+    assert (groups * shares.consumer + shares.producer) * 128 <= 65536
+    assert (groups + 1) * shares.every * 128 <= 65536
+    assert all(count % 8 == 0 for count in (shares.every, shares.consumer, shares.producer))
