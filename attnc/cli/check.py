@@ -5,6 +5,7 @@ from __future__ import annotations
 from attnc.cli.find import find
 from attnc.cli.screen import console, print_warning
 from attnc.cli.status import OK
+from attnc.dsl.mask import FULL
 from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
 
@@ -31,10 +32,12 @@ def forms_of(variant: Variant) -> tuple[str, ...]:
         return ("online",)
     if is_causal(variant.mask_form):
         return ("parallel", "chunked", "recurrent")
-    return ("parallel",)
+    return ("parallel", "chunked") if variant.mask_form == FULL else ("parallel",)
 
 
 def _why(variant: Variant) -> str:
-    if variant.family == "state" and not is_causal(variant.mask_form):
-        return " (chunked and recurrent need a mask that is exactly causal)"
-    return ""
+    if variant.family == "softmax" or is_causal(variant.mask_form):
+        return ""
+    if variant.mask_form == FULL:
+        return " (recurrent needs a mask that is exactly causal)"
+    return " (chunked and recurrent need a mask that is exactly causal)"

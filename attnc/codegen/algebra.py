@@ -9,7 +9,7 @@ import sympy
 
 from attnc.codegen.symbolic import refs_of, symbol, to_sympy
 from attnc.dsl.expr import Expr, Ref
-from attnc.dsl.mask import MaskForm
+from attnc.dsl.mask import FULL, MaskForm
 from attnc.dsl.proof import is_causal, within_causal
 from attnc.dsl.variant import Variant
 
@@ -65,9 +65,19 @@ class Algebra:
         return self.degree == 1 and self.coefficients[0] == 0
 
     @property
+    def global_sum(self) -> bool:
+        """Whether every query sees every key undecayed, so that one state serves all queries."""
+        return self.family == "state" and self.mask == FULL
+
+    @property
     def plain_score(self) -> bool:
         """Whether the score is s itself, so that the scale folds into the exponent."""
         return bool(self.score == symbol("s"))
+
+    @property
+    def keeps_state(self) -> FormVerdict:
+        """Whether a call can hand a state to the next: a fold over tokens does, a sum does not."""
+        return self.legal("chunked") if self.family == "softmax" else self.legal("recurrent")
 
     def legal(self, form: str) -> FormVerdict:
         """The verdict on one form."""
@@ -125,7 +135,7 @@ def analyse(variant: Variant) -> Algebra:
         mask=variant.mask_form,
         causal=causal,
         within_causal=within_causal(variant.mask_form),
-        forms=_forms(softmax, causal),
+        forms=_forms(softmax, causal, variant.mask_form == FULL),
     )
 
 
@@ -144,7 +154,7 @@ def _uses_head(expression: Expr | None) -> bool:
     )
 
 
-def _forms(softmax: bool, causal: bool) -> tuple[FormVerdict, ...]:
+def _forms(softmax: bool, causal: bool, full: bool) -> tuple[FormVerdict, ...]:
     if softmax:
         no_state = "exp(score) is no finite polynomial in s, so no state of fixed size holds it"
         return (
@@ -154,10 +164,13 @@ def _forms(softmax: bool, causal: bool) -> tuple[FormVerdict, ...]:
             FormVerdict("recurrent", False, no_state),
         )
     folds = "the weight is a polynomial in s: S = decay * S + phi(k)^T v"
+    summed = "every query sees every key, and one state, S = sum of phi(k)^T v, serves them all"
     needs_causal = "the mask is not exactly causal, and a fold over tokens sees just j <= i"
     return (
         FormVerdict("online", False, "the weight is not exp(score)"),
         FormVerdict("parallel", True, "any mask, one tile of weights at a time"),
-        FormVerdict("chunked", causal, folds if causal else needs_causal),
+        FormVerdict(
+            "chunked", causal or full, folds if causal else summed if full else needs_causal
+        ),
         FormVerdict("recurrent", causal, folds if causal else needs_causal),
     )

@@ -33,6 +33,7 @@ class GradientLaunch:
     gated: bool
     exponents: bool
     stateful: bool
+    global_sum: bool
     state_heads_are_query: bool
     acc: str
     head_dim: int
@@ -59,7 +60,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
     grads = ", ".join(["dq", "dk", "dv", *(f"du_{name}" for name in names)])
     tiles = {key: size for step in plan.passes for key, size in step.tile.items()}
     if chunked:
-        tiles["BV"] = next(s for s in plan.passes if s.kernel.name == "carry").tile["BV"]
+        tiles["BV"] = next(s for s in plan.passes if s.kernel.name == "state").tile["BV"]
         count = "NC"
     else:
         rows = next(step for step in plan.passes if step.kernel.name == "dq").tile["BT"]
@@ -79,6 +80,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         gated=plan.algebra.decay == "gated",
         exponents=exponents if chunked else by_sums,
         stateful=plan.stateful,
+        global_sum=plan.algebra.global_sum,
         state_heads_are_query=plan.algebra.heads_differ,
         acc=TORCH_TYPES[plan.acc],
         head_dim=plan.dims[0],

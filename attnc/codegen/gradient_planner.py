@@ -24,6 +24,11 @@ from attnc.codegen.kernels.gradient.columns import columns_kernel
 from attnc.codegen.kernels.gradient.delta import delta_kernel
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.gate_sums import dgates_kernel
+from attnc.codegen.kernels.gradient.global_gradient import (
+    global_dkey_kernel,
+    global_dquery_kernel,
+    global_dvalue_kernel,
+)
 from attnc.codegen.kernels.gradient.reverse_scan import dscan_kernel
 from attnc.codegen.kernels.gradient.rows import rows_kernel
 from attnc.codegen.kernels.gradient.value_gradient import sums_channels
@@ -200,6 +205,8 @@ def _chunk_passes(request: Request, facts: GradientFacts, features: Features) ->
         exact_folds=bool(facts.derivation.decay) and request.dtype in {"bf16", "fp16"},
     )  # fmt: skip
     makers = (dquery_kernel, dkey_kernel, dvalue_kernel)
+    if facts.algebra.global_sum:
+        makers = (global_dquery_kernel, global_dkey_kernel, global_dvalue_kernel)
     declared = request.variant.chunk
     sizes: tuple[int, ...] = (64, 32, 16)
     if is_wide(request):
@@ -255,6 +262,8 @@ def _folds(request: Request, facts: GradientFacts, chunk: ChunkFacts, rows: int)
         lambda: carry_kernel(chunk),
         lambda: dcarry_kernel(chunk, facts),
     )
+    if facts.algebra.global_sum:
+        makers = makers[:2]
     folds = [_rank(request, make(), _fold_tiles(request, rows)) for make in makers]
     widths = [step.tile["BV"] for step in folds[0].steps]
     for width in dict.fromkeys(widths):
@@ -265,6 +274,8 @@ def _folds(request: Request, facts: GradientFacts, chunk: ChunkFacts, rows: int)
         if all(fold.steps for fold in alike):
             folds = alike
             break
+    if facts.algebra.global_sum:
+        return [*passes, *folds]
     state, dstate, carry, dcarry = folds
     scan = {"BC": rows, "BE": 512}
     return [

@@ -24,6 +24,7 @@ class LaunchText:
     summed: bool
     gated: bool
     stateful: bool
+    global_sum: bool
     state_heads_are_query: bool
     acc: str
     value_dim: int
@@ -75,6 +76,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         summed=summed,
         gated=plan.algebra.decay == "gated",
         stateful=plan.stateful,
+        global_sum=plan.algebra.global_sum,
         state_heads_are_query=plan.algebra.heads_differ,
         acc=TORCH_TYPES[plan.acc],
         value_dim=plan.dims[1],
@@ -108,13 +110,14 @@ def list_grid(plan: Plan, name: str) -> list[str]:
 def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     kernel = step.kernel
     tile = step.tile
+    whole = plan.stateful or plan.algebra.global_sum
     strides = [f"*{t.given or t.name}.stride()" for t in kernel.tensors if t.axes]
     grids = {
         "online": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
         "parallel": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
         "gates": lambda: ["B * HS"],
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
-        "state": lambda: ["NV * B * HS", "NS" if plan.stateful else "NS - 1"],
+        "state": lambda: ["NV * B * HS", "NS" if whole else "NS - 1"],
         "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
         "output": lambda: ["NV * B * HQ", "NS"],
     }

@@ -114,6 +114,9 @@ def _slower(item: Plan, best: Plan, request: Request) -> str:
 
 def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
     name = request.variant.name
+    asked = request.form is None or algebra.legal(request.form).legal
+    if request.stateful and asked and not algebra.keeps_state.legal:
+        raise PlanError(f"{name!r} keeps no state", notes=(algebra.keeps_state.reason,))
     if request.form is not None:
         verdict = algebra.legal(request.form)
         if request.form == "recurrent" and verdict.legal:
@@ -130,8 +133,6 @@ def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
             )
         return request.form, "asked for"
     chunked = algebra.legal("chunked")
-    if request.stateful and not chunked.legal:
-        raise PlanError(f"{name!r} keeps no state", notes=(chunked.reason,))
     if algebra.family == "softmax":
         return "online", algebra.legal("online").reason
     if chunked.legal:
@@ -227,7 +228,7 @@ def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected
     if too_large:
         return [], (Rejected("any chunk", too_large),)
     tile_k, tile_v = tile_dims(request)
-    state, scan, output = _chunk_kernels(request, algebra, features, printer_for(request))
+    state, *scans, output = _chunk_kernels(request, algebra, features, printer_for(request))
     chunk = request.variant.chunk
     chunks: tuple[int, ...] = (chunk,) if isinstance(chunk, int) else (64, 128, 32, 16)
     least = request.device.min_columns
@@ -239,7 +240,7 @@ def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected
         splits = [width for width in splits if width <= 64]
     found: _Found = []
     rejected: list[Rejected] = []
-    scanned = pass_plan(request, scan, {"BC": 0, "BE": 512}, 4, 1)
+    scanned = [pass_plan(request, scan, {"BC": 0, "BE": 512}, 4, 1) for scan in scans]
     for rows, width, warps, stages in product(chunks, splits[:3], (8, 4), (3, 2, 1)):
         if rows < 16 * warps and not (warps == 4 and rows <= 64):
             continue
@@ -250,8 +251,8 @@ def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected
         if reason:
             rejected.append(Rejected(str(last), reason))
             continue
-        middle = replace(scanned, tiles=(("BC", rows), ("BE", 512)))
-        found.append(((first, middle, last), (-rows, -width, warps, stages)))
+        middle = [replace(step, tiles=(("BC", rows), ("BE", 512))) for step in scanned]
+        found.append(((first, *middle, last), (-rows, -width, warps, stages)))
     return found, tuple(rejected)
 
 

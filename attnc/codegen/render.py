@@ -144,7 +144,7 @@ def _render_binary_call(**facts: object) -> str:
 def _render_kernel(plan: Plan, step: PassPlan) -> str:
     kernel = step.kernel
     family = _TEMPLATES.get(kernel.name, kernel.name)
-    io = f"{'v' if kernel.tensor('v') else 'do'}.dtype.element_ty"
+    io = f"{_io_tensor(kernel)}.dtype.element_ty"
     setup = tuple(statements(plan, kernel, SETUP, masked=False))
     head, tail, finish = (
         tuple(statements(plan, kernel, region, masked=False)) for region in (HEAD, TAIL, FINISH)
@@ -179,12 +179,18 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             slot=slot_text(plan),
             by_query=kernel.name.startswith("d"),
             stateful=plan.stateful,
+            global_sum=plan.algebra.global_sum,
             summed=plan.algebra.normalize == "sum",
             splits_v=plan.dims[1] > step.tile.get("BV", plan.dims[1]),
         )
     )
     text = re.sub(r"\bACC\b", TRITON_TYPES[plan.acc], text)
     return re.sub(r"\bIO\b", io, text)
+
+
+def _io_tensor(kernel: Kernel) -> str:
+    """A tensor of the kernel that has the type of q, k and v."""
+    return next((name for name in ("v", "do", "q", "k") if kernel.tensor(name)), "q")
 
 
 def slot_text(plan: Plan) -> str:

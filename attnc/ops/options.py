@@ -54,7 +54,7 @@ def check_options(
         )
     if not stateful:
         return
-    verdict = algebra.legal("chunked")
+    verdict = algebra.keeps_state
     if not verdict.legal:
         raise InputError(f"{name!r} has no state", notes=(verdict.reason,))
     if form not in {None, "chunked"}:

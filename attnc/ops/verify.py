@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
 from attnc.errors import PlanError
 from attnc.ops.criterion import Verdict, check, check_agreement, check_lse, check_state
@@ -145,7 +146,7 @@ class _Checker:
         if self.gradients:
             forms = tuple(found)
             yield from gradient_rows(self.op, inputs, shape, name, dtype, forms, self.generator)
-        if "chunked" in found and shape.tq > 1:
+        if "chunked" in found and shape.tq > 1 and is_causal(self.variant.mask_form):
             yield from self._state_rows(inputs, shape, name)
 
     def _telling_draw(self, shape: Shape, dtype: torch.dtype) -> tuple[Inputs, Attended, Attended]:

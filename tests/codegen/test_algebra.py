@@ -38,7 +38,15 @@ def test_a_causal_state_has_all_forms_but_online(name):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("mask", ["full", "causal & window(5)", "i - j > 0", "causal | prefix(3)"])
+def test_a_full_mask_has_a_sum_for_the_chunked_form_and_nothing_to_hand_on():
+    algebra = analyse(state(mask="~(i < 0)"))
+    assert [v.form for v in algebra.forms if v.legal] == ["parallel"] and not algebra.global_sum
+    algebra = analyse(state(mask="full"))
+    assert [v.form for v in algebra.forms if v.legal] == ["parallel", "chunked"]
+    assert algebra.global_sum and not algebra.keeps_state.legal
+
+
+@pytest.mark.parametrize("mask", ["causal & window(5)", "i - j > 0", "causal | prefix(3)"])
 def test_a_state_of_another_mask_has_the_parallel_form_alone(mask):
     algebra = analyse(state(mask=mask))
     assert [v.form for v in algebra.forms if v.legal] == ["parallel"]
@@ -75,7 +83,7 @@ def test_features_are_direct_just_where_the_weight_is_a_multiple_of_s():
 
 def test_a_decay_is_constant_or_gated_and_may_depend_on_the_head():
     kinds = {
-        name: (analyse(variant).decay, analyse(variant).decay_uses_head)
+        name: (analyse(variant).decay, analyse(variant).heads_differ)
         for name, variant in {
             "none": state(),
             "number": state(log_decay="-0.1"),

@@ -86,11 +86,11 @@ class ChunkFacts:
     @property
     def carried(self) -> str:
         """The type of the states that a backward keeps at chunks."""
-        return "acc" if self.exact_folds else "io"
+        return "acc" if self.exact_folds or self.algebra.global_sum else "io"
 
     def carried_text(self, buffer: str) -> str:
         """Such a state as the operand of a product."""
-        return f"{buffer}.to(IO)" if self.exact_folds else buffer
+        return f"{buffer}.to(IO)" if self.carried == "acc" else buffer
 
     @property
     def summed(self) -> bool:
@@ -111,6 +111,11 @@ class ChunkFacts:
     def slot_layout(self) -> str:
         """The comment beside the workspace of states."""
         return "[B, HS, NS, SLOT]: FP * V, then FP sums" if self.summed else "[B, HS, NS, FP, V]"
+
+    @property
+    def slot(self) -> str:
+        """Elements of one state in a workspace, as a factor of an address."""
+        return "(FP * V + FP)" if self.summed else "FP * V"
 
     def features_of(self, fold: Fold, n: int) -> str:
         """The buffer that holds tile n of the features that a fold reads."""

@@ -6,7 +6,7 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.features import Features
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.chunk import ChunkFacts
-from attnc.codegen.kernels.output import output_kernel
+from attnc.codegen.kernels.output import global_output_kernel, output_kernel
 from attnc.codegen.kernels.scan import scan_kernel
 from attnc.codegen.kernels.state import state_kernel
 from attnc.codegen.printer import Printer
@@ -23,6 +23,8 @@ def chunk_kernels(
     stateful: bool,
     min_columns: int = 16,
 ) -> tuple[Kernel, ...]:
-    """`state`, `scan` and `output` at head dims (K, V)."""
+    """`state`, `scan` and `output` at head dims (K, V); no `scan` where one state serves all."""
     facts = ChunkFacts(variant, algebra, features, dims, printer, stateful, min_columns)
+    if algebra.global_sum:
+        return (state_kernel(facts), global_output_kernel(facts))
     return (state_kernel(facts), scan_kernel(facts), output_kernel(facts))

@@ -37,18 +37,38 @@ def output_kernel(facts: ChunkFacts) -> Kernel:
     _finish_rows(builder, facts)
     builder.extend(feature_nodes(facts.features, "b_k", "b_f"))
     fold_state(builder, facts)
+    tensors = (*facts.key_tensors(), *loaded.tensors)
+    return _kernel(builder, facts, with_tensors(tensors, values), facts.slot_layout)
+
+
+def global_output_kernel(facts: ChunkFacts) -> Kernel:
+    """One program: BV columns of some chunks of queries, against the sum over all keys."""
+    builder = GraphBuilder("output")
+    builder.extend(selection_nodes(facts.features, weights=True))
+    load_state(builder, facts)
+    load_rows(builder, facts, "q")
+    line = "b_o = tl.zeros([BC, BV], ACC)"
+    builder.map("b_o", STEP, ("BC", "BV"), line, note="every key is in the state")
+    if facts.summed:
+        builder.map("b_n", STEP, ("BC",), "b_n = tl.zeros([BC], ACC)")
+    _from_state(builder, facts)
+    _finish_rows(builder, facts)
+    return _kernel(builder, facts, (), "[B, HS, SLOT]: the sum over all keys")
+
+
+def _kernel(
+    builder: GraphBuilder, facts: ChunkFacts, keys: tuple[TensorArgument, ...], layout: str
+) -> Kernel:
     tensors = (
         TensorArgument("q", ("b", "t", "h", "k"), "io", "[B, T, HQ, K]"),
-        *facts.key_tensors(),
-        *loaded.tensors,
+        *keys,
         *facts.tables(weights=True),
-        TensorArgument("states", (), "acc", facts.slot_layout),
+        TensorArgument("states", (), "acc", layout),
         TensorArgument("o", (), "io", "[B, T, HQ, V]", written=True),
     )
     if facts.summed:
         norm = TensorArgument("norm", (), "acc", "[B, HQ, T]: sum of weights", written=True)
         tensors = (*tensors, norm)
-    tensors = with_tensors(tensors, values)
     return Kernel("output", "", tensors, SCALARS, CONSTANTS, builder.build(), (), (CHUNKS,))
 
 
@@ -79,6 +99,7 @@ def _inside_chunk(builder: GraphBuilder, facts: ChunkFacts) -> None:
 def _from_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
     """Add features(q) @ h, decayed from the chunk's start."""
     direct, decayed = facts.features.direct, facts.algebra.decay is not None
+    rows = "q" if facts.algebra.global_sum else "v"
     builder.extend(feature_nodes(facts.features, "b_q", "b_p", weighted=True))
     for n, tile in enumerate(facts.features.tiles):
         width = str(tile.width)
@@ -95,7 +116,7 @@ def _from_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
             reads = ("b_n", query, f"b_z{n}")
             builder.reduce("b_n", STEP, ("BC",), line, name=f"state sum {n}", reads=reads)
         left = Operand(query, query, ("BC", width))
-        right = Operand(f"b_h{n}", f"b_h{n}.to(b_v.dtype)", (width, "BV"))
+        right = Operand(f"b_h{n}", f"b_h{n}.to(b_{rows}.dtype)", (width, "BV"))
         note = f"from the state: [BC, {width}] @ [{width}, BV]"
         name = f"from b_h{n}"
         builder.dot("b_o", STEP, ("BC", "BV"), left, right, name=name, into="b_o", note=note)

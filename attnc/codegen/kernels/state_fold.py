@@ -77,19 +77,24 @@ def start_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
 
 
 def load_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
-    """The carried state; segment 0 starts from zero unless the caller hands a state over."""
+    """The carried state; segment 0 starts from zero unless the caller hands a state over.
+
+    Where every query sees every key, it is the sum over all of them.
+    """
+    whole = facts.stateful or facts.algebra.global_sum
+    note = "the sum over all keys" if facts.algebra.global_sum else "the state before this segment"
     for n, tile in enumerate(facts.features.tiles):
         width = str(tile.width)
         rows = (f"r_f{n} = {column_text(tile.start, tile.width)}",)
         builder.load(
-            f"b_h{n}", SETUP, (width, "BV"), note="the state before this segment",
+            f"b_h{n}", SETUP, (width, "BV"), note=note,
             tensor="states", carried=True, lines=rows,
             address=f"p_states + r_f{n}[:, None] * V + o_v[None, :]",
-            guard=join_guards("" if facts.stateful else f"(r_f{n}[:, None] < n_f)", facts.v_mask),
+            guard=join_guards("" if whole else f"(r_f{n}[:, None] < n_f)", facts.v_mask),
         )  # fmt: skip
         if facts.summed:
             builder.load(
                 f"b_z{n}", SETUP, (width,), tensor="states", carried=True,
                 address=f"p_states + FP * V + r_f{n}",
-                guard="" if facts.stateful else f"r_f{n} < n_f",
+                guard="" if whole else f"r_f{n} < n_f",
             )  # fmt: skip

@@ -73,7 +73,7 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     reads_queries = _needs_scores(facts) or facts.derivation.phi_slope is not None
     loaded = _head(builder, chunk, states=True, queries=reads_queries)
     queries = _needs_scores(facts)
-    _head_values(builder, chunk, values)
+    head_values(builder, chunk, values)
     load_outputs(builder, chunk, facts, queries=queries)
     decay_step(builder, chunk, loaded, total=False)
     pairs_inside(builder, facts, values=bool(facts.derivation.decay))
@@ -84,7 +84,7 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
             STEP, ("BC",), "b_r", name="store drows", reads=("b_r",), tensor="drows",
             address="drows + (i_b * HQ + i_h) * T + o_t", guard="m_t",
         )  # fmt: skip
-    _store_queries(builder, chunk, facts, loaded=queries)
+    store_queries(builder, chunk, facts, loaded=queries)
     q, *others = output_tensors(chunk, facts)
     tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=True)]
     tensors += _states(chunk, before=True, after=False)
@@ -110,9 +110,9 @@ def dkey_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     keys = _needs_scores(facts)
     load_keys(builder, chunk, SETUP, keys=keys)
     values = value_setup(builder, chunk, CHUNK_OF_GROUP)
-    _accumulator(builder, "dk", "BK")
+    start_accumulator(builder, "dk", "BK")
     loaded = _head(builder, chunk, states=decayed)
-    _head_values(builder, chunk, values)
+    head_values(builder, chunk, values)
     load_outputs(builder, chunk, facts)
     decay_step(builder, chunk, loaded)
     pairs_inside(builder, facts, values=decayed)
@@ -120,7 +120,7 @@ def dkey_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     _fold(builder, "dk", "b_ds", "b_q", "BK")
     dkey_from_state(builder, chunk, facts)
     _decays(builder, facts, loaded)
-    _store_keys(builder, chunk, facts, loaded=keys)
+    store_keys(builder, chunk, facts, loaded=keys)
     q, *others = output_tensors(chunk, facts)
     tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=False)]
     tensors += _states(chunk, before=decayed, after=True)
@@ -142,7 +142,7 @@ def dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     values = value_setup(builder, chunk, CHUNK_OF_GROUP)
     if chunk.algebra.value is not None:
         load_keys(builder, chunk, SETUP, keys=False)
-    _accumulator(builder, "dv", "BV")
+    start_accumulator(builder, "dv", "BV")
     loaded = _head(builder, chunk, states=False, delta=False)
     builder.extend(node for node in values.nodes if node.region == STEP)
     start_value(builder, facts, STEP, "BC")
@@ -153,7 +153,7 @@ def dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     _fold(builder, total.removeprefix("b_"), "b_p", "b_do", "BV")
     dvalue_from_state(builder, chunk, total)
     finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens="T")
-    _store(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
+    store_columns(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
     q, do, *others = output_tensors(chunk, facts)
     k, v = chunk.key_tensors()
     keys = [k] if chunk.algebra.value is None else [k, v]
@@ -168,7 +168,7 @@ def dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     )
 
 
-def _head_values(builder: GraphBuilder, chunk: ChunkFacts, values: Loaded) -> None:
+def head_values(builder: GraphBuilder, chunk: ChunkFacts, values: Loaded) -> None:
     """The declared value of this head, of the chunk's raw v."""
     guard = join_guards("m_t[:, None]", chunk.v_mask)
     map_value(
@@ -177,7 +177,8 @@ def _head_values(builder: GraphBuilder, chunk: ChunkFacts, values: Loaded) -> No
     )  # fmt: skip
 
 
-def _accumulator(builder: GraphBuilder, name: str, column: str) -> None:
+def start_accumulator(builder: GraphBuilder, name: str, column: str) -> None:
+    """An empty dk or dv, before the heads of the group."""
     line = f"b_{name} = tl.zeros([BC, {column}], ACC)"
     builder.fold(f"b_{name}", SETUP, ("BC", column), line, note=f"{name} of the chunk")
 
@@ -244,9 +245,10 @@ def _decays(builder: GraphBuilder, facts: GradientFacts, loaded: Loaded) -> None
     store_token_sums(builder, facts, STEP, tile="i_c", tiles="NC")
 
 
-def _store_queries(
+def store_queries(
     builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, *, loaded: bool
 ) -> None:
+    """Store dq of the head, through phi; `loaded` says whether q was loaded before."""
     shape = ("BC", "BK")
     guard = join_guards("m_t[:, None]", chunk.k_mask)
     if facts.derivation.phi_slope is not None:
@@ -264,9 +266,10 @@ def _store_queries(
     )  # fmt: skip
 
 
-def _store_keys(
+def store_keys(
     builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, *, loaded: bool
 ) -> None:
+    """Store dk of the group, through phi; `loaded` says whether k was loaded before."""
     shape = ("BC", "BK")
     guard = join_guards("m_t[:, None]", chunk.k_mask)
     if facts.derivation.phi_slope is not None:
@@ -277,12 +280,13 @@ def _store_keys(
             lines=() if loaded else (start,),
         )  # fmt: skip
         chain(builder, facts, FINISH, shape, "b_dk", "b_kx")
-    _store(builder, "dk", "BK", "K", "o_k", guard)
+    store_columns(builder, "dk", "BK", "K", "o_k", guard)
 
 
-def _store(
+def store_columns(
     builder: GraphBuilder, name: str, tile: str, columns: str, column: str, guard: str
 ) -> None:
+    """Store dk or dv of the group."""
     row = "((i_b * T + o_t) * HKV + i_hkv)[:, None]"
     builder.store(
         FINISH, ("BC", tile), f"b_{name}.to({name}.dtype.element_ty)", name=f"store {name}",

@@ -96,10 +96,13 @@ def _load_tile(
     tile, after = chunk.features.tiles[n], tensor == "dcarried"
     head = "(i_b * HQ + i_h)" if after else "(i_b * HS + i_hs)"
     place = f"({head} * NC + i_c) * FP"
+    start, sums_at = f"{place} * V", f"{place} + r_f{n}"
+    if chunk.algebra.global_sum:
+        start, sums_at = f"{head} * {chunk.slot}", f"{head} * {chunk.slot} + FP * V + r_f{n}"
     lines = (
         [f"r_f{n} = {column_text(tile.start, tile.width)}"] if after or not _both(builder) else []
     )
-    lines.append(f"p_{tensor} = {tensor} + {place} * V")
+    lines.append(f"p_{tensor} = {tensor} + {start}")
     builder.load(
         f"{buffer}{n}", STEP, (str(tile.width), "BV"), dtype=chunk.carried, tensor=tensor,
         note=note, guard=join_guards("", chunk.v_mask), lines=tuple(lines), reads=("p_q",),
@@ -107,9 +110,10 @@ def _load_tile(
     )  # fmt: skip
     if chunk.summed and builder.kernel != "dvalue":
         sums, target = ("dsums", f"b_dz{n}") if after else ("sums", f"b_z{n}")
+        sums = tensor if chunk.algebra.global_sum else sums
         builder.load(
             target, STEP, (str(tile.width),), tensor=sums, reads=("p_q",),
-            address=f"{sums} + {place} + r_f{n}",
+            address=f"{sums} + {sums_at}",
         )  # fmt: skip
 
 
