@@ -60,7 +60,7 @@ def map_value(
         return
     builder.extend(node for node in loaded.nodes if node.region == region)
     lines, index = index_bindings(algebra.value)
-    bound = Printer({**loaded.bindings, **index, "v": "b_vc"}, printer.helpers)
+    bound = printer.bound({**loaded.bindings, **index, "v": "b_vc"})
     lines += [f"b_vc = {source}.to(ACC)", *bound.statements("b_v", algebra.value)]
     if guard:
         lines.append(f"b_v = tl.where({guard}, b_v, 0.0)")
