@@ -135,7 +135,9 @@ def analyse(variant: Variant) -> Algebra:
         mask=variant.mask_form,
         causal=causal,
         within_causal=within_causal(variant.mask_form),
-        forms=_forms(softmax, causal, variant.mask_form == FULL),
+        forms=_forms(
+            softmax, causal, variant.mask_form == FULL, packed=variant.mask_form.packed
+        ),
     )
 
 
@@ -154,7 +156,9 @@ def _uses_head(expression: Expr | None) -> bool:
     )
 
 
-def _forms(softmax: bool, causal: bool, full: bool) -> tuple[FormVerdict, ...]:
+def _forms(
+    softmax: bool, causal: bool, full: bool, *, packed: bool
+) -> tuple[FormVerdict, ...]:
     if softmax:
         no_state = "exp(score) is no finite polynomial in s, so no state of fixed size holds it"
         return (
@@ -166,6 +170,8 @@ def _forms(softmax: bool, causal: bool, full: bool) -> tuple[FormVerdict, ...]:
     folds = "the weight is a polynomial in s: S = decay * S + phi(k)^T v"
     summed = "every query sees every key, and one state, S = sum of phi(k)^T v, serves them all"
     needs_causal = "the mask is not exactly causal, and a fold over tokens sees just j <= i"
+    if packed:
+        needs_causal = "sequences are packed, and no pass starts a state anew at each yet"
     return (
         FormVerdict("online", False, "the weight is not exp(score)"),
         FormVerdict("parallel", True, "any mask, one tile of weights at a time"),

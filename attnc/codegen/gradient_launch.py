@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from attnc.codegen.derive import Partial
 from attnc.codegen.kernels.gradient.partial_sums import PartialSum, partial_sum
-from attnc.codegen.launch import constant, list_grid, list_workspaces, state_slot
+from attnc.codegen.launch import constant, list_grid, list_workspaces, state_slot, tile_count
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.dsl.variant import Declared
 
@@ -27,6 +27,7 @@ class GradientLaunch:
     workspaces: tuple[str, ...]
     calls: dict[str, str]
     lists: tuple[str, ...]
+    packed: bool
     reductions: tuple[str, ...]
     online: bool
     summed: bool
@@ -65,6 +66,8 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
     else:
         rows = next(step for step in plan.passes if step.kernel.name == "dq").tile["BT"]
         count = "1" if by_sums else f"triton.cdiv(TQ, {rows})"
+        if plan.algebra.mask.packed:
+            count = "N" if by_sums else f"TQ // {rows} + N"
     uses_tiles = any(partial_sum(partial).axes[-1] == "n" for partial in partials)
     return GradientLaunch(
         launcher="launch_dchunked.jinja" if chunked else "launch_pairs.jinja",
@@ -74,6 +77,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         workspaces=tuple(_workspace(plan, partial) for partial in partials),
         calls={step.kernel.name: _call(plan, step, render_call) for step in plan.passes},
         lists=list_workspaces(plan),
+        packed=plan.algebra.mask.packed,
         reductions=tuple(_reduction(plan, name, partials) for name in names),
         online=online,
         summed=summed,
@@ -185,14 +189,15 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     numbers = [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
     scalars = kernel.scalars
     numbers += ["TK" if kernel.name == "gates" and name == "T" else name for name in scalars]
+    entries = "N" if plan.algebra.mask.packed else "B"
     grids = {
-        "dq": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
-        "dkv": lambda: [f"triton.cdiv(TK, {tile['BS']}) * B * HKV"],
+        "dq": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
+        "dkv": lambda: [f"{tile_count(plan, 'TK', tile['BS'])} * HKV"],
         "delta": lambda: [f"triton.cdiv(T, {tile['BT']}) * B * HQ"],
-        "gates": lambda: ["B * HS"],
+        "gates": lambda: [f"{entries} * HS"],
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
         "row_blocks": lambda: list_grid(plan, "row_blocks"),
-        "dgates": lambda: ["B * HQ"],
+        "dgates": lambda: [f"{entries} * HQ"],
         "state": lambda: ["NV * B * HS", "NS"],
         "carry": lambda: ["NV * B * HS", "NS"],
         "dstate": lambda: ["NV * B * HQ", "NS"],

@@ -37,7 +37,8 @@ class Kernel:
     """One pass: what the planner measures and `render` prints with the template of its name.
 
     `outer` is the header of a loop around `loops`, over the heads of a group; `runs` go around
-    them inside it. `head_lines` are setup lines that know the head of `outer`.
+    them inside it. `head_lines` are setup lines that know the head of `outer`, `sequence_lines`
+    those that find the sequence of a program where several are packed.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Kernel:
     outer: str = ""
     runs: Runs | None = None
     head_lines: tuple[str, ...] = ()
+    sequence_lines: tuple[str, ...] = ()
 
     def over(self, ranges: KeyRange, declared: tuple[TensorArgument, ...]) -> Kernel:
         """The kernel with the loops of a mask; `declared` are the tensors that bound them."""

@@ -20,6 +20,7 @@ class LaunchText:
     returns: str
     calls: tuple[str, ...]
     lists: tuple[str, ...]
+    packed: bool
     online: bool
     summed: bool
     gated: bool
@@ -72,6 +73,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         returns=returns,
         calls=tuple(_call(plan, step, render_call) for step in plan.passes),
         lists=list_workspaces(plan),
+        packed=plan.algebra.mask.packed,
         online=online,
         summed=summed,
         gated=plan.algebra.decay == "gated",
@@ -85,6 +87,13 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         programs=plan.programs,
         min_chunks=plan.min_chunks,
     )
+
+
+def tile_count(plan: Plan, tokens: str, tile: int) -> str:
+    """How many tiles a head has over the batch: slots enough for any lengths where it is packed."""
+    if plan.algebra.mask.packed:
+        return f"({tokens} // {tile} + N)"
+    return f"triton.cdiv({tokens}, {tile}) * B"
 
 
 def list_workspaces(plan: Plan) -> tuple[str, ...]:
@@ -112,10 +121,11 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     tile = step.tile
     whole = plan.stateful or plan.algebra.global_sum
     strides = [f"*{t.given or t.name}.stride()" for t in kernel.tensors if t.axes]
+    entries = "N" if plan.algebra.mask.packed else "B"
     grids = {
-        "online": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
-        "parallel": lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"],
-        "gates": lambda: ["B * HS"],
+        "online": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
+        "parallel": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
+        "gates": lambda: [f"{entries} * HS"],
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
         "state": lambda: ["NV * B * HS", "NS" if whole else "NS - 1"],
         "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],

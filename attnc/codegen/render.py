@@ -153,7 +153,7 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
     body = [text for node in (*setup, *head, *tail, *finish) for text in node.texts()]
     body += [text for loop in loops for text in (loop.header, *loop.lines)]
     body += [text for loop in loops for node in loop.nodes for text in node.texts()]
-    body += [*kernel.setup_lines, *kernel.head_lines]
+    body += [*kernel.setup_lines, *kernel.head_lines, *kernel.sequence_lines]
     names = frozenset(re.findall(r"\w+", " ".join(body)))
     text = (
         environment()
@@ -170,6 +170,7 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             outer=kernel.outer,
             runs=kernel.runs,
             head_lines=kernel.head_lines,
+            sequence_lines=kernel.sequence_lines,
             head=head,
             loops=loops,
             tail=tail,

@@ -22,7 +22,8 @@ _RESERVED = (
     | {"causal", "full", "q", "v", "o", "lse", "states", "gates", "decays", "index", "weight",
        "initial_state", "final_state", "return_lse", "return_state", "form", "precision", "tl",
        "torch", "triton", "first", "last", "lo", "hi", "forward", "acc", "io",
-       "key_blocks", "row_blocks", "range", "float", "min", "max", "len", "dict", "tuple"}
+       "key_blocks", "row_blocks", "cu_seqlens_q", "cu_seqlens_k",
+       "range", "float", "min", "max", "len", "dict", "tuple"}
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from attnc.dsl.half_plane import (
     plane_of,
     plane_within,
 )
-from attnc.dsl.mask_data import BlockTable, data_apart
+from attnc.dsl.mask_data import CU_SEQLENS, BlockTable, data_apart
 from attnc.dsl.text import to_text
 from attnc.errors import LimitExceeded, MaskNotAffine
 
@@ -36,12 +36,13 @@ class MaskForm:
 
     One empty clause is the full mask; no clause at all hides everything. `documents` name the
     inputs [b, t] that have to be equal at query and key besides, `blocks` the tables that have to
-    keep the pair's block.
+    keep the pair's block. `packed` says that positions are those of sequences packed into one.
     """
 
     clauses: tuple[Clause, ...]
     documents: tuple[str, ...] = ()
     blocks: tuple[BlockTable, ...] = ()
+    packed: bool = False
 
     def visible(self, row: int, column: int, bounds: Mapping[str, int] = NO_BOUNDS) -> bool:
         """Whether position `row` sees key `column`, `bounds` the declared numbers by name."""
@@ -61,10 +62,16 @@ class MaskForm:
         tables = (table.name for table in self.blocks)
         return tuple(sorted({*self.documents, *tables, *(bound[0] for bound in self.bounds)}))
 
+    @property
+    def all_tensors(self) -> tuple[str, ...]:
+        """The same, and where sequences start."""
+        return (*self.tensors, *(sorted(CU_SEQLENS) if self.packed else ()))
+
     def __str__(self) -> str:
         text = self._positions()
         data = [f"one document by {name}" for name in self.documents]
         data += [f"kept by {table}" for table in self.blocks]
+        data += ["in one packed sequence"] if self.packed else []
         return " and ".join([f"({text})", *data]) if data else text
 
     def _positions(self) -> str:

@@ -9,6 +9,8 @@ from attnc.dsl.half_plane import MaskProblem
 from attnc.errors import LimitExceeded
 
 MIN_BLOCK, MAX_BLOCK = 16, 1024
+# where packed sequences start, by keys and by queries
+CU_SEQLENS = frozenset({"cu_seqlens_k", "cu_seqlens_q"})
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -28,7 +28,7 @@ from attnc.dsl.limits import (
     bits,
     constant_value,
 )
-from attnc.dsl.mask_data import MAX_BLOCK, MIN_BLOCK
+from attnc.dsl.parse_data import documents_of, named_tensor, table_of_blocks
 from attnc.dsl.source import Scope, Source
 from attnc.dsl.syntax import Syntax
 from attnc.errors import LimitExceeded, SyntaxRefused, UnknownName
@@ -222,54 +222,18 @@ class _Parser:
             wanted = str(least) if least == most else f"{least} to {most}"
             raise self.syntax.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
         if name == "documents":
-            return Call(name, (self._documents(node.args[0]),), span)
+            ids = node.args[0]
+            whole = None if named_tensor(ids, self.scope) else self.convert(ids)
+            return Call(name, (documents_of(ids, self.syntax, self.scope, whole),), span)
         if name == "blocks":
-            return Call(name, self._blocks(*node.args), span)
+            table, size = node.args
+            taken = table_of_blocks(table, size, self._value(size), self.syntax, self.scope)
+            return Call(name, taken, span)
         if name == "where":
             condition, *values = node.args
             args = (self._condition(condition), *(self._value(value) for value in values))
             return Call(name, args, span)
         return Call(name, tuple(self._value(arg) for arg in node.args), span)
-
-    def _documents(self, node: ast.expr) -> Expr:
-        """The tensor that says which document a token is of: by its name, or with its axes."""
-        declared = self.scope.declared.get(node.id) if isinstance(node, ast.Name) else None
-        if declared is not None:
-            found: Expr = Ref(declared.name, declared.shape, self.syntax.span(node), declared)
-        else:
-            found = self.convert(node)
-        if not isinstance(found, Ref) or found.index != ("b", "t"):
-            raise self.syntax.refuse(
-                node,
-                f"documents takes an input of shape [b, t], not {ast.unparse(node)}",
-                'declare inputs.ids = { shape = ["b", "t"] } and write documents(ids)',
-            )
-        return found
-
-    def _blocks(self, table: ast.expr, size: ast.expr) -> tuple[Expr, Expr]:
-        """A table by its name, whose two last axes count blocks of the size."""
-        declared = self.scope.declared.get(table.id) if isinstance(table, ast.Name) else None
-        number = self._value(size)
-        value = constant_value(number)
-        if value is None or value not in {1 << n for n in range(4, 11)}:
-            raise self.syntax.refuse(
-                size,
-                f"{ast.unparse(size)} is no size of a block",
-                "write blocks(table, 64)",
-                notes=(f"a size is a power of two from {MIN_BLOCK} to {MAX_BLOCK:,}",),
-            )
-        wanted = (f"i/{value}", f"j/{value}")
-        shape = () if declared is None else declared.shape
-        if declared is None or shape[-2:] != wanted or not set(shape[:-2]) <= {"b", "h", "hkv"}:
-            raise self.syntax.refuse(
-                table,
-                f"blocks takes an input of shape [.., i/{value}, j/{value}], "
-                f"not {ast.unparse(table)}",
-                f'declare inputs.table = {{ shape = ["h", "i/{value}", "j/{value}"] }} and write '
-                f"blocks(table, {value})",
-                notes=("before the axes of blocks it may have b, h and hkv",),
-            )
-        return Ref(declared.name, shape, self.syntax.span(table), declared), number
 
     def _subscript(self, node: ast.Subscript, span: Span) -> Expr:
         if not isinstance(node.value, ast.Name):

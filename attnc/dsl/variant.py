@@ -226,7 +226,7 @@ class Variant:
     def used(self) -> frozenset[str]:
         """Names of the declared tensors that some expression reads."""
         named = used_names(self.score, self.value, self.log_decay, self.sink)
-        return named | frozenset(self.mask_form.tensors)
+        return named | frozenset(self.mask_form.all_tensors)
 
     @property
     def digest(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc.dsl.expr import Call, Expr, Name, Ref, walk
+from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.dsl.variant import Declared, Variant
 from attnc.ops.evaluate import Scope, evaluate
 from attnc.ops.reference_block import Run
@@ -21,7 +22,7 @@ from attnc.ops.reference_block import Run
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of one call, and whether its tensors are strided views."""
+    """The sizes of one call, whether its tensors are strided views, and of how many sequences."""
 
     batch: int
     tq: int
@@ -31,19 +32,28 @@ class Shape:
     qk: int
     v: int
     strided: bool = False
+    sequences: int = 0
 
     def __str__(self) -> str:
         tokens = f"T={self.tq}" if self.tq == self.tk else f"TQ={self.tq} TK={self.tk}"
         heads = f"H={self.hq}" if self.hq == self.hkv else f"H={self.hq}/{self.hkv}"
         dims = f"D={self.qk}" if self.qk == self.v else f"D={self.qk},{self.v}"
-        return f"B={self.batch} {tokens} {heads} {dims}{' strided' if self.strided else ''}"
+        packed = f" in {self.sequences} sequences" if self.sequences else ""
+        strided = " strided" if self.strided else ""
+        return f"B={self.batch} {tokens} {heads} {dims}{strided}{packed}"
 
     def axis(self, letter: str) -> int:
         """The length of one axis of a declared tensor; i/64 counts blocks of 64 queries."""
         letter, _, size = letter.partition("/")
         lengths = {"b": self.batch, "h": self.hq, "hkv": self.hkv, "i": self.tq}
         lengths |= {"j": self.tk, "t": self.tk, "k": self.qk, "c": self.v}
+        lengths |= {"n": self.sequences + 1}
         return -(-lengths[letter] // int(size or 1))
+
+    def lengths(self, axes: tuple[str, ...]) -> list[int]:
+        """The shape of a declared tensor; one without tokens has an entry for each sequence."""
+        apart = self.sequences > 0 and not {"t", "i", "j"} & set(axes)
+        return [self.sequences if apart and a == "b" else self.axis(a) for a in axes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +142,10 @@ def _draw_tensors(
     positive = _takes_logarithms(variant.score) or _takes_logarithms(variant.value)
     drawn = {}
     for declared in (*variant.params, *variant.inputs):
-        sizes = [shape.axis(letter) for letter in declared.shape]
+        sizes = shape.lengths(declared.shape)
+        if declared.name in CU_SEQLENS:
+            drawn[declared.name] = _starts(declared.name, shape, generator).to(device)
+            continue
         if declared.name in variant.documents:
             # about three documents of a sequence, of any lengths
             starts = torch.rand(sizes, generator=generator) < 3 / max(3, sizes[-1])
@@ -149,6 +162,16 @@ def _draw_tensors(
             value = 0.5 * torch.randn(sizes, generator=generator)
         drawn[declared.name] = value.to(device)
     return drawn
+
+
+def _starts(name: str, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Where sequences of any lengths start, one of them without tokens."""
+    tokens = shape.tq if name == "cu_seqlens_q" else shape.tk
+    cuts = torch.randint(0, tokens + 1, (shape.sequences - 1,), generator=generator).sort().values
+    if shape.sequences > 3:
+        cuts[2] = cuts[1]
+    ends = [torch.zeros(1), cuts, torch.full((1,), tokens)]
+    return torch.cat(ends).to(torch.int32)
 
 
 # what a log decay's tensors may be drawn as, from u in (0.002, 0.4) spread evenly in its logarithm
@@ -187,7 +210,7 @@ def _with_decay(
 
 
 def _log_uniform(declared: Declared, shape: Shape, generator: torch.Generator) -> Tensor:
-    sizes = [shape.axis(letter) for letter in declared.shape]
+    sizes = shape.lengths(declared.shape)
     return 0.002 * 200 ** torch.rand(sizes, generator=generator)
 
 

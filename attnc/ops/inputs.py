@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 256
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The sizes of one call by letter: B, TQ, TK, HQ, HKV, K, V."""
+    """The sizes of one call by letter: B, TQ, TK, HQ, HKV, K, V; how many sequences are packed."""
 
     batch: int
     tq: int
@@ -34,6 +34,12 @@ class Sizes:
     hkv: int
     head_dim: int
     value_dim: int
+    sequences: int = 0
+
+    def lengths(self, axes: Sequence[str]) -> list[int]:
+        """The shape of a declared tensor; one without tokens has an entry for each sequence."""
+        apart = self.sequences > 0 and not {"t", "i", "j"} & set(axes)
+        return [self.sequences if apart and a == "b" else self.axis(a) for a in axes]
 
     def axis(self, letter: str) -> int:
         """The length of an axis of a declared tensor; i/64 counts blocks of 64 queries."""
@@ -47,6 +53,7 @@ class Sizes:
             "t": self.tk,
             "k": self.head_dim,
             "c": self.value_dim,
+            "n": self.sequences + 1,
         }[letter]
         return -(-length // int(size or 1))
 
@@ -146,8 +153,43 @@ def check_tensors(
             notes=(f"declared with shape {_letters(first)} = {_lengths(first, sizes)}",),
             hints=(f"pass {first.name}=... to the call",),
         )
+    if "cu_seqlens_q" in declared:
+        sizes = _packed_sizes(given, sizes, q)
     found = {name: _whole_numbers(variant, name, given[name]) for name in declared}
     return {name: _tensor(tensor, found[name], sizes, q) for name, tensor in declared.items()}
+
+
+def _packed_sizes(
+    given: Mapping[str, torch.Tensor | float], sizes: Sizes, q: torch.Tensor
+) -> Sizes:
+    """How many sequences a packed call has; where they start is data, and stays on the device."""
+    if sizes.batch != 1:
+        raise InputError(
+            f"packed sequences have B = 1, not {sizes.batch}",
+            notes=("q is [1, tokens of all sequences, HQ, K]",),
+            hints=("q.flatten(0, 1)[None] packs a batch of one length",),
+        )
+    for name in ("cu_seqlens_q", "cu_seqlens_k"):
+        starts = given[name]
+        if not isinstance(starts, torch.Tensor) or starts.dtype != torch.int32 or starts.dim() != 1:
+            raise InputError(
+                f"{name} is no int32 tensor of one dimension",
+                notes=("it holds where sequences start, and where the last one ends: [N + 1]",),
+                hints=("torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))",),
+            )
+        if starts.shape[0] < 2 or not starts.is_contiguous():
+            raise InputError(
+                f"{name} has shape {_shape(starts)} and strides {list(starts.stride())}",
+                notes=("N + 1 numbers beside each other, of at least one sequence",),
+            )
+        if starts.device != q.device:
+            raise InputError(f"{name} is on {starts.device}, q is on {q.device}")
+    first, second = (given[name].shape for name in ("cu_seqlens_q", "cu_seqlens_k"))  # type: ignore[union-attr]
+    if first != second:
+        raise InputError(
+            f"cu_seqlens_q has {first[0] - 1} sequences, cu_seqlens_k has {second[0] - 1}"
+        )
+    return replace(sizes, sequences=first[0] - 1)
 
 
 def _whole_numbers(
@@ -175,7 +217,7 @@ def _tensor(
             f"{declared.name!r} has shape {_shape(value)}, expected {lengths}",
             notes=(f"declared as {_letters(declared)}",),
         )
-    if not value.is_floating_point():
+    if not value.is_floating_point() and "n" not in declared.shape:
         raise InputError(f"{declared.name!r} is {value.dtype}, it must be floating point")
     if value.device != q.device:
         raise InputError(f"{declared.name!r} is on {value.device}, q is on {q.device}")
@@ -206,7 +248,7 @@ def _letters(declared: Declared) -> str:
 
 
 def _lengths(declared: Declared, sizes: Sizes) -> list[int]:
-    return [sizes.axis(letter) for letter in declared.shape]
+    return sizes.lengths(declared.shape)
 
 
 def _shape(tensor: torch.Tensor) -> list[int]:

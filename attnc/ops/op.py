@@ -8,15 +8,13 @@ from typing import Any
 import torch
 
 from attnc.codegen.algebra import analyse
-from attnc.codegen.backend import of_phase
-from attnc.codegen.device import DEVICES, Device, device_named
-from attnc.codegen.explain import explain
+from attnc.codegen.device import device_named
 from attnc.codegen.features import features_of
 from attnc.codegen.gradient_launch import gradient_tensors, wanted_names
 from attnc.codegen.launch import used_tensors
-from attnc.codegen.plan import BACKENDS, Plan, Request, Workload
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.plan import BACKENDS
+from attnc.dsl.mask_data import CU_SEQLENS
+from attnc.dsl.sequences import over_sequences
 from attnc.dsl.variant import Variant
 from attnc.errors import AttncError, InputError
 from attnc.ops.autograd import Attention
@@ -31,13 +29,14 @@ from attnc.ops.gradients import (
 )
 from attnc.ops.inputs import check_qkv, check_state, check_tensors
 from attnc.ops.operators import FORWARD, register
-from attnc.ops.options import PRECISIONS, check_options, forms_with_kernels
+from attnc.ops.options import check_options, forms_with_kernels
+from attnc.ops.planned import Planned
 from attnc.ops.reference import reference
 from attnc.ops.seen_calls import SeenCalls, call_key
 from attnc.ops.tuned import generation
 
 
-class Op:
+class Op(Planned):
     """An attention op compiled from a variant.
 
     Shapes: q `[B, TQ, HQ, K]`, k `[B, TK, HKV, K]`, v `[B, TK, HKV, V]`, any strides.
@@ -48,11 +47,10 @@ class Op:
     def __init__(
         self, variant: Variant, *, device: str | None = None, backend: str | None = None
     ) -> None:
-        self.variant = variant
-        self._backend = backend
-        self._device = None if device is None else device_named(device)
+        super().__init__(variant, None if device is None else device_named(device), backend)
         self.built_plans = BuiltPlans(self.request, self._device)
         self._seen = SeenCalls()
+        self._packed: Op | None = None
         self._algebra = analyse(variant)
         made_for = f"{self.planned_for}-{backend}" if backend else self.planned_for
         self.key = register(f"{variant.name}-{variant.digest}-{made_for}", self)
@@ -95,6 +93,10 @@ class Op:
     ) -> Any:
         """o, or (o, lse) with `return_lse`, or (o, state) with `return_state`.
 
+        With `cu_seqlens_q` and `cu_seqlens_k`, int32 [N + 1], tensors hold N sequences one after
+        the other: q [1, tokens, HQ, K]. Positions, masks and tokens of inputs are each sequence's
+        own; see docs/sequences.md.
+
         `form` picks one of the legal forms; `precision` is `fp32` or, for less accuracy
         and more speed on fp32 tensors, `tf32`.
 
@@ -102,6 +104,11 @@ class Op:
             InputError: shapes, dtypes, devices or arguments that do not fit the declaration.
             PlanError: no tile fits, or the form is not legal.
         """
+        if not CU_SEQLENS.isdisjoint(tensors) and not self.variant.mask_form.packed:
+            return self.over_sequences()(
+                q, k, v, return_lse=return_lse, initial_state=initial_state,
+                return_state=return_state, form=form, precision=precision, **tensors,
+            )  # fmt: skip
         key: Hashable = None
         if initial_state is None and not return_state and not torch.compiler.is_compiling():
             key = call_key(q, k, v, (return_lse, form, precision), tensors)
@@ -204,6 +211,12 @@ class Op:
         **tensors: torch.Tensor | float,
     ) -> Any:
         """The same call by the formula, eager in fp64, row block by row block."""
+        if not CU_SEQLENS.isdisjoint(tensors) and not self.variant.mask_form.packed:
+            packed = self.over_sequences()
+            given: dict[str, Any] = {**tensors, "initial_state": initial_state}
+            return packed.reference(
+                q, k, v, return_lse=return_lse, return_state=return_state, **given
+            )
         sizes = check_qkv(q, k, v)
         given = check_tensors(self.variant, tensors, sizes, q)
         return reference(
@@ -217,6 +230,17 @@ class Op:
             return_state=return_state,
         )
 
+    def over_sequences(self) -> Op:
+        """The op of calls with `cu_seqlens_q` and `cu_seqlens_k`, made once.
+
+        Raises:
+            InputError: a variant whose meaning does not split into sequences.
+        """
+        if self._packed is None:
+            variant = over_sequences(self.variant)
+            self._packed = Op(variant, device=self.planned_for or None, backend=self._backend)
+        return self._packed
+
     def forms(self) -> tuple[str, ...]:
         """The legal forms that have kernels."""
         return forms_with_kernels(self._algebra)
@@ -229,70 +253,6 @@ class Op:
         heads = hq if self._algebra.heads_differ else hkv
         columns = value_dim + (1 if self._algebra.normalize == "sum" else 0)
         return (batch, heads, features.count, columns)
-
-    def plan(
-        self,
-        *,
-        dim: tuple[int, int] | None = None,
-        dtype: str = "bf16",
-        form: str | None = None,
-        stateful: bool = False,
-        backward: bool = False,
-        workload: Workload | None = None,
-    ) -> Plan:
-        """The first-ranked plan at head dims (K, V), from the declaration where not given."""
-        request = self.request(dim, dtype, form, stateful, workload=workload)
-        phase = "backward" if backward else "forward"
-        return plans(of_phase(request, phase))[0]
-
-    def explain(
-        self,
-        *,
-        dim: tuple[int, int] | None = None,
-        dtype: str = "bf16",
-        backward: bool = False,
-    ) -> str:
-        """Every stage as text: the variant, its algebra, what is derived, the graph, the plan."""
-        return explain(self.plan(dim=dim, dtype=dtype, backward=backward))
-
-    def source(
-        self,
-        *,
-        dim: tuple[int, int] | None = None,
-        dtype: str = "bf16",
-        form: str | None = None,
-        stateful: bool = False,
-        backward: bool = False,
-    ) -> str:
-        """The emitted module's text."""
-        plan = self.plan(dim=dim, dtype=dtype, form=form, stateful=stateful, backward=backward)
-        return render(plan)
-
-    def request(
-        self,
-        dim: tuple[int, int] | None,
-        dtype: str,
-        form: str | None,
-        stateful: bool,
-        *,
-        precision: str = "fp32",
-        device: Device | None = None,
-        workload: Workload | None = None,
-    ) -> Request:
-        """What a plan is asked for; the declaration's dims and the op's device where not given."""
-        declared = self.variant.dim
-        fallback = (declared.qk, declared.v) if declared is not None else (64, 64)
-        return Request(
-            variant=self.variant,
-            device=device or self._device or DEVICES["h100"],
-            dims=dim or fallback,
-            dtype=dtype,
-            form=form,
-            stateful=stateful,
-            precision=PRECISIONS[precision],
-            workload=workload or Workload(),
-            backend=self._backend,
-        )
 
 
 def compile(variant: Variant, *, device: str | None = None, backend: str | None = None) -> Op:

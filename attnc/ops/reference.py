@@ -15,8 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnc.dsl.sequences import alone_of
 from attnc.dsl.variant import Variant
+from attnc.errors import InputError
 from attnc.ops.reference_block import Run
+from attnc.ops.sequences import sequences_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,12 @@ def attend(
     Raises: InputError for an lse outside the softmax family, a state outside the state family, or
     a state of a mask that is not causal.
     """
+    if variant.mask_form.packed:
+        if initial_state is not None or return_state:
+            raise InputError("packed sequences have no states yet")
+        return _attend_sequences(
+            variant, q, k, v, tensors or {}, dtype=dtype, rounding=rounding, return_lse=return_lse
+        )
     with torch.autocast(q.device.type, enabled=False):
         run = Run(variant, q, k, v, dict(tensors or {}), dtype, rounding, initial_state)
         run.check(return_lse, return_state)
@@ -106,3 +115,31 @@ def attend(
         state = run.final_state(sums) if return_state else None
         out = out if rounding is None else out.to(rounding)
         return Attended(out, lse if return_lse else None, state)
+
+
+def _attend_sequences(
+    variant: Variant,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    rounding: torch.dtype | None,
+    return_lse: bool,
+) -> Attended:
+    """A packed call, sequence by sequence; without keys a row gives 0 and -inf."""
+    alone = alone_of(variant)
+    out = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=rounding or dtype)
+    lse = q.new_full((1, q.shape[2], q.shape[1]), float("-inf"), dtype=dtype)
+    for part in sequences_of(variant, tensors):
+        if part.empty:
+            continue
+        found = attend(
+            alone, q[:, part.rows], k[:, part.keys], v[:, part.keys], part.tensors(tensors),
+            dtype=dtype, rounding=rounding, return_lse=return_lse,
+        )  # fmt: skip
+        out[:, part.rows] = found.out
+        if found.lse is not None:
+            lse[:, :, part.rows] = found.lse
+    return Attended(out, lse if return_lse else None)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnc.dsl.sequences import alone_of
 from attnc.dsl.variant import Variant
 from attnc.ops.reference_block import Run
+from attnc.ops.sequences import sequences_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,10 @@ def reference_gradients(
     Computed in `dtype`; with `rounding`, every intermediate and its gradient are rounded to it,
     which is what eager torch in that dtype gets. Shapes are those of the inputs.
     """
+    if variant.mask_form.packed:
+        return _sequence_gradients(
+            variant, q, k, v, tensors, incoming, dtype=dtype, rounding=rounding
+        )
     leaves = {name: _leaf(x, dtype) for name, x in (("q", q), ("k", k), ("v", v))}
     declared = {d.name: d for d in (*variant.params, *variant.inputs)}
     given = {
@@ -94,6 +100,40 @@ def reference_gradients(
         name: run.round(total) if name in {"q", "k", "v"} else total
         for name, total in totals.items()
     }
+
+
+def _sequence_gradients(
+    variant: Variant,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Mapping[str, Tensor],
+    incoming: Incoming,
+    *,
+    dtype: torch.dtype,
+    rounding: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """Gradients of a packed call: those of each sequence, where it stands."""
+    alone = alone_of(variant)
+    grads = {d.name for d in (*variant.params, *variant.inputs) if d.grad}
+    whole = {"q": q, "k": k, "v": v, **{name: tensors[name] for name in tensors if name in grads}}
+    totals = {name: torch.zeros_like(x, dtype=dtype) for name, x in whole.items()}
+    for part in sequences_of(variant, tensors):
+        if part.empty:
+            continue
+        places = {"q": (slice(None), part.rows), "k": (slice(None), part.keys), **part.parts}
+        places["v"] = places["k"]
+        mine = Incoming(
+            incoming.out[places["q"]],
+            None if incoming.lse is None else incoming.lse[:, :, part.rows],
+        )
+        found = reference_gradients(
+            alone, q[places["q"]], k[places["k"]], v[places["v"]], part.tensors(tensors), mine,
+            dtype=dtype, rounding=rounding,
+        )  # fmt: skip
+        for name, gradient in found.items():
+            totals[name][places[name]] += gradient
+    return totals
 
 
 def _leaf(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
-from attnc.errors import PlanError
+from attnc.errors import InputError, PlanError
 from attnc.ops.criterion import Verdict, check, check_agreement, check_lse, check_state
 from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op, compile
@@ -48,15 +49,21 @@ def verify(
     seed = secrets.randbits(32) if seed is None else seed
     generator = torch.Generator().manual_seed(seed)
     op = compile(variant)
-    checker = _Checker(variant, op, torch.device(device), generator, gradients)
-    calls = _calls(variant, torch.device(device), dtypes, shapes)
+    place = torch.device(device)
+    checker = _Checker(variant, op, place, generator, gradients)
+    calls = _calls(variant, place, dtypes, shapes)
+    if shapes is None:
+        with suppress(InputError):  # not all variants split into sequences
+            checker.packed()
+            calls += [(shape, calls[0][1]) for shape in packed_shapes(variant, place)]
     rows: list[Row] = []
     skipped: list[str] = []
     for done, (shape, name) in enumerate(calls):
         if progress is not None:
             progress(done, len(calls), f"{name} {shape}")
+        chosen = checker.packed() if shape.sequences else checker
         with torch.no_grad():
-            rows.extend(checker.rows(shape, name, skipped))
+            rows.extend(chosen.rows(shape, name, skipped))
     if progress is not None:
         progress(len(calls), len(calls), "done")
     return Report(variant.name, checker.place, seed, tuple(rows), tuple(skipped))
@@ -89,6 +96,14 @@ def default_shapes(variant: Variant, device: torch.device) -> tuple[Shape, ...]:
     )
 
 
+def packed_shapes(variant: Variant, device: torch.device) -> tuple[Shape, ...]:
+    """Sequences of any lengths in one call, one of them empty."""
+    like = default_shapes(variant, device)[0]
+    tq, tk = (90, 150) if device.type == "cpu" else (4000, 6000)
+    shape = replace(like, batch=1, tq=tq, tk=tq, hq=4, hkv=2, sequences=5)
+    return shape, replace(shape, tk=tk)
+
+
 def _calls(
     variant: Variant,
     device: torch.device,
@@ -118,6 +133,15 @@ class _Checker:
         if self.device.type == "cpu":
             return "cpu, in Triton's interpreter"
         return torch.cuda.get_device_name(self.device)
+
+    def packed(self) -> _Checker:
+        """The checker of packed calls.
+
+        Raises:
+            InputError: a variant that does not split into sequences.
+        """
+        op = self.op.over_sequences()
+        return replace(self, variant=op.variant, op=op)
 
     def rows(self, shape: Shape, name: str, skipped: list[str]) -> Iterator[Row]:
         """Every form, then forms against each other, then the state."""

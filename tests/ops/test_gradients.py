@@ -87,7 +87,8 @@ def wide(op: Op, shape: Shape, seed: int = 0) -> Inputs:
     """Inputs of an fp64 call, declared tensors in fp64 too."""
     generator = torch.Generator().manual_seed(seed)
     inputs = draw_inputs(op.variant, shape, torch.float64, generator, CPU)
-    return Inputs(*inputs.qkv, {name: x.double() for name, x in inputs.tensors.items()})
+    floats = {n: x.double() if x.is_floating_point() else x for n, x in inputs.tensors.items()}
+    return Inputs(*inputs.qkv, floats)
 
 
 def function_of(op: Op, inputs: Inputs, form: str | None):

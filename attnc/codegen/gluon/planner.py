@@ -75,6 +75,8 @@ def _against_mask(mask: MaskForm) -> str:
         return "the mask is empty: no tile is visited"
     if mask.documents or mask.blocks:
         return "it walks over runs of tiles, and data lists the tiles of this mask"
+    if mask.packed:
+        return "its grid and its copies know one sequence a batch entry"
     if mask.bounds:
         return "its producer loads no bounds of a mask"
     if len(mask.clauses) > 1:

@@ -13,6 +13,7 @@ from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.online import finish_online, online_step, start_online
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
+from attnc.codegen.kernels.sequences import in_sequences
 from attnc.codegen.kernels.sink import load_score
 from attnc.codegen.kernels.value import (
     STREAMED,
@@ -89,7 +90,7 @@ def attend_kernel(
     tensors = with_tensors(_tensors(algebra, loaded, online), values)
     kernel = Kernel(builder.kernel, "", tensors, scalars, constants, builder.build())
     declared = (*variant.params, *variant.inputs)
-    return kernel.over(ranges, bound_arguments(ranges, declared))
+    return in_sequences(kernel.over(ranges, bound_arguments(ranges, declared)), algebra)
 
 
 def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgument, ...]:

@@ -12,6 +12,7 @@ from attnc.codegen.index import load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.chunk import TOKEN_AXES, gate_lines
 from attnc.codegen.kernels.decay import index_bindings
+from attnc.codegen.kernels.sequences import in_sequences
 from attnc.codegen.printer import Printer
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
@@ -47,4 +48,5 @@ def gates_kernel(variant: Variant, algebra: Algebra, printer: Printer) -> Kernel
     tensors = (*loaded.tensors, TensorArgument("gates", (), "fp64", layout, written=True))
     loop = KeyLoop("0", "tl.cdiv(T, BC)", True, "tokens in order")
     scalars = ("T", "HQ", "HKV", "HS")
-    return Kernel("gates", "", tensors, scalars, ("K", "BC"), builder.build(), (), (loop,))
+    kernel = Kernel("gates", "", tensors, scalars, ("K", "BC"), builder.build(), (), (loop,))
+    return in_sequences(kernel, algebra)

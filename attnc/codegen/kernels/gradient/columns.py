@@ -9,6 +9,7 @@ from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder, O
 from attnc.codegen.index import Axis, Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.packed import packed_pass
 from attnc.codegen.kernels.gradient.pairs import pair_setup, pair_step
 from attnc.codegen.kernels.gradient.partial_sums import (
     add_rate,
@@ -79,7 +80,8 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
     add_sums(builder, facts, COLUMNS)
     add_rate(builder, facts, COLUMNS)
     _fold(builder, value_accumulator(facts))
-    finish_value(builder, facts, values, TAIL, "BS", token="o_s", guard="m_s", tokens="TK")
+    finish_value(builder, facts, values, TAIL, "BS", token="o_s", guard="m_s",
+                 tokens=facts.keys)  # fmt: skip
     store_sums(builder, facts, COLUMNS)
     store_rate(builder, facts, COLUMNS, loaded.bindings)
     _store(builder, facts)
@@ -87,7 +89,8 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
     tensors = with_tensors(_tensors(facts, loaded), values)
     kernel = Kernel("dkv", "", tensors, scalars, CONSTANTS, builder.build(), outer=GROUP)
-    return kernel.over(ranges, bound_arguments(ranges, facts.declared))
+    kernel = kernel.over(ranges, bound_arguments(ranges, facts.declared))
+    return packed_pass(kernel, facts)
 
 
 def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
@@ -124,12 +127,12 @@ def _head(builder: GraphBuilder, facts: GradientFacts) -> None:
     lines.append("p_q = q + i_b * stride_q_b + i_h * stride_q_h")
     lines.append("p_do = do + i_b * stride_do_b + i_h * stride_do_h")
     for name in [name for name in statistics(facts) if name != "gates"]:
-        lines.append(f"p_{name} = {name} + (i_b * HQ + i_h) * TQ")
+        lines.append(f"p_{name} = {name} + (i_b * HQ + i_h) * {facts.rows}")
     if facts.softmax or facts.summed:
-        lines.append("p_delta = delta + (i_b * HQ + i_h) * TQ")
+        lines.append(f"p_delta = delta + (i_b * HQ + i_h) * {facts.rows}")
     reads: tuple[str, ...] = ()
     if facts.algebra.decay == "gated":
-        lines.append("p_gates = gates + (i_b * HS + i_h // (HQ // HS)) * TK")
+        lines.append(f"p_gates = gates + (i_b * HS + i_h // (HQ // HS)) * {facts.keys}")
     builder.map("p_q", HEAD, (), *lines, name="head", reads=reads)
     if facts.algebra.decay == "gated":
         builder.load(

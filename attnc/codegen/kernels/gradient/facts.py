@@ -60,6 +60,16 @@ class GradientFacts:
         """Params, then inputs."""
         return (*self.variant.params, *self.variant.inputs)
 
+    @property
+    def rows(self) -> str:
+        """How many rows of a head lie apart in a workspace: those of all packed sequences."""
+        return "NQ" if self.algebra.mask.packed else "TQ"
+
+    @property
+    def keys(self) -> str:
+        """How many keys of a head lie apart in a workspace."""
+        return "NK" if self.algebra.mask.packed else "TK"
+
     def tensors(self, *, tokens: str = "TQ") -> dict[str, TensorArgument]:
         """The arguments that more than one kernel reads, by name."""
         keys = "T" if tokens == "T" else "TK"

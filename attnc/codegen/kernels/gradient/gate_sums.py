@@ -12,6 +12,7 @@ from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.chunk import TOKEN_AXES
 from attnc.codegen.kernels.decay import index_bindings
 from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.packed import packed_pass
 from attnc.codegen.kernels.gradient.token_sums import (
     add_token_sums,
     start_token_sums,
@@ -53,7 +54,8 @@ def dgates_kernel(facts: GradientFacts) -> Kernel:
         "b_gs", STEP, (), *folded, name="fold b_gs", reads=("b_gs", "b_r", "b_x"), dtype="fp64"
     )
     add_token_sums(builder, facts, {**loaded.bindings, **index}, tokens="TK")
-    store_token_sums(builder, facts, FINISH, tile="0", tiles="1")
+    tile, tiles = ("i_n", "N") if algebra.mask.packed else ("0", "1")
+    store_token_sums(builder, facts, FINISH, tile=tile, tiles=tiles)
     tensors = (
         TensorArgument("drows", (), "acc", "[B, HQ, TQ]"),
         TensorArgument("dcolumns", (), "acc", "[B, HQ, TK]"),
@@ -61,6 +63,6 @@ def dgates_kernel(facts: GradientFacts) -> Kernel:
         *token_arguments(facts),
     )
     loop = KeyLoop("tl.cdiv(TK, BC) - 1", "-1", True, "the last tokens first")
-    return Kernel(
-        "dgates", "", tensors, ("TQ", "TK", "HQ", "HKV"), ("K", "BC"), builder.build(), (), (loop,)
-    )
+    scalars = ("TQ", "TK", "HQ", "HKV")
+    kernel = Kernel("dgates", "", tensors, scalars, ("K", "BC"), builder.build(), (), (loop,))
+    return packed_pass(kernel, facts)

@@ -140,7 +140,7 @@ def store_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
         }
         address, guard = place.get(lane, ("", ""))
         if side.kernel == "dkv":
-            address, guard = f"du_{label} + (i_b * HQ + i_h) * TK + o_s", "m_s"
+            address, guard = f"du_{label} + (i_b * HQ + i_h) * {facts.keys} + o_s", "m_s"
         shape = () if lane == "n" else (side.tile[0],)
         value = f"b_a_{label}"
         if lane == "n":
@@ -216,7 +216,8 @@ def store_rate(
         return
     if facts.algebra.decay == "gated":
         target, count = ("rows", "TQ") if side.kernel == "dq" else ("columns", "TK")
-        place = "i_bh * TQ + o_t" if side.kernel == "dq" else "(i_b * HQ + i_h) * TK + o_s"
+        place = f"(i_b * HQ + i_h) * {facts.keys} + o_s"
+        place = "i_bh * TQ + o_t" if side.kernel == "dq" else place
         region, guard = (FINISH, "m_t") if side.kernel == "dq" else (TAIL, "m_s")
         builder.store(
             region, (side.tile[0],), "b_r", name=f"store {target}", reads=("b_r",),

@@ -7,6 +7,7 @@ from attnc.codegen.index import Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.decay import LOG2E
 from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.packed import packed_pass
 from attnc.codegen.kernels.gradient.pairs import pair_setup, pair_step
 from attnc.codegen.kernels.gradient.partial_sums import (
     add_rate,
@@ -76,7 +77,8 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
     tensors = with_tensors(_tensors(facts, loaded), values)
     kernel = Kernel("dq", "", tensors, scalars, CONSTANTS, builder.build())
-    return kernel.over(ranges, bound_arguments(ranges, facts.declared))
+    kernel = kernel.over(ranges, bound_arguments(ranges, facts.declared))
+    return packed_pass(kernel, facts)
 
 
 def declared_loads(facts: GradientFacts, side: Side) -> Loaded:

@@ -1,0 +1,134 @@
+"""Packed sequences: which one a program belongs to, and every pointer moved to where it starts.
+
+After these statements TQ and TK are the lengths of one sequence, `i_b` is 0, and the rest of a
+kernel is that of a call of its own. Sequences may be empty. Nothing is computed beforehand: tiles
+of sequence n start at slot cu_seqlens[n] // tile + n, which leaves each the slots that it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from attnc.codegen.algebra import Algebra
+from attnc.codegen.kernel import Kernel, TensorArgument
+
+# rows of [heads, rows] workspaces, by what their second axis counts
+_BY_ROW = {"lse", "dlse", "norm", "delta", "drows"}
+_WIDTHS = {"o": "HQ * V", "dq": "HQ * K", "dk": "HKV * K", "dv": "HKV * V"}
+
+
+Lanes = Mapping[str, tuple[str, ...]]
+
+
+def in_sequences(kernel: Kernel, algebra: Algebra, sums: Lanes | None = None) -> Kernel:
+    """The kernel over packed sequences where the variant asks for them, else as it is.
+
+    `sums` are the axes of workspaces of partial sums after batch and head: `n` a tile, `i` a row,
+    `t` and `j` a key, then perhaps channels.
+    """
+    if not algebra.mask.packed:
+        return kernel
+    bounds = tuple(
+        TensorArgument(
+            f"u_cu_seqlens_{side}", (), "i32", "[N + 1]: where sequences start",
+            given=f"cu_seqlens_{side}",
+        )
+        for side in "qk"
+    )  # fmt: skip
+    read = tuple(tensor for tensor in kernel.tensors if not tensor.written)
+    written = tuple(tensor for tensor in kernel.tensors if tensor.written)
+    lines = [line for tensor in kernel.tensors for line in _moved(tensor, kernel.name, sums or {})]
+    if kernel.name == "gates":
+        lines = [
+            "s_k = tl.load(u_cu_seqlens_k + i_n)",
+            "NK = T",
+            "T = tl.load(u_cu_seqlens_k + i_n + 1) - s_k",
+            "s_k = s_k.to(tl.int64)",
+            *lines,
+        ]
+        bounds = bounds[1:]
+    else:
+        lines = [*_lengths(kernel.name), *lines]
+    return replace(
+        kernel,
+        tensors=(*read, *bounds, *written),
+        scalars=(*kernel.scalars, "N"),
+        sequence_lines=tuple(lines),
+    )
+
+
+def _lengths(kernel: str) -> list[str]:
+    """The sequence of a slot, its lengths, and the tile that the slot is of it."""
+    side, tile, count, program = ("q", "BT", "TQ", "i_t")
+    if kernel == "dkv":
+        side, tile, count, program = ("k", "BS", "TK", "i_s")
+    slots = kernel != "dgates"
+    lines: list[str] = []
+    if slots:
+        lines += [
+            f"# the last sequence that starts no later: at slot cu_seqlens[n] // {tile} + n",
+            "i_n = 0",
+            "above = N",
+            "while above - i_n > 1:",
+            "    half = (i_n + above) // 2",
+            f"    passed = tl.load(u_cu_seqlens_{side} + half) // {tile} + half <= i_slot",
+            "    i_n = tl.where(passed, half, i_n)",
+            "    above = tl.where(passed, above, half)",
+        ]
+    lines += [
+        "# NQ rows and NK keys in all; TQ and TK are those of this sequence",
+        "NQ = TQ",
+        "NK = TK",
+    ]
+    for letter, name in (("q", "TQ"), ("k", "TK")):
+        lines.append(f"s_{letter} = tl.load(u_cu_seqlens_{letter} + i_n)")
+        lines.append(f"{name} = tl.load(u_cu_seqlens_{letter} + i_n + 1) - s_{letter}")
+    if slots:
+        lines += [
+            f"{program} = i_slot - s_{side} // {tile} - i_n",
+            "# a slot that the sequence does not need has nothing to do",
+            f"spare = {program} * {tile} >= {count}",
+            "TQ = tl.where(spare, 0, TQ)",
+            "TK = tl.where(spare, 0, TK)",
+        ]
+    return [*lines, "s_q = s_q.to(tl.int64)", "s_k = s_k.to(tl.int64)"]
+
+
+def _moved(tensor: TensorArgument, kernel: str, sums: Lanes) -> list[str]:
+    """The statement that moves a pointer to the sequence's own part of its tensor."""
+    name = tensor.name
+    # the `dkv` pass walks over heads: what is [heads, tokens] gets its head's part there
+    rows, keys = "s_q", "s_k"
+    if kernel != "dkv":
+        rows, keys = f"{rows} + i_h * (NQ - TQ)", f"{keys} + i_h * (NK - TK)"
+    place = ""
+    if name in {"q", "do"}:
+        place = f"s_q * stride_{name}_t"
+    elif name in {"k", "v"}:
+        place = f"s_k * stride_{name}_t"
+    elif name in _WIDTHS:
+        place = f"{'s_q' if name in {'o', 'dq'} else 's_k'} * {_WIDTHS[name]}"
+    elif name in _BY_ROW:
+        place = rows
+    elif name == "dcolumns":
+        place = keys
+    elif name == "gates":
+        head = {"gates": "i_bh * (NK - T)", "dkv": ""}.get(kernel, "i_h // (HQ // HS) * (NK - TK)")
+        place = f"s_k + {head}" if head else "s_k"
+    elif name in sums:
+        lane, *channels = sums[name]
+        place = {"n": "i_slot - i_t", "i": rows}.get(lane, keys)
+        place = "" if kernel == "dgates" and lane == "n" else place
+        place = f"({place}) * V" if channels else place
+    elif tensor.given:
+        place = _declared(tensor)
+    return [f"{name} = {name} + {place}"] if place else []
+
+
+def _declared(tensor: TensorArgument) -> str:
+    """A declared tensor has the tokens of all sequences, or an entry for each."""
+    for axis, start in (("t", "s_k"), ("j", "s_k"), ("i", "s_q"), ("b", "i_n")):
+        if axis in tensor.axes:
+            return f"{start} * stride_{tensor.name}_{axis}"
+    return ""
