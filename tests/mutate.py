@@ -24,9 +24,11 @@ TESTS = (
     "tests/ops/test_gradients.py",
     "tests/ops/test_sinks.py",
     "tests/ops/test_documents.py",
+    "tests/ops/test_blocks.py",
+    "tests/ops/test_sequences.py",
     "-k",
     "gradcheck_passes_for_a_shipped or declared_tensor or states_of or tensor_of_a_sink"
-    " or inside_documents or owes_nothing",
+    " or inside_documents or owes_nothing or of_the_formula or of_each_sequence",
 )
 
 
@@ -86,6 +88,10 @@ MUTATIONS = (
              '"(1.0 - b_ps) * b_d"', '"b_d"'),
     Mutation("documents in a backward", f"{CODEGEN}/kernels/visible.py",
              "m_st & ({query} == {key})", "m_st & ({query} >= {key})"),
+    Mutation("a row of sums of a packed sequence", f"{CODEGEN}/kernels/sequences.py",
+             "\"i_slot - i_t\"", "\"0\""),
+    Mutation("the blocks that keys list", f"{CODEGEN}/kernels/block_lists.py",
+             "plane if lists.of_rows else plane.mirrored", "plane"),
     Mutation("dk's order of features", f"{GRADIENT}/state_terms.py",
              "if other != r]", "if other == r]"),
 )  # fmt: skip

@@ -75,6 +75,15 @@ log_decay = "-slope[h]"
 inputs.ids = { shape = ["b", "t"] }
 params.slope = { shape = ["h"], grad = true }
 
+[rates]
+feature_map = "identity"
+scale = "rsqrt(d)"
+mask = "causal & window(500)"
+normalize = "none"
+log_decay = "-exp(a[h])*softplus(g[b,t,h])"
+params.a = { shape = ["h"], grad = true }
+inputs.g = { shape = ["b", "t", "h"], grad = true }
+
 [prefix_state]
 feature_map = "identity"
 scale = "rsqrt(d)"
@@ -101,6 +110,36 @@ def test_an_output_is_its_formula(name, dtype, tq, tk, ops):
 @pytest.mark.parametrize("name", loads(DECLARED))
 def test_gradients_are_those_of_the_formula(name, dtype, tq, tk, ops):
     hold_gradients(ops[name], Shape(1, tq, tk, 4, 2, 64, 64), dtype)
+
+
+@pytest.mark.parametrize("tokens", [63, 1000, 4096])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["first_tokens", "prefix_lm", "prefix_state", "rates"])
+def test_packed_sequences_are_their_formula(name, dtype, tokens, ops):
+    op = ops[name].over_sequences()
+    hold_output(op, Shape(1, tokens, tokens, 4, 2, 64, 64, sequences=5), DTYPES[dtype])
+    hold_gradients(op, Shape(1, tokens, tokens + 200, 4, 2, 64, 64, sequences=5), dtype)
+
+
+@pytest.mark.parametrize("name", ["first_tokens", "prefix_state"])
+def test_a_packed_sequence_is_bit_for_bit_what_it_is_alone(name, ops):
+    op, lengths = ops[name], (700, 0, 64, 1, 1283)
+    cu = torch.tensor([sum(lengths[:n]) for n in range(6)], dtype=torch.int32, device="cuda")
+    made = [torch.randn(1, sum(lengths), 4, 64, device="cuda", dtype=torch.bfloat16)
+            for _ in range(4)]  # fmt: skip
+    leaves, do = [x.requires_grad_() for x in made[:3]], made[3]
+    given = {} if name == "first_tokens" else {"n": torch.full((5,), 9.0, device="cuda")}
+    whole = op(*leaves, cu_seqlens_q=cu, cu_seqlens_k=cu, **given)
+    grads = torch.autograd.grad(whole, leaves, do)
+    for n, length in enumerate(lengths):
+        if not length:
+            continue
+        part = slice(int(cu[n]), int(cu[n + 1]))
+        mine = [x[:, part].detach().requires_grad_() for x in leaves]
+        alone = op(*mine, **{key: x[:1] for key, x in given.items()})
+        assert torch.equal(whole[:, part], alone)
+        found = torch.autograd.grad(alone, mine, do[:, part])
+        assert all(torch.equal(a[:, part], b) for a, b in zip(grads, found, strict=True))
 
 
 @pytest.mark.parametrize("name", ["first_tokens", "documents", "sparse"])
