@@ -135,9 +135,7 @@ def analyse(variant: Variant) -> Algebra:
         mask=variant.mask_form,
         causal=causal,
         within_causal=within_causal(variant.mask_form),
-        forms=_forms(
-            softmax, causal, variant.mask_form == FULL, packed=variant.mask_form.packed
-        ),
+        forms=_forms(softmax, causal, variant.mask_form == FULL, packed=variant.mask_form.packed),
     )
 
 
@@ -156,9 +154,7 @@ def _uses_head(expression: Expr | None) -> bool:
     )
 
 
-def _forms(
-    softmax: bool, causal: bool, full: bool, *, packed: bool
-) -> tuple[FormVerdict, ...]:
+def _forms(softmax: bool, causal: bool, full: bool, *, packed: bool) -> tuple[FormVerdict, ...]:
     if softmax:
         no_state = "exp(score) is no finite polynomial in s, so no state of fixed size holds it"
         return (
