@@ -98,21 +98,21 @@ def ops() -> dict[str, Op]:
     return {name: compile_op(variant) for name, variant in loads(DECLARED).items()}
 
 
-@pytest.mark.parametrize(("tq", "tk"), [(63, 63), (1000, 1000), (4096, 4096), (300, 1000)])
+@pytest.mark.parametrize(("tq", "tk"), [(63, 63), (4096, 4096), (300, 1000)])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", loads(DECLARED))
 def test_an_output_is_its_formula(name, dtype, tq, tk, ops):
     hold_output(ops[name], Shape(2, tq, tk, 4, 2, 64, 64), DTYPES[dtype])
 
 
-@pytest.mark.parametrize(("tq", "tk"), [(63, 63), (1000, 1000), (4096, 4096), (1000, 300)])
+@pytest.mark.parametrize(("tq", "tk"), [(63, 63), (4096, 4096), (1000, 300)])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", loads(DECLARED))
 def test_gradients_are_those_of_the_formula(name, dtype, tq, tk, ops):
     hold_gradients(ops[name], Shape(1, tq, tk, 4, 2, 64, 64), dtype)
 
 
-@pytest.mark.parametrize("tokens", [63, 1000, 4096])
+@pytest.mark.parametrize("tokens", [63, 4000])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", ["first_tokens", "prefix_lm", "prefix_state", "rates"])
 def test_packed_sequences_are_their_formula(name, dtype, tokens, ops):
