@@ -10,8 +10,11 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from attnc.autotune.exchange import Exchange
 from attnc.autotune.module_cache import read_verified
@@ -29,18 +32,24 @@ _ENVIRONMENT = {
 
 
 def run_interpreted(
-    path: Path, function: str, args: tuple[object, ...], kwargs: dict[str, object]
+    path: Path,
+    function: str,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    *,
+    written: Sequence[int] = (),
 ) -> Any:
     """What a function of a stored module returns, interpreted on CPU tensors.
 
     Arguments and results are tensors of any strides, numbers, text, None, and tuples of these.
-    The arguments are read only: what a kernel writes to them does not come back. What the function
-    allocates as floating point starts as NaN, so an element that no kernel writes is seen.
+    The tensors at the places `written` come back as the kernels left them; to all other arguments
+    what a kernel writes is lost. What the function allocates as floating point starts as NaN, so an
+    element that no kernel writes is seen.
 
     Raises: WorkerError where the function raises, with its place in the emitted module, or where
     the worker dies; InputError for a value that cannot be sent; CacheError for an altered module.
     """
-    return _INTERPRETER.run(Path(path).absolute(), function, args, kwargs)
+    return _INTERPRETER.run(Path(path).absolute(), function, args, kwargs, written)
 
 
 def worker_pid() -> int | None:
@@ -62,22 +71,32 @@ class _Interpreter:
         return worker.pid if worker is not None and worker.alive else None
 
     def run(
-        self, path: Path, function: str, args: tuple[object, ...], kwargs: dict[str, object]
+        self,
+        path: Path,
+        function: str,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        written: Sequence[int],
     ) -> Any:
         read_verified(path)
         with self._lock:
             worker, exchange = self._ready()
             try:
+                packed = exchange.pack(args)
                 reply = worker.ask(
                     {
                         "path": str(path),
                         "function": function,
-                        "args": exchange.pack(args),
+                        "args": packed,
                         "kwargs": exchange.pack(kwargs),
                     }
                 )
                 if "error" in reply:
                     raise _raised(reply["error"], path, function)
+                for place in written:
+                    tensor = args[place]
+                    assert isinstance(tensor, torch.Tensor), "only tensors are written to"
+                    tensor.copy_(exchange.unpack(packed["tuple"][place], copy=False))
                 return exchange.unpack(reply["result"], copy=True)
             except WorkerDied as death:
                 raise _died(death, path, function) from None

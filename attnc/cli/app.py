@@ -13,6 +13,8 @@ from attnc.cli.options import (
     WHICH,
     Backend,
     Backward,
+    Cache,
+    Decode,
     DeviceName,
     Dim,
     Dtype,
@@ -90,6 +92,8 @@ def plan_command(
     stateful: Stateful = False,
     backward: Backward = False,
     backend: Backend = None,
+    decode: Decode = False,
+    cache: Cache = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -102,7 +106,10 @@ def plan_command(
     from attnc.cli.facts import Facts
     from attnc.cli.plan import plan
 
-    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward, backend)
+    facts = Facts(
+        device, dtype, dim, heads, sram, form, shape, stateful, backward, backend,
+        decode, cache,
+    )  # fmt: skip
     return plan(which, facts, compiled=compiled, as_json=as_json)
 
 
@@ -119,12 +126,17 @@ def explain_command(
     stateful: Stateful = False,
     backward: Backward = False,
     backend: Backend = None,
+    decode: Decode = False,
+    cache: Cache = None,
 ) -> int:
     """Print every stage: declaration, algebra, graph, plan."""
     from attnc.cli.explain import explain
     from attnc.cli.facts import Facts
 
-    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward, backend)
+    facts = Facts(
+        device, dtype, dim, heads, sram, form, shape, stateful, backward, backend,
+        decode, cache,
+    )  # fmt: skip
     return explain(which, facts)
 
 
@@ -144,12 +156,17 @@ def emit_command(
     stateful: Stateful = False,
     backward: Backward = False,
     backend: Backend = None,
+    decode: Decode = False,
+    cache: Cache = None,
 ) -> int:
     """Print the kernels of a variant as one Python module."""
     from attnc.cli.emit import emit
     from attnc.cli.facts import Facts
 
-    facts = Facts(device, dtype, dim, heads, sram, form, shape, stateful, backward, backend)
+    facts = Facts(
+        device, dtype, dim, heads, sram, form, shape, stateful, backward, backend,
+        decode, cache,
+    )  # fmt: skip
     return emit(which, facts, output)
 
 
@@ -174,6 +191,8 @@ def build_command(
     stateful: Stateful = False,
     backward: Backward = False,
     backend: Backend = None,
+    decode: Decode = False,
+    cache: Cache = None,
     wheel: Annotated[
         str | None,
         typer.Option("--wheel", metavar="NAME", help="A pip-installable wheel, backward included."),
@@ -184,7 +203,9 @@ def build_command(
     from attnc.cli.build import Order, build
 
     dims, dtypes = tuple(dim or ()), tuple(dtype or ())
-    order = Order(tuple(target), dims, dtypes, heads, stateful, backward, wheel, backend)
+    order = Order(
+        tuple(target), dims, dtypes, heads, stateful, backward, wheel, backend, decode, cache
+    )
     return build(which, order, output, jobs=jobs)
 
 

@@ -38,6 +38,8 @@ class Order:
     backward: bool = False
     wheel: str | None = None
     backend: str | None = None
+    decode: bool = False
+    cache: str | None = None
 
     def facts(self) -> list[Facts]:
         """The facts of each module to build."""
@@ -53,6 +55,8 @@ class Order:
                 stateful=self.stateful,
                 backward=self.backward,
                 backend=self.backend,
+                decode=self.decode,
+                cache=self.cache,
             )
             for target, dim, dtype in choices
         ]
@@ -89,6 +93,11 @@ def _build_wheel(
             "a wheel cannot launch gluon kernels: their tensors go as descriptors",
             hints=("leave --backend out; or leave --wheel out: a folder holds their binaries",),
         )
+    if order.decode:
+        raise UsageError(
+            "a wheel holds no decode step yet",
+            hints=("leave --wheel out: the folder holds the step's binaries",),
+        )
     requests = wheel_requests(variants, order)
     for request in requests:
         if not request.device.target.startswith("cuda:"):
@@ -119,8 +128,9 @@ def module_name(plan: Plan) -> str:
     target = plan.device.target.replace(":", "")
     backend = "" if plan.backend == "triton" else f"_{plan.backend}"
     stateful = "_stateful" if plan.stateful else ""
-    backward = "_backward" if plan.phase == "backward" else ""
-    return f"{plan.variant.name}_{plan.dtype}_{dims}{stateful}{backward}{backend}_{target}"
+    phase = "" if plan.phase == "forward" else f"_{plan.phase}"
+    cache = f"_{plan.cache}" if plan.cache else ""
+    return f"{plan.variant.name}_{plan.dtype}_{dims}{stateful}{phase}{cache}{backend}_{target}"
 
 
 def _ranked(variant: Variant, facts: Facts) -> tuple[Plan, ...]:

@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 
 from attnc.cli.find import closest
 from attnc.cli.targets import device_of_target
+from attnc.codegen.algebra import analyse
+from attnc.codegen.decode_planner import ring_size
 from attnc.codegen.device import DEVICES, Device
+from attnc.codegen.kernels.decode import CACHES
 from attnc.codegen.plan import BACKENDS, Request, Workload
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 
 # fp64 is for the interpreter's gradients alone
 DTYPES = ("bf16", "fp16", "fp32")
-# the forms that have kernels
-FORMS = ("online", "parallel", "chunked")
+FORMS = ("online", "parallel", "chunked", "recurrent")
 _DEFAULT_DIMS = (64, 64)
 
 
@@ -32,6 +34,8 @@ class Facts:
     stateful: bool = False
     backward: bool = False
     backend: str | None = None
+    decode: bool = False
+    cache: str | None = None
 
     def request(self, variant: Variant) -> Request:
         """The request for a plan of a variant.
@@ -48,10 +52,40 @@ class Facts:
             form=self._form(),
             stateful=self.stateful,
             heads=heads or (1, 1),
-            workload=_workload(self.shape, heads),
-            phase="backward" if self.backward else "forward",
+            workload=self._workload(heads),
+            phase=self._phase(),
+            cache=self._cache(variant),
             backend=self._backend(),
         )
+
+    def _phase(self) -> str:
+        if self.decode and (self.backward or self.stateful or self.form is not None):
+            raise UsageError(
+                "--decode goes with none of --backward, --stateful and --form",
+                notes=("a step has no gradients, always has its state, and one form",),
+            )
+        return "backward" if self.backward else "decode" if self.decode else "forward"
+
+    def _workload(self, heads: tuple[int, int] | None) -> Workload:
+        work = _workload(self.shape, heads)
+        if not self.decode:
+            return work
+        if self.shape is None:
+            work = replace(work, batch=64, tk=2048)
+        return replace(work, tq=1)
+
+    def _cache(self, variant: Variant) -> str:
+        if not self.decode or variant.family != "softmax":
+            if self.cache is not None:
+                raise UsageError("--cache is for --decode of a softmax variant")
+            return ""
+        if self.cache is not None and self.cache not in CACHES:
+            raise _unknown("cache", self.cache, CACHES)
+        if self.cache == "ring":
+            size, why = ring_size(variant, analyse(variant))
+            if size is None:
+                raise UsageError(f"{variant.name!r} has no ring", notes=(why,))
+        return self.cache or "contiguous"
 
     def _device(self) -> Device:
         name = self.device.lower()
@@ -75,10 +109,10 @@ class Facts:
             raise _unknown("form", self.form, FORMS)
         if not self.stateful:
             return self.form
-        if self.form not in {None, "chunked"}:
+        if self.form not in {None, "chunked", "recurrent"}:
             raise UsageError(f"the {self.form} form keeps no state", hints=("leave --form out",))
-        # the only form with a state; where it is not legal, the planner says why
-        return "chunked"
+        # where it is not legal, the planner says why
+        return self.form or "chunked"
 
 
 def known_dtype(name: str) -> str:

@@ -28,7 +28,9 @@ Sram = Annotated[
 ]
 Form = Annotated[
     str | None,
-    typer.Option("--form", metavar="FORM", help="online, parallel or chunked; else chosen."),
+    typer.Option(
+        "--form", metavar="FORM", help="online, parallel, chunked or recurrent; else chosen."
+    ),
 ]
 Shape = Annotated[
     str | None, typer.Option("--shape", metavar="B,T", help="The workload that costs are for.")
@@ -40,5 +42,12 @@ Backward = Annotated[bool, typer.Option("--backward", help="The gradients, not t
 Backend = Annotated[
     str | None,
     typer.Option("--backend", metavar="NAME", help="triton or gluon (sm_90); else chosen."),
+]
+Decode = Annotated[
+    bool, typer.Option("--decode", help="A step of one token, --shape B,T with T in the cache.")
+]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", metavar="KIND", help="With --decode: contiguous, ring or paged."),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Compilers at a time.")]

@@ -48,9 +48,12 @@ def is_wide(request: Request) -> bool:
     return request.dtype == "fp32" and request.precision == "tf32x3"
 
 
-def state_too_large(request: Request, features: Features) -> str:
-    """Why no program can carry the state, told before a kernel of thousands of tiles is built."""
-    columns = request.device.min_columns
+def state_too_large(request: Request, features: Features, *, columns: int | None = None) -> str:
+    """Why no program can carry the state, told before a kernel of thousands of tiles is built.
+
+    `columns` are the fewest of v that a program may hold; the device's, where products read them.
+    """
+    columns = columns or request.device.min_columns
     nbytes = features.padded_count * columns * 4
     limit = request.device.register_file * 4
     if nbytes <= limit * 3 // 4:

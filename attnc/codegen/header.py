@@ -26,8 +26,10 @@ def _command(plan: Plan) -> str:
     work = plan.workload
     parts = [
         f"attnc emit {plan.variant.name} --dim {plan.dims[0]},{plan.dims[1]}",
-        f"--dtype {plan.dtype} --device {plan.device.name} --form {plan.form}",
-        f"--shape {work.batch},{work.tq} --heads {work.hq},{work.hkv}",
+        f"--dtype {plan.dtype} --device {plan.device.name}",
+        f"--form {plan.form}" if not plan.decode else f"--decode {_cache(plan)}".rstrip(),
+        f"--shape {work.batch},{work.tk if plan.decode else work.tq}",
+        f"--heads {work.hq},{work.hkv}",
     ]
     if plan.backend != "triton":
         parts.append(f"--backend {plan.backend}")
@@ -39,6 +41,10 @@ def _command(plan: Plan) -> str:
     if known is not None and known.sram_bytes != plan.device.sram_bytes:
         parts.append(f"--sram {plan.device.sram_bytes}")
     return " ".join(parts)
+
+
+def _cache(plan: Plan) -> str:
+    return f"--cache {plan.cache}" if plan.cache else ""
 
 
 def _wrap(line: str) -> tuple[str, ...]:

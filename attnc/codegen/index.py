@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from attnc.codegen.graph import REGIONS, SETUP, Node
+from attnc.codegen.graph import HEAD, REGIONS, SETUP, Node
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.symbolic import ref_symbol
 from attnc.dsl.expr import Ref
@@ -114,7 +114,9 @@ def _load(
         parts = [_flat(part) for part in parts]
         guard, edge_guard = _flat(guard), _flat(edge_guard)
     pointer = f"p_{buffer.removeprefix('b_')}"
-    lines, address = pointer_lines(pointer, parts)
+    # without a guard a load stands on one line, deep in a loop over tokens
+    width = 76 if guard or edge_guard or region != HEAD else 56 - len(buffer)
+    lines, address = pointer_lines(pointer, parts, width)
     shape = tuple(lanes[lane] for lane in ("row", "column") if lane in lanes)
     node = Node(
         name=f"load {buffer}",

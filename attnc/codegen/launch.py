@@ -9,12 +9,26 @@ from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.codegen.tile_lists import tile_lists
 
+_LAUNCHERS = {
+    "online": "launch_attend.jinja",
+    "parallel": "launch_attend.jinja",
+    "chunked": "launch_chunked.jinja",
+    "recurrent": "launch_recurrent.jinja",
+}
+
+_CACHES = {
+    "contiguous": "The caches hold position j in row j of C.",
+    "ring": "The caches hold position j in row j % C.",
+    "paged": "The caches hold position j in row j % P of page block_table[b, j // P].",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchText:
     """What the launch templates print."""
 
     launcher: str
+    phase: str
     parameters: tuple[str, ...]
     summary: str
     returns: str
@@ -29,10 +43,13 @@ class LaunchText:
     state_heads_are_query: bool
     acc: str
     value_dim: int
+    features: int
     slot: int
     tiles: dict[str, int]
     programs: int
     min_chunks: int
+    splits: int
+    cache_layout: str
 
 
 def state_slot(plan: Plan) -> int:
@@ -52,22 +69,32 @@ def used_tensors(plan: Plan) -> tuple[str, ...]:
 
 def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
     """All of it, for the form of the plan."""
-    chunked = plan.form == "chunked"
+    folded = plan.form in {"chunked", "recurrent"}
     parameters = ["q", "k", "v", *used_tensors(plan)]
     if plan.stateful:
         parameters.append("initial_state")
     online = plan.form == "online"
     summed = plan.algebra.normalize == "sum"
-    shape = "[B, T, HQ, V]" if chunked else "[B, TQ, HQ, V]"
+    shape = "[B, T, HQ, V]" if folded else "[B, TQ, HQ, V]"
     returns = f"o {shape}"
     if online:
         returns += " and lse [B, HQ, TQ]"
-    if summed:
-        returns += f" and the sums of weights [B, HQ, {'T' if chunked else 'TQ'}]"
+    if summed and not plan.decode:
+        returns += f" and the sums of weights [B, HQ, {'T' if folded else 'TQ'}]"
     if plan.stateful:
         returns += " and the final state"
+    if plan.decode and online:
+        parameters += ["lengths", "key_cache", "value_cache"]
+        parameters += ["block_table"] if plan.cache == "paged" else []
+        returns = "o [B, 1, HQ, V] and lse [B, HQ, 1]; the token enters the cache in place"
+    elif plan.decode:
+        parameters += ["state", *(["sums"] if summed else [])]
+        returns += "; the state [B, HS, F, V] is updated in place"
+        if summed:
+            returns += ", and so are its sums [B, HS, F]"
     return LaunchText(
-        launcher="launch_chunked.jinja" if chunked else "launch_attend.jinja",
+        launcher="launch_decode.jinja" if plan.decode and online else _LAUNCHERS[plan.form],
+        phase=plan.phase,
         parameters=tuple(parameters),
         summary=f"Attention by the {plan.form} form, for K = {plan.dims[0]}, V = {plan.dims[1]}.",
         returns=returns,
@@ -82,10 +109,13 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         state_heads_are_query=plan.algebra.heads_differ,
         acc=TORCH_TYPES[plan.acc],
         value_dim=plan.dims[1],
+        features=0 if plan.features is None else plan.features.count,
         slot=state_slot(plan),
         tiles=dict(plan.passes[-1].tile),
         programs=plan.programs,
         min_chunks=plan.min_chunks,
+        splits=plan.splits,
+        cache_layout=_CACHES.get(plan.cache, ""),
     )
 
 
@@ -130,6 +160,9 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "state": lambda: ["NV * B * HS", "NS" if whole else "NS - 1"],
         "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
         "output": lambda: ["NV * B * HQ", "NS"],
+        "recurrent": lambda: ["NV * B * HS"],
+        "decode": lambda: ["B * HKV", *(["NS"] if plan.splits > 1 else [])],
+        "combine": lambda: ["B * HQ"],
     }
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",

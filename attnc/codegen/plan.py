@@ -47,9 +47,10 @@ class Request:
     `dims` are the head dims (K, V); `precision` is how the dots of fp32 tensors are made: `tf32x3`
     splits each into three tf32 products and keeps fp32's accuracy, `tf32` does not;
     `form` None lets the planner choose; `stateful` adds the initial and the final state.
-    `phase` is `forward` or `backward`; a backward gives the gradients of q, k, v and of the
-    declared tensors in `wanted`, all that have one where it is None. `backend` None lets the
-    planner choose.
+    `phase` is `forward`, `backward` or `decode` (one token a sequence, a state in place); a
+    backward gives the gradients of q, k, v and of the declared tensors in `wanted`, all that have
+    one where it is None. `backend` None lets the planner choose. `cache` says how a decode of the
+    softmax family finds its keys: `contiguous`, `ring` or `paged`.
     """
 
     variant: Variant
@@ -64,6 +65,12 @@ class Request:
     phase: str = "forward"
     wanted: tuple[str, ...] | None = None
     backend: str | None = None
+    cache: str = ""
+
+    @property
+    def decode(self) -> bool:
+        """Whether one token a sequence is asked for, its state updated in place."""
+        return self.phase == "decode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +174,20 @@ class Plan:
     backend: str = "triton"
     backend_reason: str = ""
     derivation: Derivation | None = None
+    decode: bool = False
+    cache: str = ""
 
     @property
     def phase(self) -> str:
-        """`forward`, or `backward` where derivatives were planned."""
+        """`forward`, `backward` where derivatives were planned, or `decode`."""
+        if self.decode:
+            return "decode"
         return "forward" if self.derivation is None else "backward"
+
+    @property
+    def splits(self) -> int:
+        """Into how many splits a decode cuts the keys of a sequence."""
+        return self.passes[-1].tile.get("BN", 1)
 
     @property
     def acc(self) -> str:
@@ -207,4 +223,6 @@ class Plan:
         if self.derivation is not None:
             wanted = self.derivation.partials
             facts["gradients"] = [partial.label for partial in wanted]
+        if self.decode:
+            facts["phase"] = f"{self.phase} {self.cache}"
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

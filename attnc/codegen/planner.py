@@ -20,6 +20,7 @@ from attnc.codegen.candidate import (
     state_too_large,
     tile_dims,
 )
+from attnc.codegen.decode_planner import decode_form, decode_passes
 from attnc.codegen.features import MIN_TILE, Features, features_of
 from attnc.codegen.gluon.planner import gluon_plans, gluon_steps
 from attnc.codegen.gradient_planner import gradient_plans
@@ -31,6 +32,7 @@ from attnc.codegen.kernels.gates import gates_kernel
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.codegen.printer import Printer
 from attnc.codegen.rank import rank_us
+from attnc.codegen.recurrent_planner import recurrent_features, recurrent_passes
 from attnc.codegen.tile_lists import tile_lists
 from attnc.errors import PlanError
 
@@ -66,19 +68,29 @@ def plans(request: Request) -> tuple[Plan, ...]:
 
 def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
     if request.phase == "backward":
+        if form == "recurrent":
+            # a fold back token by token would need every state: chunks keep one a chunk
+            request = replace(request, form="chunked" if request.stateful else None)
+            form, reason = "chunked", "the recurrent form takes the gradients of the chunked one"
         return gradient_plans(request, algebra, form, reason)
     if form == "chunked":
         found, rejected = _chunked(request, algebra)
         if not found and request.form is None and not request.stateful:
             why = rejected[-1].reason if rejected else "no chunk size is legal"
             form, reason = "parallel", f"the state is too large for any tile: {why}"
-    if form != "chunked":
+    if request.decode and form == "online":
+        found, rejected = decode_passes(request, algebra, printer_for(request))
+    elif form == "recurrent":
+        found, rejected = recurrent_passes(request, algebra, printer_for(request))
+    elif form != "chunked":
         found, rejected = _attend(request, algebra)
     if not found:
         raise _no_fit(request, rejected)
     found.sort(key=lambda steps: (sum(rank_us(step, request) for step in steps[0]), steps[1]))
     printer_helpers = _helpers(request, algebra)
-    features = _features(request, algebra) if form == "chunked" else None
+    features = None
+    if form in {"chunked", "recurrent"}:
+        features = (_features if form == "chunked" else recurrent_features)(request, algebra)
     ranked = []
     for steps, _ in found:
         ranked.append(
@@ -98,6 +110,8 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
                 helpers=printer_helpers,
                 programs=request.device.sms * 2,
                 min_chunks=4,
+                decode=request.decode,
+                cache=request.cache,
             )
         )
     slower = tuple(
@@ -114,16 +128,13 @@ def _slower(item: Plan, best: Plan, request: Request) -> str:
 
 def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
     name = request.variant.name
+    if request.decode:
+        return decode_form(request, algebra)
     asked = request.form is None or algebra.legal(request.form).legal
     if request.stateful and asked and not algebra.keeps_state.legal:
         raise PlanError(f"{name!r} keeps no state", notes=(algebra.keeps_state.reason,))
     if request.form is not None:
         verdict = algebra.legal(request.form)
-        if request.form == "recurrent" and verdict.legal:
-            raise PlanError(
-                f"the recurrent form of {name!r} has no kernel yet",
-                hints=("the chunked form computes the same",),
-            )
         if not verdict.legal:
             legal = ", ".join(v.form for v in algebra.forms if v.legal)
             raise PlanError(
@@ -260,7 +271,7 @@ def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
     name = request.variant.name
     head_dim, value_dim = request.dims
     algebra = analyse(request.variant)
-    if rejected and rejected[-1].candidate == "any chunk":
+    if rejected and rejected[-1].candidate in {"any chunk", "any columns"}:
         why = rejected[-1].reason
         return PlanError(
             f"no tile of {name!r} at K={head_dim}, V={value_dim}, {request.dtype} holds its state",

@@ -34,6 +34,9 @@ _LONG_CHUNK = 1.6
 def rank_us(step: PassPlan, request: Request) -> float:
     """Predicted microseconds of one pass, tile effects included."""
     tile = step.tile
+    if step.kernel.name in {"decode", "combine", "recurrent"}:
+        # what memory gives decides, and the planner orders tiles by how they ask for it
+        return step.cost.time_us
     if step.kernel.name in {"dq", "dkv"}:
         return _pairs_us(step, request)
     if step.kernel.name in {"dquery", "dkey", "dvalue"}:

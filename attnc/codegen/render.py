@@ -38,6 +38,9 @@ _STEP_LINES = {
     "fold": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
     "dgates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < TK"),
     "lists": ("o_n = i_n + tl.arange(0, BN)", "m_n = o_n < NB"),
+    "recurrent": ("i_q = i_hs * (HQ // HS) + i_g",),
+    "decode": ("o_s = i_s + r_s", "m_s = o_s < TK"),
+    "combine": (),
     "scan": (),
     "dscan": (),
     "dchunk": (),
@@ -46,6 +49,7 @@ _STEP_LINES = {
 }
 _HEADERS = {
     "attend": "for i_s in range({start}, {stop}, BS):",
+    "decode": "for i_s in range({start}, {stop}, BS):",
     "dq": "for i_s in range({start}, {stop}, BS):",
     "dkv": "for i_t in range({start}, {stop}, BT):",
     "lists": "for i_n in range({start}, {stop}, BN):",
@@ -54,6 +58,7 @@ _HEADERS = {
     "dstate": "for i_c in range({start}, {stop}, -1):",
     "dcarry": "for i_c in range({start}, {stop}, -1):",
     "dgates": "for i_c in range({start}, {stop}, -1):",
+    "recurrent": "for i_g in range({stop}):",
     "dquery": "for i_g in range({stop}):",
     "dkey": "for i_g in range({stop}):",
     "dvalue": "for i_g in range({stop}):",
@@ -181,6 +186,7 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             by_query=kernel.name.startswith("d"),
             stateful=plan.stateful,
             global_sum=plan.algebra.global_sum,
+            cache=plan.cache,
             summed=plan.algebra.normalize == "sum",
             splits_v=plan.dims[1] > step.tile.get("BV", plan.dims[1]),
         )

@@ -53,10 +53,13 @@ def _pointer(plan: Plan, step: PassPlan, tensor: TensorArgument, *, general: boo
 
 
 def _strides(plan: Plan, tensor: TensorArgument) -> list[Argument]:
-    if tensor.dtype != "io" or not tensor.axes:
+    # a state that a step keeps lies as init_state makes it; one that is handed over may not
+    kept = plan.decode and tensor.dtype == "acc"
+    if not tensor.axes or (tensor.dtype != "io" and not kept):
         return [Argument(name, "i32") for name in tensor.strides]
     *outer, inner = tensor.strides
-    dim = plan.dims[1] if tensor.axes[-1] == "v" else plan.dims[0]
+    count = 0 if plan.features is None else plan.features.count
+    dim = {"v": plan.dims[1], "f": count}.get(tensor.axes[-1], plan.dims[0])
     rows = [Argument(name, "i32", divisible16=dim % 16 == 0) for name in outer]
     return [*rows, Argument(inner, "constexpr", value=1)]
 

@@ -11,7 +11,7 @@ from attnc.codegen.printer import number
 def feature_tables(plan: Plan) -> dict[str, object] | None:
     """What the launcher's tables of monomials are made from; None where there are none."""
     features = plan.features
-    if features is None or features.direct or plan.form != "chunked":
+    if features is None or features.direct or plan.form not in {"chunked", "recurrent"}:
         return None
     scale = plan.variant.scale.value(plan.dims[0])
     factors = {degree: float(c) * scale**degree for degree, c, _ in features.degrees}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import ceil
 
-from attnc.codegen.graph import STEP
+from attnc.codegen.algebra import analyse
+from attnc.codegen.graph import STEP, Node
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, Request, item_bytes
 from attnc.dsl.mask import MaskForm
@@ -71,6 +72,10 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
     if kernel.name in {"gates", "dgates", "delta"}:
         tokens = work.batch * work.tk * work.hq
         return float(2 * o if kernel.name == "delta" else tokens * 12), float(tokens)
+    if kernel.name in {"decode", "combine"}:
+        return _decode_work(request, kernel, tiles)
+    if kernel.name == "recurrent":
+        return _recurrent_work(request, kernel, float(q + k + v + o))
     chunk = tiles["BC"] or 64
     splits = ceil(value_dim / tiles["BV"]) if "BV" in tiles else 1
     states = _state_bytes(request, kernel, chunk, splits)
@@ -95,6 +100,34 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
         }
         return float(moved[kernel.name] + kept), flops
     return float(q + k + v + o + states), flops
+
+
+def _decode_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tuple[float, float]:
+    """Every key that the row sees is read once for all heads that share it."""
+    work = request.workload
+    rows = work.batch * work.hq
+    if kernel.name == "combine":
+        parts = rows * tiles["BN"] * request.dims[1]
+        return 4.0 * parts, 2.0 * parts
+    keys = visible_fraction(request.variant.mask_form, 1, work.tk) * work.tk
+    words = keys * sum(request.dims)
+    return work.batch * work.hkv * words * DTYPES[request.dtype], 2.0 * rows * words
+
+
+def _recurrent_work(request: Request, kernel: Kernel, tokens: float) -> tuple[float, float]:
+    """The state is read and written once a launch; each token folds it and reads its rows."""
+    work = request.workload
+    algebra = analyse(request.variant)
+    heads = work.hq if algebra.heads_differ else work.hkv
+    columns = request.dims[1] + (1 if algebra.normalize == "sum" else 0)
+    rows = sum(int(node.shape[0]) for node in kernel.graph.nodes() if _keeps_rows(node))
+    state = work.batch * heads * rows * columns
+    size = item_bytes("acc", request.dtype)
+    return tokens + 2.0 * state * size, 2.0 * state * work.tq * (1 + work.hq / heads)
+
+
+def _keeps_rows(node: Node) -> bool:
+    return node.op == "load" and node.tensor == "state"
 
 
 def _dot_flops(kernel: Kernel, tiles: Mapping[str, int]) -> list[float]:

@@ -20,8 +20,9 @@ _RESERVED = (
     (INDEX_NAMES - {"x"})
     | frozenset(FUNCTIONS)
     | {"causal", "full", "q", "v", "o", "lse", "states", "gates", "decays", "index", "weight",
-       "initial_state", "final_state", "return_lse", "return_state", "form", "precision", "tl",
-       "torch", "triton", "first", "last", "lo", "hi", "forward", "acc", "io",
+       "initial_state", "final_state", "state", "sums", "final_sums", "lengths", "key_cache",
+       "value_cache", "block_table", "parts", "part_lse", "return_lse", "return_state", "form",
+       "precision", "tl", "torch", "triton", "first", "last", "lo", "hi", "forward", "acc", "io",
        "key_blocks", "row_blocks", "cu_seqlens_q", "cu_seqlens_k",
        "range", "float", "min", "max", "len", "dict", "tuple"}
 )  # fmt: skip

@@ -66,8 +66,13 @@ def store_plan(plan: Plan) -> Path:
     return store_module(render(plan), f"{plan.variant.name}_{plan.form}_{plan.phase}")
 
 
-def launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Run the launcher of a built plan on tensors of q's device; always a list of tensors."""
+def launch(
+    built: Built, q: torch.Tensor, arguments: list[torch.Tensor], *, written: Sequence[int] = ()
+) -> list[torch.Tensor]:
+    """Run the launcher of a built plan on tensors of q's device; always a list of tensors.
+
+    `written` are the places of the arguments that the kernels write to.
+    """
     phase = built.plan.phase
     if q.device.type == "cpu" and built.plan.backend == "gluon":
         raise InputError(
@@ -78,7 +83,7 @@ def launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> list
         # a CUDA call needs no interpreter
         from attnc.autotune.interpreter import run_interpreted
 
-        result = run_interpreted(built.path, phase, tuple(arguments), {})
+        result = run_interpreted(built.path, phase, tuple(arguments), {}, written=written)
     elif built.run is not None:
         result = run_on(q.device, built.run, arguments)
     else:

@@ -9,7 +9,6 @@ import torch
 
 from attnc.codegen.algebra import analyse
 from attnc.codegen.device import device_named
-from attnc.codegen.features import features_of
 from attnc.codegen.gradient_launch import gradient_tensors, wanted_names
 from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import BACKENDS
@@ -20,6 +19,8 @@ from attnc.errors import AttncError, InputError
 from attnc.ops.autograd import Attention
 from attnc.ops.built import launch
 from attnc.ops.built_plans import BuiltPlans
+from attnc.ops.decode_plans import DecodePlans
+from attnc.ops.decoding import Decoding
 from attnc.ops.gradients import (
     autocast,
     check_gradients,
@@ -30,13 +31,12 @@ from attnc.ops.gradients import (
 from attnc.ops.inputs import check_qkv, check_state, check_tensors
 from attnc.ops.operators import FORWARD, register
 from attnc.ops.options import check_options, forms_with_kernels
-from attnc.ops.planned import Planned
 from attnc.ops.reference import reference
 from attnc.ops.seen_calls import SeenCalls, call_key
 from attnc.ops.tuned import generation
 
 
-class Op(Planned):
+class Op(Decoding):
     """An attention op compiled from a variant.
 
     Shapes: q `[B, TQ, HQ, K]`, k `[B, TK, HKV, K]`, v `[B, TK, HKV, V]`, any strides.
@@ -49,6 +49,7 @@ class Op(Planned):
     ) -> None:
         super().__init__(variant, None if device is None else device_named(device), backend)
         self.built_plans = BuiltPlans(self.request, self._device)
+        self._decode_plans = DecodePlans(self.request, self._device)
         self._seen = SeenCalls()
         self._packed: Op | None = None
         self._algebra = analyse(variant)
@@ -245,14 +246,6 @@ class Op(Planned):
         """The legal forms that have kernels."""
         return forms_with_kernels(self._algebra)
 
-    def state_shape(
-        self, batch: int, hq: int, hkv: int, head_dim: int, value_dim: int
-    ) -> tuple[int, int, int, int]:
-        """[B, HS, F, V] of the state, V + 1 columns where a normaliser goes with it."""
-        features = features_of(self._algebra, head_dim)
-        heads = hq if self._algebra.heads_differ else hkv
-        columns = value_dim + (1 if self._algebra.normalize == "sum" else 0)
-        return (batch, heads, features.count, columns)
 
 
 def compile(variant: Variant, *, device: str | None = None, backend: str | None = None) -> Op:

@@ -12,7 +12,7 @@ PRECISIONS = {"fp32": "tf32x3", "tf32": "tf32"}
 
 def forms_with_kernels(algebra: Algebra) -> tuple[str, ...]:
     """The legal forms that have kernels."""
-    return tuple(v.form for v in algebra.forms if v.legal and v.form != "recurrent")
+    return tuple(v.form for v in algebra.forms if v.legal)
 
 
 def check_options(
@@ -57,7 +57,7 @@ def check_options(
     verdict = algebra.keeps_state
     if not verdict.legal:
         raise InputError(f"{name!r} has no state", notes=(verdict.reason,))
-    if form not in {None, "chunked"}:
+    if form not in {None, "chunked", "recurrent"}:
         raise InputError(f"the {form} form keeps no state", hints=("leave form out",))
     if sizes.tq != sizes.tk:
         raise InputError(
@@ -77,10 +77,5 @@ def _check_form(name: str, algebra: Algebra, form: str) -> None:
         raise PlanError(
             f"{name!r} has no {form} form",
             notes=(verdict.reason,),
-            hints=(f"its forms with kernels are: {usable}",),
-        )
-    if form not in forms_with_kernels(algebra):
-        raise InputError(
-            f"the {form} form of {name!r} has no kernel yet",
             hints=(f"its forms with kernels are: {usable}",),
         )

@@ -27,6 +27,7 @@ _DEFAULT_DIM = 64
 # tokens before the call whose state becomes its initial state
 _PREFIX_TOKENS = 21
 _DRAWS = 3
+_INTERPRETED_TOKENS = 128
 
 
 def verify(
@@ -168,10 +169,12 @@ class _Checker:
             verdict = check_agreement(found[other], found[first], ref.out, pt.out)
             yield Row.of(f"{other} against {first}", name, shape, verdict)
         if self.gradients:
-            forms = tuple(found)
+            # the recurrent form's backward is the chunked one's
+            forms = tuple(form for form in found if form != "recurrent")
             yield from gradient_rows(self.op, inputs, shape, name, dtype, forms, self.generator)
-        if "chunked" in found and shape.tq > 1 and is_causal(self.variant.mask_form):
-            yield from self._state_rows(inputs, shape, name)
+        for form in ("chunked", "recurrent"):
+            if form in found and shape.tq > 1 and is_causal(self.variant.mask_form):
+                yield from self._state_rows(inputs, shape, name, form)
 
     def _telling_draw(self, shape: Shape, dtype: torch.dtype) -> tuple[Inputs, Attended, Attended]:
         """Inputs on which zeros would fail, with the reference and pt; the last draw otherwise.
@@ -191,7 +194,7 @@ class _Checker:
         given: dict[str, Any] = {**options, **inputs.tensors}
         return self.op(inputs.q, inputs.k, inputs.v, **given)
 
-    def _state_rows(self, inputs: Inputs, shape: Shape, name: str) -> Iterator[Row]:
+    def _state_rows(self, inputs: Inputs, shape: Shape, name: str, form: str) -> Iterator[Row]:
         """A sequence split at an odd token equals the whole, and a state given comes through."""
         dtype = DTYPES[name]
         before = draw_inputs(
@@ -215,16 +218,19 @@ class _Checker:
         state = start
         for part in (slice(0, split), slice(split, shape.tq)):
             piece = inputs.tokens(self.variant, part)
-            out, state = self._call(piece, initial_state=state, return_state=True)
+            out, state = self._call(piece, initial_state=state, return_state=True, form=form)
             outs.append(out)
-        whole, last = self._call(inputs, initial_state=start, return_state=True)
+        whole, last = self._call(inputs, initial_state=start, return_state=True, form=form)
         assert ref.state is not None and pt.state is not None
-        yield Row.of("with a state given", name, shape, check(whole, ref.out, pt.out))
-        yield Row.of("state returned", name, shape, check_state(last, ref.state, pt.state, dtype))
-        yield Row.of(f"split at {split}", name, shape, check(torch.cat(outs, 1), ref.out, pt.out))
+        by = "" if form == "chunked" else f", {form}"
+        yield Row.of(f"with a state given{by}", name, shape, check(whole, ref.out, pt.out))
+        verdict = check_state(last, ref.state, pt.state, dtype)
+        yield Row.of(f"state returned{by}", name, shape, verdict)
+        verdict = check(torch.cat(outs, 1), ref.out, pt.out)
+        yield Row.of(f"split at {split}{by}", name, shape, verdict)
         verdict = check_state(state, ref.state, pt.state, dtype)
-        yield Row.of(f"state, split at {split}", name, shape, verdict)
-        if self.gradients:
+        yield Row.of(f"state, split at {split}{by}", name, shape, verdict)
+        if self.gradients and form == "chunked":
             yield from gradient_rows(
                 self.op, inputs, shape, name, dtype, ("chunked",), self.generator,
                 initial_state=start,
@@ -235,9 +241,14 @@ class _Checker:
         return "fast_tanh" in self.op.plan(dim=(shape.qk, shape.v), dtype=name).helpers
 
     def _forms(self, shape: Shape) -> tuple[str, ...]:
-        """The forms that this shape allows: only the parallel one knows TQ other than TK."""
-        forms = self.op.forms()
-        return forms if shape.tq == shape.tk else tuple(f for f in forms if f != "chunked")
+        """The forms that this shape allows: only the parallel one knows TQ other than TK.
+
+        Interpreted token by token, a long sequence would take minutes.
+        """
+        left_out = set() if shape.tq == shape.tk else {"chunked", "recurrent"}
+        if self.device.type == "cpu" and shape.tq > _INTERPRETED_TOKENS:
+            left_out.add("recurrent")
+        return tuple(form for form in self.op.forms() if form not in left_out)
 
     def _attend(
         self,

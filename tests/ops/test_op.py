@@ -91,7 +91,8 @@ REFUSED = {
     "state of the parallel form": ("linear", qkv(), {"form": "parallel", "return_state": True}),
     "state of two lengths": ("linear", qkv(tk=9), {"return_state": True}),
     "chunks of two lengths": ("linear", qkv(tk=9), {"form": "chunked"}),
-    "the recurrent form": ("linear", qkv(), {"form": "recurrent"}),
+    "tokens of two lengths": ("linear", qkv(tk=9), {"form": "recurrent"}),
+    "no form at all": ("linear", qkv(), {"form": "recursive"}),
     "a form of another family": ("flash", qkv(), {"form": "chunked"}),
     "a form without a causal mask": ("banded", qkv(), {"form": "chunked"}),
     "a precision of nobody": ("flash", qkv(), {"precision": "bf16"}),
@@ -195,9 +196,12 @@ error[A300]: a state needs TQ = TK, not 8 and 9
 == chunks of two lengths
 error[A300]: the chunked form needs TQ = TK, not 8 and 9
   hint: the parallel form takes any lengths; it is chosen when form is left out
-== the recurrent form
-error[A300]: the recurrent form of 'linear' has no kernel yet
-  hint: its forms with kernels are: parallel, chunked
+== tokens of two lengths
+error[A300]: the recurrent form needs TQ = TK, not 8 and 9
+  hint: the parallel form takes any lengths; it is chosen when form is left out
+== no form at all
+error[A300]: 'recursive' is no form
+  note: forms of 'linear' with kernels: parallel, chunked, recurrent
 == a form of another family
 error[A200]: 'flash' has no chunked form
   note: exp(score) is no finite polynomial in s, so no state of fixed size holds it

@@ -32,15 +32,24 @@ def start_online(builder: GraphBuilder, algebra: Algebra, loaded: Loaded, printe
 
 
 def online_step(
-    builder: GraphBuilder, algebra: Algebra, scale: float, loaded: Loaded, printer: Printer
+    builder: GraphBuilder,
+    algebra: Algebra,
+    scale: float,
+    loaded: Loaded,
+    printer: Printer,
+    *,
+    heads: bool = False,
 ) -> str:
-    """Fold one key tile; the name of the tile of weights that meets v."""
+    """Fold one key tile; the name of the tile of weights that meets v.
+
+    With `heads` the rows are query heads of one token, so that i_h is a vector.
+    """
     tile = ("BT", "BS")
     # with a plain score and a positive scale, scaling folds into the exponent's one multiply-add
     folded = algebra.plain_score and scale > 0
     factor = f" * {number(scale * LOG2E)}" if folded else ""
     if not folded:
-        _score(builder, algebra, scale, loaded, printer)
+        _score(builder, algebra, scale, loaded, printer, heads=heads)
     hidden = 'b_s = tl.where(m_st, b_s, float("-inf"))'
     builder.map(
         "b_s", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
@@ -65,12 +74,20 @@ def online_step(
 
 
 def _score(
-    builder: GraphBuilder, algebra: Algebra, scale: float, loaded: Loaded, printer: Printer
+    builder: GraphBuilder,
+    algebra: Algebra,
+    scale: float,
+    loaded: Loaded,
+    printer: Printer,
+    *,
+    heads: bool,
 ) -> None:
     assert algebra.score is not None
     setup, bindings = index_bindings(algebra.score)
     lines: list[str] = []
     names = {symbol.name for symbol in algebra.score.free_symbols}
+    if heads and "h" in names:
+        bindings["h"] = "f_h[:, None]"
     if "i" in names:
         setup.append("f_i = b_i.to(ACC)")
         bindings["i"] = "f_i[:, None]"
