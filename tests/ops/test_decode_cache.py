@@ -47,7 +47,7 @@ mask = "window(4, 4)"
 feature_map = "softmax"
 scale = "rsqrt(d)"
 mask = "causal & blocks(table, 16)"
-inputs.table = { shape = ["b", "h", "nq", "nk"] }
+inputs.table = { shape = ["b", "h", "i/16", "j/16"] }
 
 [weighed]
 feature_map = "softmax"

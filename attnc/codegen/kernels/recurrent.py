@@ -86,10 +86,8 @@ def recurrent_kernel(
         group, known = replace(GROUP, stop="G"), ("T", "G")
     scalars = tuple(name for name in SCALARS if name not in known)
     constants = (*constants, *known)
-    return Kernel(
-        "recurrent", "", with_tensors(_tensors(facts, loaded), values), scalars, constants, builder.build(), (),
-        (group,), TOKENS,
-    )  # fmt: skip
+    tensors, graph = with_tensors(_tensors(facts, loaded), values), builder.build()
+    return Kernel("recurrent", "", tensors, scalars, constants, graph, loops=(group,), outer=TOKENS)
 
 
 def _tensors(facts: _Facts, loaded: Loaded) -> tuple[TensorArgument, ...]:
