@@ -31,7 +31,7 @@ from attnc.codegen.kernels.chunked import chunk_kernels
 from attnc.codegen.kernels.gates import gates_kernel
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.codegen.printer import Printer
-from attnc.codegen.rank import rank_us
+from attnc.codegen.rank import rank_us, why_behind
 from attnc.codegen.recurrent_planner import recurrent_features, recurrent_passes
 from attnc.codegen.tile_lists import tile_lists
 from attnc.errors import PlanError
@@ -115,15 +115,10 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
             )
         )
     slower = tuple(
-        Rejected("; ".join(str(step) for step in item.passes), _slower(item, ranked[0], request))
+        Rejected("; ".join(str(step) for step in item.passes), why_behind(item, ranked[0], request))
         for item in ranked[1:]
     )
     return tuple(replace(item, rejected=(*rejected, *slower)) for item in ranked)
-
-
-def _slower(item: Plan, best: Plan, request: Request) -> str:
-    own, least = (sum(rank_us(step, request) for step in p.passes) for p in (item, best))
-    return f"ranked behind: {own:.0f} us with its tiles' cost, the first {least:.0f} us"
 
 
 def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from math import ceil
 
 from attnc.codegen.device import Device
 from attnc.codegen.graph import STEP, KernelGraph, elements
-from attnc.codegen.plan import DTYPES, PassPlan, Request
+from attnc.codegen.plan import DTYPES, PassPlan, Plan, Request
 
 # L2 feeds about twice what HBM does on every device of the table
 _L2_OVER_HBM = 2.0
@@ -48,6 +48,12 @@ def rank_us(step: PassPlan, request: Request) -> float:
         return _chunk_us(step, request)
     # a short launch: what it costs is mostly that it is one
     return step.cost.time_us + 2.0
+
+
+def why_behind(item: Plan, best: Plan, request: Request) -> str:
+    """Why a legal plan is not the first."""
+    own, least = (sum(rank_us(step, request) for step in p.passes) for p in (item, best))
+    return f"ranked behind: {own:.0f} us with its tiles' cost, the first {least:.0f} us"
 
 
 def _attend_us(step: PassPlan, request: Request) -> float:

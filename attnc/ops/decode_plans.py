@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from attnc.codegen.backend import of_phase
 from attnc.codegen.device import Device
 from attnc.codegen.plan import Plan, Request, Workload
 from attnc.codegen.planner import plans
@@ -47,7 +48,7 @@ class DecodePlans:
                 dims, DTYPE_NAMES[q.dtype], None, False, precision=precision, device=device,
                 workload=workload,
             )  # fmt: skip
-            ranked = plans(replace(request, phase="decode", cache=cache))
+            ranked = plans(replace(of_phase(request, "decode"), cache=cache))
             found = self._keep(ranked, str((types, q.device)))
             self._built[asked] = found
         return found

@@ -10,11 +10,9 @@ import torch
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.decode_planner import decode_form
-from attnc.codegen.device import Device
 from attnc.codegen.features import features_of
 from attnc.codegen.launch import used_tensors
-from attnc.codegen.plan import Request, Workload
-from attnc.dsl.variant import Variant
+from attnc.codegen.plan import Workload
 from attnc.errors import InputError
 from attnc.ops.built import launch
 from attnc.ops.decode_plans import DecodePlans

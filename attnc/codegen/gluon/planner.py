@@ -49,6 +49,8 @@ def refusal(request: Request, algebra: Algebra) -> str:
         return f"its kernels are made for cuda:90, not for {device.target}"
     if request.phase == "backward":
         return "it has no backward yet"
+    if request.decode:
+        return "a step is bound by memory, and the triton backend's takes one row"
     if algebra.family != "softmax":
         return f"it has the softmax family alone, not the {algebra.family} family"
     if request.dtype not in {"bf16", "fp16"}:
