@@ -247,7 +247,6 @@ class Op(Decoding):
         return forms_with_kernels(self._algebra)
 
 
-
 def compile(variant: Variant, *, device: str | None = None, backend: str | None = None) -> Op:
     """Make an op of a variant; `device` names a planner's device, the tensors' own by default.
 
