@@ -26,6 +26,18 @@ sink = "z[h]"
 params.slope = { shape = ["h"] }
 params.z = { shape = ["h"] }
 
+[sunk]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+mask = "causal"
+sink = "z[h]"
+params.z = { shape = ["h"] }
+
+[reaching]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+mask = "causal & (window(9) | prefix(2000))"
+
 [streaming]
 feature_map = "softmax"
 scale = "rsqrt(d)"

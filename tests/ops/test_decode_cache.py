@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attnc.cli.facts import Facts
+from attnc.codegen.planner import plans
 from attnc.dsl.toml_file import loads
 from attnc.errors import AttncError
 from attnc.ops.criterion import check, check_lse
@@ -23,6 +25,18 @@ mask = "causal & window(6)"
 sink = "z[h]"
 params.slope = { shape = ["h"] }
 params.z = { shape = ["h"] }
+
+[sunk]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+mask = "causal"
+sink = "z[h]"
+params.z = { shape = ["h"] }
+
+[reaching]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+mask = "causal & (window(9) | prefix(400))"
 
 [placed]
 feature_map = "softmax"
@@ -70,9 +84,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENS = 23
 
 
-def drawn(name, dtype, batch=2, heads=(4, 2)):
+def drawn(name, dtype, batch=2, heads=(4, 2), tokens=TOKENS):
     generator = torch.Generator().manual_seed(torch.seed() % 2**31)
-    shape = Shape(batch, TOKENS, TOKENS, *heads, 32, 40, strided=True)
+    shape = Shape(batch, tokens, tokens, *heads, 32, 40, strided=True)
     return draw_inputs(VARIANTS[name], shape, dtype, generator, torch.device("cpu"))
 
 
@@ -98,8 +112,8 @@ def decoded(op, x, state, prefilled):
             sizes = [state.capacity if a == "t" else n
                      for a, n in zip(declared.shape, old.shape, strict=True)]  # fmt: skip
             whole[declared.name] = torch.full(sizes, float("nan"))
-            whole[declared.name][:, :TOKENS] = old
-    for length in (*prefilled, *(1 for _ in range(TOKENS - sum(prefilled)))):
+            whole[declared.name][:, : old.shape[1]] = old
+    for length in (*prefilled, *(1 for _ in range(x.q.shape[1] - sum(prefilled)))):
         qkv = [t[:, at : at + length] for t in x.qkv]
         call = op.step if at >= sum(prefilled) else op.prefill
         out, lse, state = call(*qkv, state, return_lse=True, **whole)
@@ -125,17 +139,24 @@ def test_a_ring_wraps_around_and_forgets_only_what_no_row_sees(prefilled):
     assert state.kind == "ring" and state.capacity == 7
 
 
-def held_to_the_reference(name, options, dtype, prefilled):
+def held_to_the_reference(name, options, dtype, prefilled, tokens=TOKENS):
     variant, op = VARIANTS[name], compile_op(VARIANTS[name])
-    x = drawn(name, DTYPES[dtype])
+    x = drawn(name, DTYPES[dtype], tokens=tokens)
     ref = attend(variant, *x.qkv, x.tensors, return_lse=True)
     pt = attend(variant, *x.qkv, x.tensors, dtype=torch.float32, rounding=DTYPES[dtype])
     state = cache_of(op, x, **options)
     out, lse = decoded(op, x, state, prefilled)
     for verdict in (check(out, ref.out, pt.out), check_lse(lse, ref.lse)):
         assert verdict.sound, str(verdict)
-    assert state.lengths.tolist() == [TOKENS] * 2 and state.tokens == TOKENS
+    assert state.lengths.tolist() == [tokens] * 2 and state.tokens == tokens
     return state
+
+
+@pytest.mark.parametrize("name", ["flash", "sunk", "reaching"])
+def test_splits_of_a_long_cache_are_put_together(name):
+    held_to_the_reference(name, {"capacity": 600}, "fp32", (320,), tokens=322)
+    request = Facts(decode=True, shape="2,600", dim="32,40", heads="4,2").request(VARIANTS[name])
+    assert plans(request)[0].splits > 1
 
 
 def test_sequences_of_different_lengths_take_a_step_together():
