@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from attnc.codegen.plan import Request
     from attnc.codegen.planner import plan
     from attnc.dsl import (
+        Convolution,
         H,
         Input,
         Param,
@@ -61,7 +62,7 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "Variant", "Param", "Input", "load",
+    "Variant", "Convolution", "Param", "Input", "load",
     "s", "x", "v", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
     "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",
     "where", "eq", "softcap",

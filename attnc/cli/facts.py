@@ -16,7 +16,7 @@ from attnc.errors import UsageError
 
 # fp64 is for the interpreter's gradients alone
 DTYPES = ("bf16", "fp16", "fp32")
-FORMS = ("online", "parallel", "chunked", "recurrent")
+FORMS = ("online", "parallel", "chunked", "recurrent", "toeplitz")
 _DEFAULT_DIMS = (64, 64)
 
 
@@ -128,6 +128,8 @@ def known_dtype(name: str) -> str:
 
 def dims_of(variant: Variant, text: str | None) -> tuple[int, int]:
     """Head dims (K, V): the option's, the declaration's, or 64."""
+    if variant.family == "conv":
+        return 1, 1  # a channel is a head of one number
     if text is not None:
         qk, *rest = _numbers("--dim", text, "qk,v", most=2)
         return qk, (rest or [qk])[0]

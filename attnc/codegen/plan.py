@@ -75,13 +75,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The shape that costs are stated for: batch, query and key tokens, query and key heads."""
+    """The shape that costs are stated for: batch, query and key tokens, query and key heads.
+
+    A convolution's channels are its heads; `taps` are those of its filter, 0 for one a token.
+    """
 
     batch: int = 4
     tq: int = 4096
     tk: int = 4096
     hq: int = 16
     hkv: int = 16
+    taps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

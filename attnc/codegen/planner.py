@@ -20,6 +20,7 @@ from attnc.codegen.candidate import (
     state_too_large,
     tile_dims,
 )
+from attnc.codegen.convolution.planner import convolution_plans
 from attnc.codegen.decode_planner import decode_form, decode_passes
 from attnc.codegen.features import MIN_TILE, Features, features_of
 from attnc.codegen.gluon.planner import gluon_plans, gluon_steps
@@ -52,6 +53,8 @@ def plans(request: Request) -> tuple[Plan, ...]:
     Raises:
         PlanError: no tile fits the budget, or the form asked for is not legal.
     """
+    if request.variant.family == "conv":
+        return convolution_plans(request)
     algebra = analyse(request.variant)
     form, reason = _choose_form(request, algebra)
     backend, why = choose_backend(request, algebra)

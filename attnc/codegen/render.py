@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from attnc.codegen.convolution.launch import ConvolutionLaunch, convolution_launch
 from attnc.codegen.gluon.kernel_text import helper_text, kernel_text
 from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL
@@ -18,6 +19,7 @@ from attnc.codegen.tables import feature_tables
 from attnc.codegen.template import environment, render_text
 from attnc.codegen.tile_range import KeyLoop
 
+_Launch = LaunchText | GradientLaunch | ConvolutionLaunch
 _TEMPLATES = {
     "online": "attend",
     "parallel": "attend",
@@ -29,6 +31,8 @@ _TEMPLATES = {
     "dvalue": "dchunk",
     "key_blocks": "lists",
     "row_blocks": "lists",
+    "dtoeplitz": "toeplitz",
+    "dpostgate": "toeplitz",
 }
 _STEP_LINES = {
     "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
@@ -46,6 +50,17 @@ _STEP_LINES = {
     "dchunk": (),
     "dq": ("o_s = i_s + r_s", "m_s = o_s < TK"),
     "dkv": ("o_t = i_t + r_t", "m_t = o_t < TQ", "b_i = o_t + (TK - TQ)"),
+    "toeplitz": (
+        "o_s = o_t - i_m * BT",
+        "m_s = m_r[:, None] & (o_s >= 0) & (o_s < T)",
+    ),
+    "dtaps": (
+        "o_k = i_k + tl.arange(0, BK)",
+        "o_s = o_k[None, :] - r_e[:, None]",
+        "m_s = (o_s >= 0) & (o_s < T)",
+        "o_t = o_k[None, :] + o_m[:, None] * BE",
+        "m_t = (o_t >= 0) & (o_t < T)",
+    ),
 }
 _HEADERS = {
     "attend": "for i_s in range({start}, {stop}, BS):",
@@ -62,6 +77,8 @@ _HEADERS = {
     "dquery": "for i_g in range({stop}):",
     "dkey": "for i_g in range({stop}):",
     "dvalue": "for i_g in range({stop}):",
+    "toeplitz": "for i_m in range({start}, {stop}):",
+    "dtaps": "for i_k in range({start}, {stop}, BK):",
 }
 
 
@@ -111,7 +128,7 @@ def render_launcher(plan: Plan) -> str:
 def _render_module(
     plan: Plan, template: str, render_call: Callable[..., str], *, verb: str, **facts: object
 ) -> str:
-    launch = (gradient_launch if plan.phase == "backward" else launch_text)(plan, render_call)
+    launch = _launch_of(plan)(plan, render_call)
     text = render_text(
         template,
         title=f"{plan.variant.name}: {plan.form} {plan.phase}, {verb} by attnc.",
@@ -121,6 +138,12 @@ def _render_module(
         **_launch_facts(launch),
     )
     return tidy(text)
+
+
+def _launch_of(plan: Plan) -> Callable[[Plan, Callable[..., str]], _Launch]:
+    if plan.algebra.family == "conv":
+        return convolution_launch
+    return gradient_launch if plan.phase == "backward" else launch_text
 
 
 def tidy(text: str) -> str:
@@ -134,7 +157,7 @@ def tidy(text: str) -> str:
     return text.rstrip() + "\n"
 
 
-def _launch_facts(launch: LaunchText | GradientLaunch) -> dict[str, object]:
+def _launch_facts(launch: _Launch) -> dict[str, object]:
     return {name: getattr(launch, name) for name in type(launch).__slots__}
 
 

@@ -57,6 +57,9 @@ def _strides(plan: Plan, tensor: TensorArgument) -> list[Argument]:
     kept = plan.decode and tensor.dtype == "acc"
     if not tensor.axes or (tensor.dtype != "io" and not kept):
         return [Argument(name, "i32") for name in tensor.strides]
+    if tensor.axes[-1] == "c":
+        # tokens are adjacent, and a channel's lie in a row of their own
+        return [Argument(name, "i32", divisible16=True) for name in tensor.strides]
     *outer, inner = tensor.strides
     count = 0 if plan.features is None else plan.features.count
     dim = {"v": plan.dims[1], "f": count}.get(tensor.axes[-1], plan.dims[0])

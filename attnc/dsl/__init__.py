@@ -1,5 +1,6 @@
 """What a variant is: expressions, masks, `Variant`, TOML, legality."""
 
+from attnc.dsl.convolution import Convolution
 from attnc.dsl.expr import Expr, eq
 from attnc.dsl.mask import MaskForm, causal, full, prefix, window
 from attnc.dsl.mask_data import blocks, documents
@@ -40,7 +41,7 @@ from attnc.dsl.variant import Declared, Dim, Heads, Variant
 
 # fmt: off
 __all__ = [
-    "Variant", "Param", "Input", "Declared", "Dim", "Heads", "Expr", "MaskForm",
+    "Variant", "Convolution", "Param", "Input", "Declared", "Dim", "Heads", "Expr", "MaskForm",
     "load", "loads", "dumps",
     "s", "x", "v", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
     "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",

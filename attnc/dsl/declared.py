@@ -14,6 +14,8 @@ from attnc.errors import FieldError
 
 _BLOCKS = re.compile(r"[ij]/[1-9]\d{0,3}\Z")
 LETTERS = ("b", "h", "hkv", "i", "j", "t", "k", "c")
+# T counts the taps of a filter, read at i - j
+FILTER_LETTERS = ("b", "t", "c", "T")
 
 
 _RESERVED = (
@@ -36,7 +38,9 @@ def declared_tensors(fields: Fields) -> tuple[Declared, ...]:
             if tensor.name in found:
                 raise FieldError(f"{tensor.name!r} is declared twice in {fields.name!r}")
             found[tensor.name] = tensor
-    for value in (fields.score, fields.value, fields.log_decay, fields.sink, fields.mask):
+    filtered = (fields.weight, fields.skip, fields.pregate, fields.postgate)
+    scored = (fields.score, fields.value, fields.log_decay, fields.sink, fields.mask)
+    for value in (*scored, *filtered):
         if isinstance(value, Expr):
             limited_text(lifted(value), f"an expression of {fields.name!r}")
             for node in walk(lifted(value)):
@@ -104,12 +108,15 @@ def _check_declared(fields: Fields, tensor: Declared) -> None:
             f"{tensor.name!r} is taken: a {tensor.kind} cannot have that name",
             hints=("choose another name",),
         )
+    filtered = fields.weight is not None
+    letters = FILTER_LETTERS if filtered else LETTERS
     for letter in tensor.shape:
-        if letter not in LETTERS and not _BLOCKS.match(letter):
+        if letter not in letters and (filtered or not _BLOCKS.match(letter)):
+            blocks = "" if filtered else ", and i/64, j/64 for blocks of 64"
             raise fields.refuse(
                 label,
                 f"{letter!r} is no axis of {tensor.name!r}",
-                notes=(f"axes are {', '.join(LETTERS)}, and i/64, j/64 for blocks of 64",),
+                notes=(f"axes are {', '.join(letters)}{blocks}",),
             )
     if len(set(tensor.shape)) != len(tensor.shape):
         raise fields.refuse(label, f"an axis stands twice in the shape of {tensor.name!r}")

@@ -26,6 +26,8 @@ _GRAMMAR = (
 class FeatureMap:
     """What the weight is: `kind` is `softmax`, `polynomial` (of s) or `map` (of channels x).
 
+    Of a convolution it is `offset`, and `phi` the taps, read at i - j.
+
     `coefficients` are those of the weight in s, the constant first; (0, 1) for a map.
     """
 

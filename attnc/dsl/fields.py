@@ -13,6 +13,8 @@ from attnc.dsl.text import to_text
 from attnc.errors import FieldError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+# a filter's skip is called D wherever there is one
+_FILTER_TENSOR = re.compile(r"[A-Za-z][a-z0-9_]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,10 @@ class Fields:
     inputs: object = ()
     dim: object = None
     heads: object = None
+    weight: object = None
+    skip: object = None
+    pregate: object = None
+    postgate: object = None
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def source(self, name: str, text: str) -> Source:
@@ -64,7 +70,9 @@ def text_of(value: object) -> str:
 
 def check_name(fields: Fields, name: object, what: str) -> None:
     """Refuse a name that cannot stand in emitted source."""
-    if not isinstance(name, str) or not _NAME.match(name) or keyword.iskeyword(name):
+    filtered = fields.weight is not None and what != "variant"
+    pattern = _FILTER_TENSOR if filtered else _NAME
+    if not isinstance(name, str) or not pattern.match(name) or keyword.iskeyword(name):
         raise FieldError(
             f"{name!r} is no name for a {what}",
             notes=("a name is a lowercase identifier: it becomes part of the emitted source",),

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 INDEX_NAMES = frozenset({"s", "x", "v", "i", "j", "h", "b", "t", "hkv", "k", "c", "H", "d"})
 
+# how a filter's taps are read: query's position minus key's
+OFFSET = "i-j"
 
 FUNCTIONS: Mapping[str, tuple[int, int]] = {
     "exp": (1, 1),
@@ -43,6 +45,7 @@ def full_index(declared: Declared, letters: tuple[str, ...]) -> tuple[str, ...] 
     if len(letters) != len(shape) or not shape:
         return None
     for letter, axis in zip(letters, shape, strict=True):
-        if letter != axis and not (axis == "t" and letter in {"i", "j"}):
+        read_at = {"t": {"t", "i", "j"}, "T": {OFFSET}}.get(axis, {axis})
+        if letter not in read_at:
             return None
     return letters

@@ -20,7 +20,7 @@ from attnc.dsl.expr import (
     Ref,
     Span,
 )
-from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES, full_index
+from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES, OFFSET, full_index
 from attnc.dsl.limits import (
     MAX_BITS,
     MAX_EXPONENT,
@@ -245,7 +245,7 @@ class _Parser:
                 raise self.syntax.refuse(node, f"{name!r} is no declared tensor")
             raise self._unknown(node.value, name)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        letters = [part.id if isinstance(part, ast.Name) else "" for part in parts]
+        letters = [_letter(part) for part in parts]
         index = full_index(declared, tuple(letters))
         if index is None:
             shape = ", ".join(declared.shape)
@@ -259,6 +259,15 @@ class _Parser:
                 ),
             )
         return Ref(name, index, span, declared)
+
+
+def _letter(part: ast.expr) -> str:
+    match part:
+        case ast.Name(id=name):
+            return name
+        case ast.BinOp(op=ast.Sub(), left=ast.Name(id="i"), right=ast.Name(id="j")):
+            return OFFSET
+    return ""
 
 
 def is_condition(expr: Expr) -> bool:

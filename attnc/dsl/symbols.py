@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from attnc.dsl.expr import Call, Expr, Name, Ref, lift
-from attnc.dsl.grammar import full_index
+from attnc.dsl.expr import Binary, Call, Expr, Name, Ref, lift
+from attnc.dsl.grammar import OFFSET, full_index
 from attnc.dsl.variant import Declared
 from attnc.errors import FieldError
 
@@ -28,7 +28,7 @@ class _Tensor(Expr):
 
     def __getitem__(self, index: object) -> Expr:
         parts = index if isinstance(index, tuple) else (index,)
-        letters = tuple(part.id if isinstance(part, Name) else str(part) for part in parts)
+        letters = tuple(_letter(part) for part in parts)
         full = full_index(self.declared, letters)
         if full is None:
             shape = ", ".join(self.declared.shape)
@@ -37,6 +37,12 @@ class _Tensor(Expr):
                 hints=(f"write {self.declared.name}[{shape}]",),
             )
         return Ref(self.declared.name, full, None, self.declared)
+
+
+def _letter(part: object) -> str:
+    if part == Binary("-", i, j):
+        return OFFSET
+    return part.id if isinstance(part, Name) else str(part)
 
 
 class Param(_Tensor):

@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from attnc.dsl.check import checked
+from attnc.dsl.convolution import Convolution
+from attnc.dsl.convolution_check import checked_convolution
 from attnc.dsl.fields import Fields
 from attnc.dsl.source import Source
 from attnc.dsl.text import number_text, to_text
@@ -23,8 +25,8 @@ KEYS = (
 LATER = {
     "dropout": "dropout is not supported: apply it to the output",
     "terms": "sums of terms are not supported yet: declare one weight",
-    "weight": "a weight is written as feature_map, a polynomial in s",
 }
+FILTER_KEYS = ("weight", "mask", "skip", "pregate", "postgate", "params", "inputs")
 MAX_BYTES = 1 << 18
 MAX_LINE = 4000
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?\Z")
@@ -80,10 +82,19 @@ def loads(text: str, *, file: str = "<text>") -> dict[str, Variant]:
 
 
 def _variant(name: str, table: Mapping[str, object], lines: _Lines) -> Variant:
+    if "weight" in table:
+        return _convolution(name, table, lines)
     for key in table:
         if key in KEYS:
             continue
         where = lines.key_where(name, key)
+        if key in FILTER_KEYS:
+            raise FieldError(
+                f"{name!r} has a {key} and no weight",
+                where=where,
+                notes=("it belongs to a convolution, whose weight is a function of i - j",),
+                hints=('add weight = "w[c, i-j]", and leave feature_map and scale out',),
+            )
         if key in LATER:
             raise FieldError(f"{name!r} has the key {key!r}: {LATER[key]}", where=where)
         close = get_close_matches(key, KEYS, 1)
@@ -109,6 +120,30 @@ def _variant(name: str, table: Mapping[str, object], lines: _Lines) -> Variant:
     sources = lines.sources(name, table)
     fields = Fields(name=name, sources=sources, **{key: table[key] for key in KEYS if key in table})
     return Variant.from_checked(checked(fields))
+
+
+def _convolution(name: str, table: Mapping[str, object], lines: _Lines) -> Variant:
+    for key in table:
+        if key in FILTER_KEYS:
+            continue
+        close = get_close_matches(key, FILTER_KEYS, 1)
+        if key in KEYS:
+            raise FieldError(
+                f"{name!r} has a weight and a {key}",
+                where=lines.key_where(name, key),
+                notes=("q and k take no part in a convolution: its weight depends on i - j alone",),
+                hints=(f"leave {key} out, or the weight",),
+            )
+        raise FieldError(
+            f"{name!r} has an unknown key {key!r}",
+            where=lines.key_where(name, key),
+            notes=(f"keys of a convolution are {', '.join(FILTER_KEYS)}",),
+            hints=(f"did you mean {close[0]!r}?",) if close else (),
+        )
+    fields = Fields(
+        name=name, feature_map=None, scale=None, sources=lines.sources(name, table), **dict(table)
+    )
+    return Convolution.from_checked(checked_convolution(fields))
 
 
 def _no_toml(text: str, file: str, error: tomllib.TOMLDecodeError) -> TomlError:
@@ -208,6 +243,8 @@ def _plain(key: str) -> str:
 
 def dumps(variant: Variant) -> str:
     """A variant as TOML; loading it gives an equal one."""
+    if isinstance(variant, Convolution):
+        return _convolution_text(variant)
     lines = [f"[{variant.name}]", f'feature_map = "{variant.feature_map}"']
     number = variant.scale.number
     if number is None:
@@ -236,6 +273,15 @@ def dumps(variant: Variant) -> str:
         lines.append(f"dim = {{ qk = {variant.dim.qk}, v = {variant.dim.v} }}")
     if variant.heads is not None:
         lines.append(f"heads = {{ q = {variant.heads.q}, kv = {variant.heads.kv} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _convolution_text(variant: Convolution) -> str:
+    lines = [f"[{variant.name}]"]
+    lines.extend(f'{field} = "{to_text(ref)}"' for field, ref in variant.filter.refs)
+    lines.append(f'mask = "{to_text(variant.mask)}"')
+    lines.extend(_declared_line("params", tensor) for tensor in variant.params)
+    lines.extend(_declared_line("inputs", tensor) for tensor in variant.inputs)
     return "\n".join(lines) + "\n"
 
 

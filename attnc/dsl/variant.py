@@ -143,14 +143,15 @@ class Variant:
         return variant
 
     def _take(self, parts: Mapping[str, object]) -> None:
-        for slot in self.__slots__:
-            object.__setattr__(self, slot, parts[slot])
+        for slot, part in parts.items():
+            object.__setattr__(self, slot, part)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Variant is frozen: {name!r} cannot be set")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_restore, ({slot: getattr(self, slot) for slot in self.__slots__},))
+        slots = sorted({*Variant.__slots__, *self.__slots__})
+        return (type(self).from_checked, ({slot: getattr(self, slot) for slot in slots},))
 
     @property
     def feature_map(self) -> FeatureMap:
@@ -289,8 +290,4 @@ class Variant:
         return hash(self._key())
 
     def __repr__(self) -> str:
-        return f"Variant({self.name!r}: {self.summary})"
-
-
-def _restore(parts: Mapping[str, object]) -> Variant:
-    return Variant.from_checked(parts)
+        return f"{type(self).__name__}({self.name!r}: {self.summary})"

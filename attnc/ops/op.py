@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -12,6 +12,7 @@ from attnc.codegen.device import device_named
 from attnc.codegen.gradient_launch import gradient_tensors, wanted_names
 from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import BACKENDS
+from attnc.dsl.convolution import Convolution
 from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.dsl.sequences import over_sequences
 from attnc.dsl.variant import Variant
@@ -19,6 +20,7 @@ from attnc.errors import AttncError, InputError
 from attnc.ops.autograd import Attention
 from attnc.ops.built import launch
 from attnc.ops.built_plans import BuiltPlans
+from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.decode_plans import DecodePlans
 from attnc.ops.decoding import Decoding
 from attnc.ops.gradients import (
@@ -247,7 +249,19 @@ class Op(Decoding):
         return forms_with_kernels(self._algebra)
 
 
-def compile(variant: Variant, *, device: str | None = None, backend: str | None = None) -> Op:
+@overload
+def compile(  # type: ignore[overload-overlap]
+    variant: Convolution, *, device: str | None = None, backend: str | None = None
+) -> ConvolutionOp: ...
+
+
+@overload
+def compile(variant: Variant, *, device: str | None = None, backend: str | None = None) -> Op: ...
+
+
+def compile(
+    variant: Variant, *, device: str | None = None, backend: str | None = None
+) -> Op | ConvolutionOp:
     """Make an op of a variant; `device` names a planner's device, the tensors' own by default.
 
     `backend` asks for `triton` or `gluon` kernels in the forward; gradients have triton's alone.
@@ -260,4 +274,6 @@ def compile(variant: Variant, *, device: str | None = None, backend: str | None 
     if backend not in {None, *BACKENDS}:
         known = " and ".join(BACKENDS)
         raise AttncError(f"unknown backend {backend!r}", notes=(f"there are {known}",))
+    if isinstance(variant, Convolution):
+        return ConvolutionOp(variant, device=device, backend=backend)
     return Op(variant, device=device, backend=backend)

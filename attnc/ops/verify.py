@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.dsl.convolution import Convolution
 from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError, PlanError
+from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.criterion import Verdict, check, check_agreement, check_lse, check_state
 from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op, compile
 from attnc.ops.reference import Attended, attend
 from attnc.ops.report import Report, Row
+from attnc.ops.verify_convolution import FilterChecker, filter_shapes
 from attnc.ops.verify_gradients import gradient_rows
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -49,9 +52,9 @@ def verify(
     """
     seed = secrets.randbits(32) if seed is None else seed
     generator = torch.Generator().manual_seed(seed)
-    op = compile(variant)
+    op: Op | ConvolutionOp = compile(variant)
     place = torch.device(device)
-    checker = _Checker(variant, op, place, generator, gradients)
+    checker = _checker(op, place, generator, gradients)
     calls = _calls(variant, place, dtypes, shapes)
     if shapes is None:
         with suppress(InputError):  # not all variants split into sequences
@@ -67,11 +70,29 @@ def verify(
             rows.extend(chosen.rows(shape, name, skipped))
     if progress is not None:
         progress(len(calls), len(calls), "done")
-    return Report(variant.name, checker.place, seed, tuple(rows), tuple(skipped))
+    place = _place(torch.device(device))
+    return Report(variant.name, place, seed, tuple(rows), tuple(skipped))
+
+
+def _checker(
+    op: Op | ConvolutionOp, device: torch.device, generator: torch.Generator, gradients: bool
+) -> _Checker | FilterChecker:
+    if isinstance(op, ConvolutionOp):
+        return FilterChecker(op.variant, op, device, generator, gradients)
+    return _Checker(op.variant, op, device, generator, gradients)
+
+
+def _place(device: torch.device) -> str:
+    """Where the kernels run."""
+    if device.type == "cpu":
+        return "cpu, in Triton's interpreter"
+    return torch.cuda.get_device_name(device)
 
 
 def default_shapes(variant: Variant, device: torch.device) -> tuple[Shape, ...]:
     """Ragged lengths, TQ other than TK, grouped heads, head dims that are no powers of two."""
+    if isinstance(variant, Convolution):
+        return filter_shapes(variant, device)
     dim = variant.dim
     qk, v = (_DEFAULT_DIM, _DEFAULT_DIM) if dim is None else (dim.qk, dim.v)
     if device.type == "cpu":
@@ -127,13 +148,6 @@ class _Checker:
     device: torch.device
     generator: torch.Generator
     gradients: bool
-
-    @property
-    def place(self) -> str:
-        """Where the kernels run."""
-        if self.device.type == "cpu":
-            return "cpu, in Triton's interpreter"
-        return torch.cuda.get_device_name(self.device)
 
     def packed(self) -> _Checker:
         """The checker of packed calls.

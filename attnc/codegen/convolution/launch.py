@@ -1,0 +1,142 @@
+"""The text of a convolution's launchers: what they allocate, and the arguments of every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attnc.codegen.launch import constant
+from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
+from attnc.dsl.convolution import Convolution, Filter
+
+_SIDES = ("forward", "mirrored")
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionLaunch:
+    """What the launch templates of a convolution print; `by_token` are tensors [B, T, C]."""
+
+    launcher: str
+    parameters: tuple[str, ...]
+    summary: str
+    others: str
+    returns: str
+    by_token: tuple[str, ...]
+    weight: str
+    centred: bool
+    low: int
+    bound: int | None
+    calls: dict[str, str]
+    blocks: dict[str, str]
+    tiles: dict[str, int]
+    programs: int
+    acc: str
+    pregate: str
+    postgate: str
+    taps_range: str
+    weight_gradient: bool
+    skip_gradient: str
+    results: tuple[str, ...]
+
+
+def convolution_launch(plan: Plan, render_call: Callable[..., str]) -> ConvolutionLaunch:
+    """All of it, for the phase of the plan."""
+    assert isinstance(plan.variant, Convolution)
+    found = plan.variant.filter
+    backward = plan.derivation is not None
+    partials = () if plan.derivation is None else plan.derivation.partials
+    wanted = frozenset(partial.declared.name for partial in partials)
+    names = tuple(f"u_{t.name}" for t in (*plan.variant.params, *plan.variant.inputs)
+                  if t.name in plan.variant.used)  # fmt: skip
+    gates = tuple(f"u_{ref.name}" for ref in (found.pregate, found.postgate) if ref is not None)
+    tiles = {key: size for step in plan.passes for key, size in step.tile.items()}
+    weighed = found.weight.name in wanted
+    skipped = found.skip.name if found.skip is not None and found.skip.name in wanted else ""
+    verb = "Gradients of a" if backward else "A"
+    low, bound = found.lowest, found.highest
+    return ConvolutionLaunch(
+        launcher="launch_dconvolution.jinja" if backward else "launch_convolution.jinja",
+        parameters=("v", *names, *(("do",) if backward else ())),
+        summary=f"{verb} convolution by the {plan.form} form.",
+        others=_others(found),
+        returns=", ".join(["dv", *(f"d{name[2:]}" for name in names if name[2:] in wanted)]),
+        by_token=("v", *gates, *(("do",) if backward else ())),
+        weight=f"u_{found.weight.name}",
+        centred=low is None,
+        low=low or 0,
+        bound=None if bound is None or low is None else bound - low + 1,
+        calls={step.kernel.name: _call(plan, step, render_call) for step in plan.passes},
+        blocks={side: _blocks(tiles, mirrored=side == "mirrored") for side in _SIDES},
+        tiles=tiles,
+        programs=plan.programs,
+        acc=TORCH_TYPES[plan.acc],
+        pregate=_wanted(found.pregate, wanted),
+        postgate=_wanted(found.postgate, wanted),
+        taps_range=_taps_range(weighed=weighed, skipped=bool(skipped)),
+        weight_gradient=weighed,
+        skip_gradient=f"u_{skipped}" if skipped else "",
+        results=_results(found, names, wanted),
+    )
+
+
+def _others(found: Filter) -> str:
+    skip = ", a skip [C]" if found.skip is not None else ""
+    gates = sum(ref is not None for ref in (found.pregate, found.postgate))
+    return skip + ("", ", a gate [B, T, C]", ", gates [B, T, C]")[gates]
+
+
+def _wanted(ref: object, wanted: frozenset[str]) -> str:
+    name = getattr(ref, "name", "")
+    return f"u_{name}" if name in wanted else ""
+
+
+def _blocks(tiles: dict[str, int], *, mirrored: bool) -> str:
+    """The first and the last offset between blocks of BT tokens that a filter joins."""
+    size = tiles.get("BT", 1)
+    if mirrored:
+        first, last = f"(1 - LOW - TAPS) // {size}", f"({size - 1} - LOW) // {size}"
+    else:
+        first, last = f"LOW // {size}", f"(LOW + TAPS + {size - 2}) // {size}"
+    return f"FIRST, LAST = max({first}, 1 - NT), min({last}, NT - 1)"
+
+
+def _taps_range(*, weighed: bool, skipped: bool) -> str:
+    """The offsets whose sums are wanted: the filter's, and 0 for the skip's gradient."""
+    if weighed and skipped:
+        return "min(LOW, 0), max(LOW + TAPS - 1, 0)"
+    return "LOW, LOW + TAPS - 1" if weighed else "0, 0"
+
+
+def _results(found: Filter, names: tuple[str, ...], wanted: frozenset[str]) -> tuple[str, ...]:
+    texts = {found.weight.name: f"d{found.weight.name}"}
+    for field, text in (("pregate", "dpre"), ("postgate", "dpost")):
+        ref = getattr(found, field)
+        if ref is not None:
+            texts[ref.name] = f"{text}.transpose(1, 2)"
+    if found.skip is not None:
+        texts[found.skip.name] = f"dskip.to(u_{found.skip.name}.dtype)"
+    texts[found.weight.name] = f"du_{found.weight.name}"
+    named = [texts[name[2:]] for name in names if name[2:] in wanted]
+    return ("dv.transpose(1, 2)", *named)
+
+
+def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
+    kernel, tile = step.kernel, step.tile
+    rows = f"triton.cdiv(B * NT, {tile.get('BR', 1)})"
+    grid = ["C * NM", "S"] if kernel.name == "dtaps" else [f"{rows} * C"]
+    strides = []
+    for tensor in kernel.tensors:
+        count = len(tensor.axes)
+        if tensor.axes[:1] == ("b",):
+            strides.append(f"*{tensor.name}.stride()[:2]")
+        elif count:
+            strides.append(f"*{tensor.name}.stride()")
+    return render_call(
+        symbol=f"{plan.variant.name}_{kernel.name}",
+        grid=grid,
+        tensors=[tensor.name for tensor in kernel.tensors],
+        numbers=[*strides, *kernel.scalars],
+        constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
+        num_warps=step.num_warps,
+        num_stages=step.num_stages,
+    )

@@ -1,0 +1,187 @@
+"""A convolution as a callable: plan, emit, load and launch, with the reference beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from attnc.codegen.convolution.algebra import analyse_convolution
+from attnc.codegen.device import Device, device_named
+from attnc.codegen.plan import Request, Workload
+from attnc.codegen.planner import plans
+from attnc.dsl.convolution import Convolution
+from attnc.errors import InputError
+from attnc.ops.built import Built, launch, store_plan
+from attnc.ops.convolution_autograd import CONVOLVE, Filtering, register
+from attnc.ops.convolution_inputs import check_filter, check_tokens
+from attnc.ops.gradients import autocast, check_gradients, needs_gradient
+from attnc.ops.inputs import DTYPE_NAMES
+from attnc.ops.options import PRECISIONS, forms_with_kernels
+from attnc.ops.placement import planner_device
+from attnc.ops.planned import Planned
+from attnc.ops.reference_convolution import convolve
+
+
+class ConvolutionOp(Planned):
+    """A convolution compiled from its declaration.
+
+    Shapes: v `[B, T, C]`, taps `[C, taps]`, skip `[C]`, gates `[B, T, C]`, any strides; tensors
+    whose tokens are adjacent (views of [B, C, T] memory) are read as they are, others are copied.
+    The output is [B, T, C], its tokens adjacent in memory.
+    """
+
+    variant: Convolution
+
+    def __init__(
+        self, variant: Convolution, *, device: str | None = None, backend: str | None = None
+    ) -> None:
+        super().__init__(variant, None if device is None else device_named(device), backend)
+        self._algebra = analyse_convolution(variant)
+        self._built: dict[Hashable, Built] = {}
+        made_for = f"{device or ''}-{backend or ''}"
+        self.key = register(f"{variant.name}-{variant.digest}-{made_for}", self)
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Declared params and inputs, in declared order."""
+        return tuple(tensor.name for tensor in (*self.variant.params, *self.variant.inputs))
+
+    def forms(self) -> tuple[str, ...]:
+        """The legal forms that have kernels."""
+        return forms_with_kernels(self._algebra)
+
+    def __repr__(self) -> str:
+        return f"ConvolutionOp({self.variant.name!r})"
+
+    def __call__(
+        self,
+        v: torch.Tensor,
+        *others: torch.Tensor,
+        form: str | None = None,
+        precision: str = "fp32",
+        **tensors: torch.Tensor | float,
+    ) -> torch.Tensor:
+        """o [B, T, C] of v [B, T, C] and the declared tensors by name.
+
+        `form` picks one of the legal forms; `precision` is `fp32` or, for less accuracy and more
+        speed on fp32 tensors, `tf32`.
+
+        Raises:
+            InputError: shapes, dtypes, devices or arguments that do not fit the declaration.
+            PlanError: no tile fits, or the form is not legal.
+        """
+        self._refuse_queries(others, tensors)
+        (v,) = autocast(v)
+        check_tokens(self.variant, v)
+        given = check_filter(self.variant, tensors, v)
+        if precision not in PRECISIONS:
+            raise InputError(f"precision {precision!r} is neither 'fp32' nor 'tf32'")
+        values = list(given.values())
+        if needs_gradient(v, *values):
+            check_gradients(self.variant, given)
+            return Filtering.apply(  # type: ignore[no-any-return, no-untyped-call]
+                self.key, form or "", precision, v, *values
+            )
+        if torch.compiler.is_compiling():
+            return CONVOLVE(self.key, v, values, form or "", precision)  # type: ignore[no-any-return]
+        return self.filtered(v, values, form, precision)
+
+    def _refuse_queries(self, others: Sequence[object], tensors: dict[str, Any]) -> None:
+        named = [name for name in ("q", "k") if name in tensors]
+        if not others and not named:
+            return
+        what = " and ".join(named) or f"{1 + len(others)} tensors"
+        raise InputError(
+            f"{self.variant.name!r} is a convolution and takes v alone, not {what}",
+            notes=("its weight depends on i - j: there is no query and no key",),
+            hints=("call op(v, NAME=...) with the declared tensors by name",),
+        )
+
+    def filtered(
+        self, v: torch.Tensor, tensors: Sequence[torch.Tensor], form: str | None, precision: str
+    ) -> torch.Tensor:
+        """What the kernels return of checked inputs."""
+        built = self._find(v, tensors, form, precision, None)
+        return launch(built, v, [v, *self._used(tensors)])[0]
+
+    def gradients(
+        self,
+        v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        incoming: torch.Tensor,
+        wanted: tuple[str, ...],
+        form: str | None,
+        precision: str,
+    ) -> list[torch.Tensor]:
+        """Gradients of v and of the declared tensors in `wanted`, in declared order."""
+        built = self._find(v, tensors, form, precision, wanted)
+        results = launch(built, v, [v, *self._used(tensors), incoming.to(v.dtype)])
+        used = [name for name in self.tensor_names if name in wanted and name in self.variant.used]
+        found = dict(zip(used, results[1:], strict=True))
+        named = dict(zip(self.tensor_names, tensors, strict=True))
+        return [
+            results[0],
+            *(found[n] if n in found else torch.zeros_like(named[n]) for n in wanted),
+        ]
+
+    def reference(
+        self, v: torch.Tensor, **tensors: torch.Tensor | float
+    ) -> torch.Tensor:
+        """The same call by the formula, a direct sum in fp64."""
+        check_tokens(self.variant, v)
+        return convolve(self.variant, v, check_filter(self.variant, tensors, v))
+
+    def request(
+        self,
+        dim: tuple[int, int] | None,
+        dtype: str,
+        form: str | None,
+        stateful: bool,
+        *,
+        precision: str = "fp32",
+        device: Device | None = None,
+        workload: Workload | None = None,
+    ) -> Request:
+        """What a plan is asked for: a channel is a head of one number."""
+        return super().request(
+            (1, 1), dtype, form, stateful, precision=precision, device=device, workload=workload
+        )
+
+    def _used(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        used = self.variant.used
+        return [x for name, x in zip(self.tensor_names, tensors, strict=True) if name in used]
+
+    def _find(
+        self,
+        v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        form: str | None,
+        precision: str,
+        wanted: tuple[str, ...] | None,
+    ) -> Built:
+        """The plan for a call: one a power of two of tokens, taps, and channels of the batch."""
+        named = dict(zip(self.tensor_names, tensors, strict=True))
+        batch, tokens, channels = v.shape
+        taps = named[self.variant.filter.weight.name].shape[1]
+        sizes = tuple(_above(size) for size in (batch, tokens, channels, taps))
+        types = tuple(tensor.dtype for tensor in tensors)
+        key = (v.dtype, types, v.device, form, precision, wanted, sizes)
+        found = self._built.get(key)
+        if found is None:
+            device = self._device or planner_device(v.device)
+            work = Workload(sizes[0], sizes[1], sizes[1], sizes[2], sizes[2], sizes[3])
+            request = self.request(
+                None, DTYPE_NAMES[v.dtype], form, False, precision=precision, device=device,
+                workload=work,
+            )  # fmt: skip
+            phase = "forward" if wanted is None else "backward"
+            ranked = plans(replace(request, phase=phase, wanted=wanted))
+            found = self._built[key] = Built(ranked, 0, store_plan(ranked[0]))
+        return found
+
+
+def _above(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()

@@ -1,0 +1,131 @@
+"""A convolution under PyTorch: two operators that its compiler sees whole, and autograd.
+
+The operators find their op by the name and digest of the variant, as those of attention do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from attnc.ops.autograd import _eager as eager
+
+
+class FilterOp(Protocol):
+    """What the operators ask of an op."""
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Declared params and inputs, in declared order."""
+
+    def filtered(
+        self, v: torch.Tensor, tensors: Sequence[torch.Tensor], form: str | None, precision: str
+    ) -> torch.Tensor:
+        """o of checked inputs."""
+
+    def gradients(
+        self,
+        v: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        incoming: torch.Tensor,
+        wanted: tuple[str, ...],
+        form: str | None,
+        precision: str,
+    ) -> list[torch.Tensor]:
+        """Gradients of v and of the declared tensors in `wanted`."""
+
+
+_OPS: dict[str, FilterOp] = {}
+_LIBRARY: Any = torch.library.Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("convolve(str op, Tensor v, Tensor[] tensors, str form, str precision) -> Tensor")
+_LIBRARY.define(
+    "convolve_backward(str op, Tensor v, Tensor[] tensors, Tensor incoming, str wanted, str form, "
+    "str precision) -> Tensor[]"
+)
+
+
+def register(key: str, op: FilterOp) -> str:
+    """Let the operators find an op by a name, which means the same in every process."""
+    _OPS.setdefault(key, op)
+    return key
+
+
+def _forward(
+    op: str, v: torch.Tensor, tensors: list[torch.Tensor], form: str, precision: str
+) -> torch.Tensor:
+    return _OPS[op].filtered(v, tensors, form or None, precision)
+
+
+def _backward(
+    op: str, v: torch.Tensor, tensors: list[torch.Tensor], incoming: torch.Tensor, wanted: str,
+    form: str, precision: str,
+) -> list[torch.Tensor]:  # fmt: skip
+    return _OPS[op].gradients(v, tensors, incoming, tuple(wanted.split()), form or None, precision)
+
+
+def _by_channel(x: torch.Tensor) -> torch.Tensor:
+    """An empty [B, T, C] tensor whose tokens are adjacent."""
+    batch, tokens, channels = x.shape
+    return x.new_empty((batch, channels, tokens)).transpose(1, 2)
+
+
+def _fake_forward(
+    op: str, v: torch.Tensor, tensors: list[torch.Tensor], form: str, precision: str
+) -> torch.Tensor:
+    return _by_channel(v)
+
+
+def _fake_backward(
+    op: str, v: torch.Tensor, tensors: list[torch.Tensor], incoming: torch.Tensor, wanted: str,
+    form: str, precision: str,
+) -> list[torch.Tensor]:  # fmt: skip
+    named = dict(zip(_OPS[op].tensor_names, tensors, strict=True))
+    like = [named[name] for name in wanted.split()]
+    made = [_by_channel(x) if x.dim() == 3 else x.new_empty(x.shape) for x in like]
+    return [_by_channel(v), *made]
+
+
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("convolve", _forward, _device)
+    _LIBRARY.impl("convolve_backward", _backward, _device)
+torch.library.register_fake("attnc::convolve", _fake_forward, lib=_LIBRARY)
+torch.library.register_fake("attnc::convolve_backward", _fake_backward, lib=_LIBRARY)
+CONVOLVE: Any = torch.ops.attnc.convolve
+CONVOLVE_BACKWARD: Any = torch.ops.attnc.convolve_backward
+
+
+class Filtering(torch.autograd.Function):
+    """One call of a convolution; the inputs are all that its backward reads."""
+
+    @staticmethod
+    def forward(
+        key: str, form: str, precision: str, v: torch.Tensor, *tensors: torch.Tensor
+    ) -> torch.Tensor:
+        run = _forward if eager(v, *tensors) else CONVOLVE
+        out: torch.Tensor = run(key, v, list(tensors), form, precision)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.key, ctx.form, ctx.precision, *saved = inputs
+        ctx.save_for_backward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, incoming: torch.Tensor) -> tuple[Any, ...]:
+        v, *tensors = ctx.saved_tensors
+        names = _OPS[ctx.key].tensor_names
+        wanted = [n for n, need in zip(names, ctx.needs_input_grad[4:], strict=True) if need]
+        run = _backward if eager(v, incoming) else CONVOLVE_BACKWARD
+        with torch.no_grad():
+            dv, *others = run(
+                ctx.key, v, tensors, incoming, " ".join(wanted), ctx.form, ctx.precision
+            )
+        found = dict(zip(wanted, others, strict=True))
+        return (None, None, None, dv, *(found.get(name) for name in names))
+
+
+# `apply` asks for the signature at every call, and finding it anew takes a third of a call
+Filtering.forward.__signature__ = inspect.signature(Filtering.forward)  # type: ignore[attr-defined]

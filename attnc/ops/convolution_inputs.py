@@ -1,0 +1,84 @@
+"""What a call of a convolution hands over, checked against the declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from attnc.dsl.convolution import Convolution
+from attnc.errors import InputError
+from attnc.ops.inputs import DTYPE_NAMES, Sizes, check_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class FilterSizes(Sizes):
+    """The sizes of one call: B, T, C as batch, tk and hkv, and the taps."""
+
+    taps: int
+
+    def axis(self, letter: str) -> int:
+        """The length of an axis of a declared tensor."""
+        return {"b": self.batch, "t": self.tk, "c": self.hkv, "T": self.taps}[letter]
+
+
+def check_tokens(variant: Convolution, v: torch.Tensor) -> None:
+    """Refuse what is no v [B, T, C] that kernels take.
+
+    Raises:
+        InputError: a rank, a size, a dtype or a device that does not fit.
+    """
+    if not isinstance(v, torch.Tensor):
+        raise InputError(f"v is a {type(v).__name__}, not a tensor")
+    if v.dim() != 3:
+        raise InputError(
+            f"v has {v.dim()} dimensions, not 3: shape {list(v.shape)}",
+            notes=(f"{variant.name!r} is a convolution: v is [B, T, C]",),
+            hints=(
+                "a [B, C, T] tensor becomes one by .transpose(1, 2), and is not copied",
+                "heads are channels: [B, T, H, D] becomes one by .flatten(2)",
+            ),
+        )
+    if 0 in v.shape:
+        raise InputError(f"empty input: v is {list(v.shape)}")
+    if v.dtype not in DTYPE_NAMES:
+        raise InputError(
+            f"v is {v.dtype}; kernels exist for fp16, bf16 and fp32",
+            hints=("convert the tensors first",),
+        )
+    if v.device.type not in {"cpu", "cuda"}:
+        raise InputError(
+            f"v is on {v.device}; kernels run on cuda, and on cpu in Triton's interpreter"
+        )
+    if v.dtype == torch.float64 and v.device.type != "cpu":
+        raise InputError("fp64 runs in the interpreter alone, to check gradients")
+
+
+def check_filter(
+    variant: Convolution, given: Mapping[str, torch.Tensor | float], v: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The declared params and inputs, each of its declared shape, in declared order.
+
+    Raises:
+        InputError: one is missing, unknown, of a wrong shape, dtype or device; a filter on both
+            sides without a middle tap.
+    """
+    weight = given.get(variant.filter.weight.name)
+    batch, tokens, channels = v.shape
+    known = isinstance(weight, torch.Tensor) and weight.dim() == 2
+    taps = weight.shape[1] if isinstance(weight, torch.Tensor) and known else tokens
+    sizes = FilterSizes(batch, tokens, tokens, channels, channels, 1, 1, taps)
+    found = check_tensors(variant, given, sizes, v)
+    name = variant.filter.weight.name
+    if not taps:
+        raise InputError(f"{name!r} has no taps: shape {list(found[name].shape)}")
+    if variant.filter.lowest is None and taps % 2 == 0:
+        raise InputError(
+            f'{name!r} has {taps} taps, and under mask = "full" the middle one is offset 0',
+            hints=("give it an odd number", 'or bound the offsets: mask = "window(left, right)"'),
+        )
+    low, high = variant.filter.offsets(taps)
+    if high < low:
+        raise InputError(f"the mask of {variant.name!r} leaves no tap of {name!r}")
+    return found

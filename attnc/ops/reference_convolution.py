@@ -1,0 +1,78 @@
+"""What a convolution means, in eager torch: a direct sum over taps, in fp64.
+
+    u = pregate * v        o[t, c] = postgate * (sum_d w[c, d] u[t - d, c] + D[c] u[t, c])
+
+`rounding` gives what eager torch would have got in a working dtype: taps and every intermediate
+rounded to it, sums in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d, pad
+
+from attnc.dsl.convolution import Convolution
+from attnc.ops.evaluate import round_to
+
+
+def convolve(
+    variant: Convolution,
+    v: Tensor,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float64,
+    rounding: torch.dtype | None = None,
+) -> Tensor:
+    """o [B, T, C] of v [B, T, C] by the formula, in `dtype`."""
+    found = variant.filter
+
+    def given(ref: object) -> Tensor | None:
+        return None if ref is None else tensors[ref.name].to(dtype)  # type: ignore[attr-defined]
+
+    def rounded(x: Tensor) -> Tensor:
+        return round_to(x, rounding)
+
+    with torch.autocast(v.device.type, enabled=False):
+        weight, skip = given(found.weight), given(found.skip)
+        pregate, postgate = given(found.pregate), given(found.postgate)
+        assert weight is not None
+        u = v.to(dtype)
+        if pregate is not None:
+            u = rounded(u * pregate)
+        low, high = found.offsets(weight.shape[1])
+        taps = rounded(weight[:, : high - low + 1])
+        # conv1d correlates: tap d stands before tap d + 1, so the taps are turned
+        far = max(abs(low), abs(high))
+        wide = pad(u.transpose(1, 2), (far, far))
+        padded = wide[..., far - high : far - low + v.shape[1]]
+        z = conv1d(padded, taps.flip(1)[:, None], groups=taps.shape[0]).transpose(1, 2)
+        if skip is not None:
+            z = z + rounded(skip) * u
+        z = rounded(z)
+        return z if postgate is None else rounded(z * postgate)
+
+
+def convolution_gradients(
+    variant: Convolution,
+    v: Tensor,
+    tensors: Mapping[str, Tensor],
+    incoming: Tensor,
+    *,
+    dtype: torch.dtype = torch.float64,
+    rounding: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Gradients by name, v's first, by autograd through the formula."""
+    declared = {d.name: d for d in (*variant.params, *variant.inputs)}
+    leaves = {"v": v.detach().to(dtype).requires_grad_()}
+    given = {}
+    for name, x in tensors.items():
+        given[name] = x.detach().to(dtype)
+        if declared[name].grad:
+            leaves[name] = given[name].requires_grad_()
+    with torch.enable_grad():
+        out = convolve(variant, leaves["v"], given, dtype=dtype, rounding=rounding)
+        found = torch.autograd.grad(out, list(leaves.values()), incoming.to(dtype))
+    return dict(zip(leaves, found, strict=True))
