@@ -50,17 +50,6 @@ _STEP_LINES = {
     "dchunk": (),
     "dq": ("o_s = i_s + r_s", "m_s = o_s < TK"),
     "dkv": ("o_t = i_t + r_t", "m_t = o_t < TQ", "b_i = o_t + (TK - TQ)"),
-    "toeplitz": (
-        "o_s = o_t - i_m * BT",
-        "m_s = m_r[:, None] & (o_s >= 0) & (o_s < T)",
-    ),
-    "dtaps": (
-        "o_k = i_k + tl.arange(0, BK)",
-        "o_s = o_k[None, :] - r_e[:, None]",
-        "m_s = (o_s >= 0) & (o_s < T)",
-        "o_t = o_k[None, :] + o_m[:, None] * BE",
-        "m_t = (o_t >= 0) & (o_t < T)",
-    ),
 }
 _HEADERS = {
     "attend": "for i_s in range({start}, {stop}, BS):",
@@ -246,7 +235,7 @@ def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop) -> _Loop:
     if loop.lines:
         header = f"for i_n in range({loop.stop}):"
     lines: list[str] = []
-    for line in reversed(_STEP_LINES[family]):
+    for line in reversed(_STEP_LINES.get(family, ())):
         target, _, value = line.partition(" = ")
         if target in needed:
             needed |= set(re.findall(r"\w+", value))

@@ -55,6 +55,7 @@ def checked_convolution(fields: Fields) -> dict[str, object]:
         feature_map=FeatureMap("offset", (), weight),
         scale=Scale(Fraction(1)),
         score=Name("s"),
+        value=None,
         mask_form=form,
         log_decay=None,
         sink=None,

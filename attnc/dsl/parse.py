@@ -20,7 +20,7 @@ from attnc.dsl.expr import (
     Ref,
     Span,
 )
-from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES, OFFSET, full_index
+from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES, full_index
 from attnc.dsl.limits import (
     MAX_BITS,
     MAX_EXPONENT,
@@ -30,7 +30,7 @@ from attnc.dsl.limits import (
 )
 from attnc.dsl.parse_data import documents_of, named_tensor, table_of_blocks
 from attnc.dsl.source import Scope, Source
-from attnc.dsl.syntax import Syntax
+from attnc.dsl.syntax import Syntax, letter_of
 from attnc.errors import LimitExceeded, SyntaxRefused, UnknownName
 
 _ARITHMETIC: Mapping[type[ast.operator], str] = {
@@ -245,7 +245,7 @@ class _Parser:
                 raise self.syntax.refuse(node, f"{name!r} is no declared tensor")
             raise self._unknown(node.value, name)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        letters = [_letter(part) for part in parts]
+        letters = [letter_of(part) for part in parts]
         index = full_index(declared, tuple(letters))
         if index is None:
             shape = ", ".join(declared.shape)
@@ -259,15 +259,6 @@ class _Parser:
                 ),
             )
         return Ref(name, index, span, declared)
-
-
-def _letter(part: ast.expr) -> str:
-    match part:
-        case ast.Name(id=name):
-            return name
-        case ast.BinOp(op=ast.Sub(), left=ast.Name(id="i"), right=ast.Name(id="j")):
-            return OFFSET
-    return ""
 
 
 def is_condition(expr: Expr) -> bool:

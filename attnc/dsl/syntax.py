@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 
 from attnc.dsl.expr import Span
+from attnc.dsl.grammar import OFFSET
 from attnc.dsl.limits import MAX_NODES, MAX_TEXT, check_numbers
 from attnc.dsl.source import Source
 from attnc.errors import AttncError, LimitExceeded, MaskNotAffine, SyntaxRefused
@@ -141,3 +142,13 @@ class Syntax:
                 "and indexed tensors",
             ),
         )
+
+
+def letter_of(part: ast.expr) -> str:
+    """The letter that an index reads an axis at; empty for what is no letter."""
+    match part:
+        case ast.Name(id=name):
+            return name
+        case ast.BinOp(op=ast.Sub(), left=ast.Name(id="i"), right=ast.Name(id="j")):
+            return OFFSET
+    return ""

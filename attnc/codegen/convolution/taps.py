@@ -29,8 +29,9 @@ def dtaps_kernel(found: Filter) -> Kernel:
     after = "" if found.postgate is None else f"u_{found.postgate.name}"
     builder = GraphBuilder("dtaps")
     builder.fold("b_dw", SETUP, ("BE", "BM"), "b_dw = tl.zeros([BE, BM], ACC)", note="accumulator")
-    _load(builder, "b_u", "v", _LEFT, "s", before, "u[k - e]")
-    _load(builder, "b_dz", "do", _WINDOWS, "t", after, "dz[k + M * BE]")
+    _load(builder, "b_u", "v", _LEFT, "s", before, "u[k - e]", "o_k[None, :] - r_e[:, None]")
+    windows = "o_k[None, :] + o_m[:, None] * BE"
+    _load(builder, "b_dz", "do", _WINDOWS, "t", after, "dz[k + M * BE]", windows)
     left = Operand("b_u", "b_u", _LEFT)
     right = Operand("b_dz", "tl.trans(b_dz)", ("BK", "BM"), transposed=True)
     builder.dot(
@@ -57,14 +58,17 @@ def dtaps_kernel(found: Filter) -> Kernel:
 
 def _load(
     builder: GraphBuilder, buffer: str, name: str, shape: tuple[str, str], at: str, gate: str,
-    note: str,
+    note: str, index: str,
 ) -> None:  # fmt: skip
+    counts = ("o_k = i_k + tl.arange(0, BK)",) if at == "s" else ()
+    bounds = f"m_{at} = (o_{at} >= 0) & (o_{at} < T)"
+
     def address(tensor: str) -> str:
         return f"p_{tensor} + tl.cast(i_b, tl.int64) * stride_{tensor}_b + o_{at}"
 
     builder.load(
         buffer, STEP, shape, dtype="io", tensor=name, address=address(name), guard=f"m_{at}",
-        note=f"[{', '.join(shape)}]: {note}",
+        note=f"[{', '.join(shape)}]: {note}", lines=(*counts, f"o_{at} = {index}", bounds),
     )  # fmt: skip
     if not gate:
         return

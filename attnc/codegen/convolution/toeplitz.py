@@ -99,6 +99,7 @@ def _kernel(found: Filter, sides: Sides, *, gate_gradient: bool = False) -> Kern
 def _load_source(builder: GraphBuilder, sides: Sides) -> None:
     builder.load(
         "b_x", STEP, ROWS, dtype="io", tensor=sides.source, note="[BR, BT]",
+        lines=("o_s = o_t - i_m * BT", "m_s = m_r[:, None] & (o_s >= 0) & (o_s < T)"),
         address=f"p_{sides.source}[:, None] + o_s", guard="m_s",
     )  # fmt: skip
     if sides.gate:
