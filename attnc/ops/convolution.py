@@ -127,9 +127,7 @@ class ConvolutionOp(Planned):
             *(found[n] if n in found else torch.zeros_like(named[n]) for n in wanted),
         ]
 
-    def reference(
-        self, v: torch.Tensor, **tensors: torch.Tensor | float
-    ) -> torch.Tensor:
+    def reference(self, v: torch.Tensor, **tensors: torch.Tensor | float) -> torch.Tensor:
         """The same call by the formula, a direct sum in fp64."""
         check_tokens(self.variant, v)
         return convolve(self.variant, v, check_filter(self.variant, tensors, v))

@@ -12,7 +12,7 @@ from attnc.errors import InputError
 from attnc.ops.inputs import DTYPE_NAMES, Sizes, check_tensors
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FilterSizes(Sizes):
     """The sizes of one call: B, T, C as batch, tk and hkv, and the taps."""
 
@@ -68,7 +68,7 @@ def check_filter(
     batch, tokens, channels = v.shape
     known = isinstance(weight, torch.Tensor) and weight.dim() == 2
     taps = weight.shape[1] if isinstance(weight, torch.Tensor) and known else tokens
-    sizes = FilterSizes(batch, tokens, tokens, channels, channels, 1, 1, taps)
+    sizes = FilterSizes(batch, tokens, tokens, channels, channels, 1, 1, taps=taps)
     found = check_tensors(variant, given, sizes, v)
     name = variant.filter.weight.name
     if not taps:

@@ -35,7 +35,7 @@ class FilterShape(Shape):
         cls, batch: int, tokens: int, channels: int, taps: int, *, strided: bool = False
     ) -> FilterShape:
         """v [B, T, C] and taps [C, taps]; `strided` where the channels of a token are adjacent."""
-        return cls(batch, tokens, tokens, channels, channels, 1, 1, strided, taps)
+        return cls(batch, tokens, tokens, channels, channels, 1, 1, strided=strided, taps=taps)
 
     def __str__(self) -> str:
         layout = " channels adjacent" if self.strided else ""

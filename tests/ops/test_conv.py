@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from attnc.cli.fit import fit_plans
 from attnc.codegen.plan import Workload
 from attnc.codegen.planner import plans
 from attnc.errors import InputError, PlanError
+from attnc.ops import verify_convolution
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.op import compile as compile_op
 from attnc.ops.verify import verify
@@ -73,19 +76,33 @@ def test_verify_holds_a_convolution_in_every_dtype(name):
     assert any(row.what.startswith("d w, ") for row in report.rows)
 
 
-def test_a_kernel_that_loses_a_tap_fails_verification(monkeypatch):
-    """The check is one that a wrong filter fails: the reference is given another one."""
-    from attnc.ops import verify_convolution
-
+def test_a_filter_that_is_one_tap_short_fails_verification(monkeypatch):
     def without_first_tap(variant, v, tensors, **options):
-        return convolve(variant, v, {**tensors, "w": tensors["w"] * (tensors["w"] > -1e9).float()
-                        .index_fill(1, torch.tensor([0]), 0)}, **options)  # fmt: skip
+        taps = tensors["w"].clone()
+        taps[:, 0] = 0
+        return convolve(variant, v, {**tensors, "w": taps}, **options)
 
     convolve = verify_convolution.convolve
     monkeypatch.setattr(verify_convolution, "convolve", without_first_tap)
     shapes = [FilterShape.of(1, 70, 3, 9)]
     report = verify(CONVOLUTIONS["gated"], shapes=shapes, dtypes=["bf16"], gradients=False)
     assert not report.passed
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_linter_and_the_formatter_leave_the_text_of_a_convolution_alone(name, ops, tmp_path):
+    for backward in (False, True):
+        for form in ops[name].forms():
+            text = ops[name].source(backward=backward, form=form)
+            (tmp_path / f"{form}_{backward}.py").write_text(text, encoding="utf-8")
+    lint = "check --isolated --no-cache --line-length 100 --select E,W,F,I,PLR0133,SIM,RET"
+    form = "format --isolated --no-cache --line-length 100 --check --diff"
+    for command in (f"{lint} --ignore E501", form):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command.split(), str(tmp_path)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
 
 
 def test_tokens_stay_adjacent_and_either_layout_gives_the_same(ops):

@@ -69,9 +69,9 @@ def analyse_convolution(variant: Convolution) -> FilterAlgebra:
     reason = "any filter, by products with Toeplitz blocks: O(T * taps) work"
     return FilterAlgebra(
         family="conv", normalize="none", coefficients=(), phi=None, score=None, score_refs=(),
-        log_decay=None, decay=None, decay_refs=(), decay_uses_head=False, sink=None, sink_refs=(),
-        mask=form, causal=is_causal(form), within_causal=within_causal(form),
-        forms=(FormVerdict(TOEPLITZ, True, reason),), filter=variant.filter,
+        value=None, value_refs=(), log_decay=None, decay=None, decay_refs=(), heads_differ=False,
+        sink=None, sink_refs=(), mask=form, causal=is_causal(form),
+        within_causal=within_causal(form), forms=(FormVerdict(TOEPLITZ, True, reason),), filter=variant.filter,
     )  # fmt: skip
 
 

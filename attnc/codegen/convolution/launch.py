@@ -137,6 +137,5 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         tensors=[tensor.name for tensor in kernel.tensors],
         numbers=[*strides, *kernel.scalars],
         constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
-        num_warps=step.num_warps,
-        num_stages=step.num_stages,
+        options=step.options,
     )

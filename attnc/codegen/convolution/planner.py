@@ -74,10 +74,19 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
 
 
 def _choose_form(request: Request, algebra: FilterAlgebra) -> tuple[str, str]:
-    if request.stateful:
+    if request.backend not in {None, "triton"}:
+        raise PlanError(
+            f"the {request.backend} backend cannot take {request.variant.name!r}",
+            notes=("a convolution has triton's kernels alone",),
+            hints=("leave the backend out",),
+        )
+    if request.decode or request.stateful:
         raise PlanError(
             f"{request.variant.name!r} keeps no state",
-            notes=("a filter reads its last taps again: what a step needs are the tokens",),
+            notes=(
+                "a filter reads the tokens themselves, and no step form has kernels",
+            ),
+            hints=("call it on the last tokens, as many as it has taps",),
         )
     if request.form is None or request.form == TOEPLITZ:
         asked = "asked for" if request.form else algebra.legal(TOEPLITZ).reason
