@@ -68,11 +68,26 @@ def analyse_convolution(variant: Convolution) -> FilterAlgebra:
     form = variant.mask_form
     reason = "any filter, by products with Toeplitz blocks: O(T * taps) work"
     return FilterAlgebra(
-        family="conv", normalize="none", coefficients=(), phi=None, score=None, score_refs=(),
-        value=None, value_refs=(), log_decay=None, decay=None, decay_refs=(), heads_differ=False,
-        sink=None, sink_refs=(), mask=form, causal=is_causal(form),
-        within_causal=within_causal(form), forms=(FormVerdict(TOEPLITZ, True, reason),), filter=variant.filter,
-    )  # fmt: skip
+        family="conv",
+        normalize="none",
+        coefficients=(),
+        phi=None,
+        score=None,
+        score_refs=(),
+        value=None,
+        value_refs=(),
+        log_decay=None,
+        decay=None,
+        decay_refs=(),
+        heads_differ=False,
+        sink=None,
+        sink_refs=(),
+        mask=form,
+        causal=is_causal(form),
+        within_causal=within_causal(form),
+        forms=(FormVerdict(TOEPLITZ, True, reason),),
+        filter=variant.filter,
+    )
 
 
 def derive_convolution(
