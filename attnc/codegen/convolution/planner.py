@@ -83,9 +83,7 @@ def _choose_form(request: Request, algebra: FilterAlgebra) -> tuple[str, str]:
     if request.decode or request.stateful:
         raise PlanError(
             f"{request.variant.name!r} keeps no state",
-            notes=(
-                "a filter reads the tokens themselves, and no step form has kernels",
-            ),
+            notes=("a filter reads the tokens themselves, and no step form has kernels",),
             hints=("call it on the last tokens, as many as it has taps",),
         )
     if request.form is None or request.form == TOEPLITZ:
