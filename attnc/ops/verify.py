@@ -70,8 +70,7 @@ def verify(
             rows.extend(chosen.rows(shape, name, skipped))
     if progress is not None:
         progress(len(calls), len(calls), "done")
-    place = _place(torch.device(device))
-    return Report(variant.name, place, seed, tuple(rows), tuple(skipped))
+    return Report(variant.name, _place(place), seed, tuple(rows), tuple(skipped))
 
 
 def _checker(
