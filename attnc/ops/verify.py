@@ -54,7 +54,7 @@ def verify(
     generator = torch.Generator().manual_seed(seed)
     op: Op | ConvolutionOp = compile(variant)
     place = torch.device(device)
-    checker = _checker(op, place, generator, gradients)
+    checker = _checker(variant, op, place, generator, gradients)
     calls = _calls(variant, place, dtypes, shapes)
     if shapes is None:
         with suppress(InputError):  # not all variants split into sequences
@@ -74,11 +74,14 @@ def verify(
 
 
 def _checker(
-    op: Op | ConvolutionOp, device: torch.device, generator: torch.Generator, gradients: bool
-) -> _Checker | FilterChecker:
+    variant: Variant, op: Op | ConvolutionOp, device: torch.device, generator: torch.Generator,
+    gradients: bool,
+) -> _Checker | FilterChecker:  # fmt: skip
+    """What holds an op against what was declared: not against what it says it computes."""
     if isinstance(op, ConvolutionOp):
-        return FilterChecker(op.variant, op, device, generator, gradients)
-    return _Checker(op.variant, op, device, generator, gradients)
+        assert isinstance(variant, Convolution), "a filter comes of a convolution"
+        return FilterChecker(variant, op, device, generator, gradients)
+    return _Checker(variant, op, device, generator, gradients)
 
 
 def _place(device: torch.device) -> str:

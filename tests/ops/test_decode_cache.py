@@ -143,10 +143,14 @@ def held_to_the_reference(name, options, dtype, prefilled, tokens=TOKENS):
     variant, op = VARIANTS[name], compile_op(VARIANTS[name])
     x = drawn(name, DTYPES[dtype], tokens=tokens)
     ref = attend(variant, *x.qkv, x.tensors, return_lse=True)
-    pt = attend(variant, *x.qkv, x.tensors, dtype=torch.float32, rounding=DTYPES[dtype])
+    pt = attend(
+        variant, *x.qkv, x.tensors, dtype=torch.float32, rounding=DTYPES[dtype], return_lse=True
+    )
+    # the hardware's tanh leaves scores as exact as bf16
+    rounded = pt.lse if "softcap" in str(variant.score) and dtype == "bf16" else None
     state = cache_of(op, x, **options)
     out, lse = decoded(op, x, state, prefilled)
-    for verdict in (check(out, ref.out, pt.out), check_lse(lse, ref.lse)):
+    for verdict in (check(out, ref.out, pt.out), check_lse(lse, ref.lse, rounded)):
         assert verdict.sound, str(verdict)
     assert state.lengths.tolist() == [tokens] * 2 and state.tokens == tokens
     return state
