@@ -128,7 +128,7 @@ def _attend_sequences(
     rounding: torch.dtype | None,
     return_lse: bool,
 ) -> Attended:
-    """A packed call, sequence by sequence; without keys a row gives 0 and -inf."""
+    """A packed call, sequence by sequence; what sees no key and no sink gives 0 and -inf."""
     alone = alone_of(variant)
     out = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=rounding or dtype)
     lse = q.new_full((1, q.shape[2], q.shape[1]), float("-inf"), dtype=dtype)

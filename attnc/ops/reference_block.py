@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -256,7 +257,8 @@ class Block:
         s = self.scores()
         s = evaluate(run.variant.score, run.scope(self.index, s=s)).expand_as(s)
         s = torch.where(self.visible(s), s, float("-inf"))
-        top = s.amax(-1, keepdim=True)
+        # a packed sequence may have no key at all
+        top = s.amax(-1, keepdim=True) if s.shape[-1] else s.new_full((*s.shape[:-1], 1), -math.inf)
         sink = None
         if run.variant.sink is not None:
             sink = evaluate(run.variant.sink, run.scope(self.index)).expand_as(top)

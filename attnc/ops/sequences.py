@@ -19,11 +19,13 @@ class Sequence:
     rows: slice
     keys: slice
     parts: dict[str, tuple[slice, ...]]
+    sink: bool
 
     @property
     def empty(self) -> bool:
-        """Whether it has no query, or no key that one could see."""
-        return any(part.start == part.stop for part in (self.rows, self.keys))
+        """Whether it has no query, or nothing that one could see: no key and no sink."""
+        no_rows, no_keys = (part.start == part.stop for part in (self.rows, self.keys))
+        return no_rows or (no_keys and not self.sink)
 
     def tensors(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The declared tensors as a call of this sequence alone would get them."""
@@ -43,4 +45,4 @@ def sequences_of(variant: Variant, tensors: Mapping[str, Tensor]) -> Iterator[Se
             # what has no axis of tokens has an entry for each sequence
             entry = slice(None) if {"i", "j", "t"} & set(axes) else slice(n, n + 1)
             parts[name] = tuple({**mine, "b": entry}.get(axis, slice(None)) for axis in axes)
-        yield Sequence(slice(*rows), slice(*keys), parts)
+        yield Sequence(slice(*rows), slice(*keys), parts, sink=variant.sink is not None)

@@ -142,6 +142,28 @@ def test_lengths_of_queries_and_keys_differ_and_each_is_aligned_to_its_last_key(
     assert (lse[..., 43:50] == float("-inf")).all()
 
 
+def test_a_sequence_without_keys_sees_its_sink_alone():
+    op = compile_op(
+        loads("""
+[sunk]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+mask = "causal"
+sink = "z[h]"
+params.z = { shape = ["h"], grad = true }
+""")["sunk"]
+    )
+    q, k, v = (torch.randn(1, n, 2, 16) for n in (5, 3, 3))
+    z = torch.tensor([0.7, -2.0], requires_grad=True)
+    cu = {"cu_seqlens_q": starts((2, 3)), "cu_seqlens_k": starts((0, 3))}
+    for call in (op, op.reference):
+        out, lse = call(q, k, v, z=z, **cu, return_lse=True)
+        assert (out[:, :2] == 0).all()
+        torch.testing.assert_close(lse[0, :, :2], z[:, None].expand(2, 2).to(lse.dtype))
+        (gradient,) = torch.autograd.grad(lse[..., :2].sum(), z)
+        torch.testing.assert_close(gradient, torch.tensor([2.0, 2.0]))
+
+
 def test_verify_packs_sequences_and_an_unlike_kernel_fails(ops, monkeypatch):
     shapes = [Shape(1, 90, 90, 2, 1, 32, 32, sequences=5)]
     variant = ops["decayed"].variant
