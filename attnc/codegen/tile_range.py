@@ -31,9 +31,12 @@ class KeyLoop:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """A loop around the loops: `count` disjoint runs of tiles, whose bounds `lines` compute."""
+    """A loop around the loops, over disjoint runs of tiles: `lines` compute the bounds of one.
 
-    count: int
+    `start` says where all runs end, which the loop goes on to reach.
+    """
+
+    start: tuple[str, ...]
     lines: tuple[str, ...]
 
 
@@ -258,7 +261,9 @@ def _runs(count: int, walk: _Walk) -> Runs:
     """The tiles of all clauses, each once: one clause after the other, by where they start.
 
     `done` is where the tiles visited so far end. Each run takes the clause that starts first of
-    those that reach further, so `count` runs visit all of them.
+    those that reach further, so there are at most as many runs as clauses. A `for` over the
+    clauses would do, but Triton 3.6 drops a number that a `for` carries where only the bounds of
+    loops inside it read it, and every run would start from 0.
     """
     tile = walk.tile
     lines = ["# of the clauses that reach past what is done, the one that starts first"]
@@ -273,4 +278,5 @@ def _runs(count: int, walk: _Walk) -> Runs:
     lines.append("full_lo = tl.maximum(full_lo, lo)")
     lines.append("full_hi = tl.maximum(full_hi, full_lo)")
     lines.append(f"done = tl.maximum(done, tl.cdiv(hi, {tile}) * {tile})")
-    return Runs(count, tuple(lines))
+    reach = _bound("reach", "tl.maximum", [f"hi_{n}" for n in range(count)])
+    return Runs(tuple(reach), tuple(lines))

@@ -50,12 +50,21 @@ def visits(found: KeyRange, sizes: dict[str, int], tile: str) -> list[tuple[int,
     names: dict[str, object] = {"tl": _Integers, **sizes}
     exec("\n".join(found.lines), names)
     tiles: list[tuple[int, bool]] = []
-    names["done"] = 0
-    for _ in range(found.runs.count if found.runs else 1):
-        exec("\n".join(found.runs.lines if found.runs else ()), names)
+
+    def walk() -> None:
         for loop in found.loops:
             exec(f"found = range({loop.start}, {loop.stop}, {tile})", names)
-            tiles += [(at, loop.masked) for at in names["found"]]
+            tiles.extend((at, loop.masked) for at in names["found"])
+
+    if found.runs is None:
+        walk()
+        return tiles
+    exec("\n".join(("done = 0", *found.runs.start)), names)
+    while names["done"] < names["reach"]:
+        before = names["done"]
+        exec("\n".join(found.runs.lines), names)
+        assert names["done"] > before, "a run that goes nowhere would never end"
+        walk()
     return tiles
 
 

@@ -210,7 +210,7 @@ def _shared(ranges: KeyRange, *, split: bool) -> KeyRange:
     start, stop = ranges.loops[0].start, ranges.loops[-1].stop
     lines, runs = _used(ranges.lines), ranges.runs
     if runs is not None:
-        runs = Runs(runs.count, _used(runs.lines))
+        runs = Runs(runs.start, _used(runs.lines))
     note = "keys that the row sees: the mask decides at both ends"
     if split:
         whole, before = (stop, "") if start == "0" else (f"{stop} - {start}", f"{start} + ")
@@ -223,7 +223,7 @@ def _shared(ranges: KeyRange, *, split: bool) -> KeyRange:
         if runs is None:
             lines = (*lines, *share)
         else:
-            runs = Runs(runs.count, (*runs.lines, *share))
+            runs = Runs(runs.start, (*runs.lines, *share))
         start, stop, note = "start", "stop", "keys of this split: the mask decides at both ends"
     return replace(ranges, lines=lines, runs=runs, loops=(KeyLoop(start, stop, True, note),))
 
