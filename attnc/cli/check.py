@@ -29,7 +29,7 @@ def check(which: str) -> int:
 def forms_of(variant: Variant) -> tuple[str, ...]:
     """The legal forms of a variant; `attnc explain` prints the algebra's reason for each."""
     if variant.family == "conv":
-        return ("toeplitz",)
+        return ("toeplitz", "fft")
     if variant.family == "softmax":
         return ("online",)
     if is_causal(variant.mask_form):

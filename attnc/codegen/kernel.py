@@ -38,7 +38,8 @@ class Kernel:
 
     `outer` is the header of a loop around `loops`, over the heads of a group; `runs` go around
     them inside it. `head_lines` are setup lines that know the head of `outer`, `sequence_lines`
-    those that find the sequence of a program where several are packed.
+    those that find the sequence of a program where several are packed. The divisibility of
+    `specialized` scalars is compiled in, so that guards which compare with them keep loads wide.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Kernel:
     runs: Runs | None = None
     head_lines: tuple[str, ...] = ()
     sequence_lines: tuple[str, ...] = ()
+    specialized: tuple[str, ...] = ()
 
     def over(self, ranges: KeyRange, declared: tuple[TensorArgument, ...]) -> Kernel:
         """The kernel with the loops of a mask; `declared` are the tensors that bound them."""

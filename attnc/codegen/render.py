@@ -33,6 +33,8 @@ _TEMPLATES = {
     "row_blocks": "lists",
     "dtoeplitz": "toeplitz",
     "dpostgate": "toeplitz",
+    "dfft": "fft",
+    "dgate": "fft",
 }
 _STEP_LINES = {
     "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
@@ -68,6 +70,8 @@ _HEADERS = {
     "dvalue": "for i_g in range({stop}):",
     "toeplitz": "for i_m in range({start}, {stop}):",
     "dtaps": "for i_k in range({start}, {stop}, BK):",
+    "fft": "for i_m in range({start}, {stop}):",
+    "dspectrum": "for i_p in range({start}, {stop}):",
 }
 
 
@@ -180,6 +184,7 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             tensors=kernel.tensors,
             strides=[stride for tensor in kernel.tensors for stride in tensor.strides],
             scalars=kernel.scalars,
+            unspecialized=[name for name in kernel.scalars if name not in kernel.specialized],
             constants=kernel.constants,
             names=names,
             setup=setup,

@@ -32,7 +32,10 @@ def _spec(plan: Plan, step: PassPlan, *, general: bool) -> KernelSpec:
             arguments.extend(Argument(name, "i64") for name in tensor.strides)
         else:
             arguments.extend(_strides(plan, tensor))
-    arguments.extend(Argument(name, "i32") for name in kernel.scalars)
+    arguments.extend(
+        Argument(name, "i32", divisible16=name in kernel.specialized and not general)
+        for name in kernel.scalars
+    )
     arguments.extend(
         Argument(name, "constexpr", value=constant(plan, step, name)) for name in kernel.constants
     )

@@ -12,12 +12,13 @@ from attnc.dsl.convolution import Convolution, Filter
 from attnc.dsl.proof import is_causal, within_causal
 from attnc.dsl.text import to_text
 
-TOEPLITZ = "toeplitz"
+TOEPLITZ, FFT = "toeplitz", "fft"
+FORMS = (TOEPLITZ, FFT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterAlgebra(Algebra):
-    """A weight that is a function of i - j and the channel: products with Toeplitz blocks."""
+    """A weight that is a function of i - j and the channel: Toeplitz blocks, or transforms."""
 
     filter: Filter
 
@@ -66,7 +67,8 @@ class FilterDerivation(Derivation):
 def analyse_convolution(variant: Convolution) -> FilterAlgebra:
     """Derive the algebra of a checked convolution."""
     form = variant.mask_form
-    reason = "any filter, by products with Toeplitz blocks: O(T * taps) work"
+    toeplitz = "any filter, by products with Toeplitz blocks: O(T * taps) work"
+    fft = "any filter, by DFTs as matrix products: O(T * sqrt(T)) work to a block, pieces beyond"
     return FilterAlgebra(
         family="conv",
         normalize="none",
@@ -85,7 +87,7 @@ def analyse_convolution(variant: Convolution) -> FilterAlgebra:
         mask=form,
         causal=is_causal(form),
         within_causal=within_causal(form),
-        forms=(FormVerdict(TOEPLITZ, True, reason),),
+        forms=(FormVerdict(TOEPLITZ, True, toeplitz), FormVerdict(FFT, True, fft)),
         filter=variant.filter,
     )
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from attnc.codegen.convolution.algebra import FFT, TOEPLITZ
 from attnc.codegen.launch import constant
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.dsl.convolution import Convolution, Filter
 
-_SIDES = ("forward", "mirrored")
+_LAUNCHERS = {
+    (TOEPLITZ, False): "launch_convolution.jinja",
+    (TOEPLITZ, True): "launch_dconvolution.jinja",
+    (FFT, False): "launch_fft.jinja",
+    (FFT, True): "launch_dfft.jinja",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ConvolutionLaunch:
-    """What the launch templates of a convolution print; `by_token` are tensors [B, T, C]."""
+    """What the launch templates of a convolution print; `by_token` are tensors [B, T, C].
+
+    `size` tokens are a block; `n1`, `n2` and `half` are the factors of a transform.
+    """
 
     launcher: str
     parameters: tuple[str, ...]
@@ -28,6 +37,10 @@ class ConvolutionLaunch:
     bound: int | None
     calls: dict[str, str]
     blocks: dict[str, str]
+    size: int
+    n1: int
+    n2: int
+    half: int
     tiles: dict[str, int]
     programs: int
     acc: str
@@ -55,7 +68,7 @@ def convolution_launch(plan: Plan, render_call: Callable[..., str]) -> Convoluti
     verb = "Gradients of a" if backward else "A"
     low, bound = found.lowest, found.highest
     return ConvolutionLaunch(
-        launcher="launch_dconvolution.jinja" if backward else "launch_convolution.jinja",
+        launcher=_LAUNCHERS[plan.form, backward],
         parameters=("v", *names, *(("do",) if backward else ())),
         summary=f"{verb} convolution by the {plan.form} form.",
         others=_others(found),
@@ -66,7 +79,11 @@ def convolution_launch(plan: Plan, render_call: Callable[..., str]) -> Convoluti
         low=low or 0,
         bound=None if bound is None or low is None else bound - low + 1,
         calls={step.kernel.name: _call(plan, step, render_call) for step in plan.passes},
-        blocks={side: _blocks(tiles, mirrored=side == "mirrored") for side in _SIDES},
+        blocks=_blocks(plan, tiles),
+        size=block_size(tiles),
+        n1=tiles.get("N1", 0),
+        n2=tiles.get("N2", 0),
+        half=tiles.get("NH", 0),
         tiles=tiles,
         programs=plan.programs,
         acc=TORCH_TYPES[plan.acc],
@@ -90,14 +107,26 @@ def _wanted(ref: object, wanted: frozenset[str]) -> str:
     return f"u_{name}" if name in wanted else ""
 
 
-def _blocks(tiles: dict[str, int], *, mirrored: bool) -> str:
-    """The first and the last offset between blocks of BT tokens that a filter joins."""
-    size = tiles.get("BT", 1)
-    if mirrored:
-        first, last = f"(1 - LOW - TAPS) // {size}", f"({size - 1} - LOW) // {size}"
+def _blocks(plan: Plan, tiles: dict[str, int]) -> dict[str, str]:
+    """The statements for the first and the last offset between blocks that the filter joins."""
+    size = block_size(tiles)
+    forward = f"LOW // {size}", f"(LOW + TAPS + {size - 2}) // {size}"
+    mirrored = f"(1 - LOW - TAPS) // {size}", f"({size - 1} - LOW) // {size}"
+    found = {
+        side: f"FIRST, LAST = max({first}, 1 - NT), min({last}, NT - 1)"
+        for side, (first, last) in (("forward", forward), ("mirrored", mirrored))
+    }
+    if plan.passes[0].kernel.loops:
+        # a filter that no two tokens are far enough apart for has one piece all the same
+        found["pieces"] = f"{found['forward']}\n    LAST = max(FIRST, LAST)"
     else:
-        first, last = f"LOW // {size}", f"(LOW + TAPS + {size - 2}) // {size}"
-    return f"FIRST, LAST = max({first}, 1 - NT), min({last}, NT - 1)"
+        found["pieces"] = "# every sequence is one block\n    FIRST = LAST = 0"
+    return found
+
+
+def block_size(tiles: dict[str, int]) -> int:
+    """Tokens of a block: the rows of a Toeplitz tile, or half of the points of a transform."""
+    return tiles["NH"] * tiles["N2"] if "NH" in tiles else tiles.get("BT", 1)
 
 
 def _taps_range(*, weighed: bool, skipped: bool) -> str:
@@ -123,7 +152,12 @@ def _results(found: Filter, names: tuple[str, ...], wanted: frozenset[str]) -> t
 def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     kernel, tile = step.kernel, step.tile
     rows = f"triton.cdiv(B * NT, {tile.get('BR', 1)})"
-    grid = ["C * NM", "S"] if kernel.name == "dtaps" else [f"{rows} * C"]
+    grids = {
+        "dtaps": ["C * NM", "S"],
+        "dspectrum": ["C * (LAST - FIRST + 1)", "S"],
+    }
+    each = "triton.cdiv(B * NT, 2) * C" if "NH" in tile else f"{rows} * C"
+    grid = grids.get(kernel.name, [each])
     strides = []
     for tensor in kernel.tensors:
         count = len(tensor.axes)

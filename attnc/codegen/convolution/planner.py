@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 from attnc.codegen.candidate import refuse
 from attnc.codegen.convolution.algebra import (
+    FFT,
+    FORMS,
     TOEPLITZ,
     FilterAlgebra,
     analyse_convolution,
     derive_convolution,
 )
+from attnc.codegen.convolution.fft_planner import transform_passes
+from attnc.codegen.convolution.fft_work import error_of, pieces_of
 from attnc.codegen.convolution.taps import dtaps_kernel
 from attnc.codegen.convolution.toeplitz import dgate_kernel, dvalue_kernel, forward_kernel
 from attnc.codegen.convolution.work import filter_work, taps_of
 from attnc.codegen.cost import estimate
 from attnc.codegen.derive import Derivation
 from attnc.codegen.kernel import Kernel
-from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
+from attnc.codegen.plan import DTYPES, PassPlan, Plan, Rejected, Request
 from attnc.dsl.convolution import Convolution
 from attnc.errors import PlanError
 
 Tiles = tuple[dict[str, int], int, int]
+_Passes = tuple[list[tuple[PassPlan, ...]], list[Rejected]]
+_Found = dict[str, _Passes]
+_Form = Callable[[Request, "frozenset[str] | None"], _Passes]
+
+# predicted, not measured: how far products stay below the device's rate. A Toeplitz block is
+# gathered from its taps before it is multiplied; a transform's products follow one another, and
+# those of fewer than 64 rows go without a warp group's instruction, for N1 = 64 the last stage's.
+_GATHERED = 2.5
+_SLOWER = ((128, 1.8), (64, 2.0), (0, 2.9))
 
 
 def convolution_plans(request: Request) -> tuple[Plan, ...]:
-    """Every legal plan, the fastest by prediction first: plan n takes each pass's n-th candidate.
+    """Every legal plan of the chosen form, the fastest by prediction first.
 
     Raises:
         PlanError: no tile fits the budget, or the form asked for is not legal.
@@ -34,21 +47,32 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
     variant = request.variant
     assert isinstance(variant, Convolution)
     algebra = analyse_convolution(variant)
-    form, reason = _choose_form(request, algebra)
+    forms = _forms(request, algebra)
     derivation: Derivation | None = None
+    fields: frozenset[str] | None = None
     if request.phase == "backward":
         derivation = derive_convolution(variant, algebra, request.wanted)
-    kernels = _kernels(variant, derivation)
-    passes = [_ranked(request, kernel) for kernel in kernels]
-    for kernel, (steps, rejected) in zip(kernels, passes, strict=True):
-        if not steps:
-            raise PlanError(
-                f"no tile of {kernel.name} of {variant.name!r} fits "
-                f"{request.device.sram_bytes:,} B of SRAM in {request.dtype}",
-                notes=(rejected[-1].reason,),
-                hints=("raise the budget, or use a 16-bit dtype",),
-            )
-    unfit = tuple(item for _, refused in passes for item in refused)
+        wanted = {partial.declared.name for partial in derivation.partials}
+        fields = frozenset(field for field, ref in variant.filter.refs if ref.name in wanted)
+    found = {form: _PASSES[form](request, fields) for form in forms}
+    best = {
+        form: min(_form_us(steps, request) for steps in passes)
+        for form, (passes, _) in found.items()
+        if passes
+    }
+    unfit = [item for _, rejected in found.values() for item in rejected]
+    if not best:
+        raise PlanError(
+            f"no tile of {variant.name!r} fits "
+            f"{request.device.sram_bytes:,} B of SRAM in {request.dtype}",
+            notes=(unfit[-1].reason,),
+            hints=("raise the budget, or use a 16-bit dtype",),
+        )
+    form = min(best, key=lambda item: best[item])
+    passes = found[form][0]
+    if form == FFT:
+        passes = sorted(passes, key=lambda steps: _form_us(steps, request))
+    reason = _reason(request, form, passes[0], found, best)
     return tuple(
         Plan(
             variant=variant,
@@ -62,18 +86,19 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
             stateful=False,
             precision=request.precision,
             workload=request.workload,
-            passes=tuple(steps[min(n, len(steps) - 1)] for steps, _ in passes),
+            passes=steps,
             helpers=(),
             programs=request.device.sms * 4,
             min_chunks=1,
-            rejected=unfit,
+            rejected=tuple(unfit),
             derivation=derivation,
         )
-        for n in range(max(len(steps) for steps, _ in passes))
+        for steps in passes
     )
 
 
-def _choose_form(request: Request, algebra: FilterAlgebra) -> tuple[str, str]:
+def _forms(request: Request, algebra: FilterAlgebra) -> tuple[str, ...]:
+    """The form asked for, or all of them."""
     if request.backend not in {None, "triton"}:
         raise PlanError(
             f"the {request.backend} backend cannot take {request.variant.name!r}",
@@ -86,21 +111,63 @@ def _choose_form(request: Request, algebra: FilterAlgebra) -> tuple[str, str]:
             notes=("a filter reads the tokens themselves, and no step form has kernels",),
             hints=("call it on the last tokens, as many as it has taps",),
         )
-    if request.form is None or request.form == TOEPLITZ:
-        asked = "asked for" if request.form else algebra.legal(TOEPLITZ).reason
-        return TOEPLITZ, asked
+    if request.form is None:
+        return FORMS
+    if request.form in FORMS:
+        return (request.form,)
     raise PlanError(
         f"{request.variant.name!r} has no {request.form} form",
         hints=(f"its forms are: {', '.join(verdict.form for verdict in algebra.forms)}",),
     )
 
 
-def _kernels(variant: Convolution, derivation: Derivation | None) -> list[Kernel]:
+def _reason(
+    request: Request, form: str, steps: tuple[PassPlan, ...], found: _Found, best: dict[str, float]
+) -> str:
+    """What decided, in figures: work, bytes and error of each form."""
+    if request.form:
+        said = "asked for"
+    else:
+        texts = []
+        for name, (passes, _) in found.items():
+            if not passes:
+                texts.append(f"{name} fits no tile")
+                continue
+            first = min(passes, key=lambda item: _form_us(item, request))
+            flops = sum(step.cost.flops for step in first) / 1e9
+            moved = sum(step.cost.hbm_bytes for step in first) / 1e6
+            texts.append(f"{name} {best[name]:,.0f} us ({flops:,.1f} GFLOP, {moved:,.1f} MB)")
+        said = f"by work and bytes, predicted: {', '.join(texts)}"
+    if form == FFT:
+        tile = steps[0].tile
+        size = tile["NH"] * tile["N2"]
+        count = len(pieces_of(request, size))
+        pieces = "one block a sequence" if not steps[0].kernel.loops else (
+            f"blocks of {size:,} tokens, {count} piece{'s' * (count > 1)} of the filter"
+        )  # fmt: skip
+        said += f"; N = {tile['N1']} x {tile['N2']}, {pieces}"
+    errors = ", ".join(f"{dtype} {error_of(form, dtype):.1e}" for dtype in ("fp16", "bf16", "fp32"))
+    return f"{said}; error of the output to expect: {errors} of its root mean square"
+
+
+def _toeplitz_passes(
+    request: Request, fields: frozenset[str] | None
+) -> tuple[list[tuple[PassPlan, ...]], list[Rejected]]:
+    """Plan n takes each pass's n-th candidate."""
+    assert isinstance(request.variant, Convolution)
+    passes = [_ranked(request, kernel) for kernel in _kernels(request.variant, fields)]
+    rejected = [item for _, refused in passes for item in refused]
+    if not all(steps for steps, _ in passes):
+        return [], rejected
+    count = max(len(steps) for steps, _ in passes)
+    found = [tuple(steps[min(n, len(steps) - 1)] for steps, _ in passes) for n in range(count)]
+    return found, rejected
+
+
+def _kernels(variant: Convolution, fields: frozenset[str] | None) -> list[Kernel]:
     found = variant.filter
-    if derivation is None:
+    if fields is None:
         return [forward_kernel(found)]
-    wanted = {partial.declared.name for partial in derivation.partials}
-    fields = {field for field, ref in found.refs if ref.name in wanted}
     kernels = [dvalue_kernel(found, gate_gradient="pregate" in fields)]
     if "postgate" in fields:
         kernels.append(dgate_kernel(found))
@@ -165,3 +232,27 @@ def _rank_us(step: PassPlan, request: Request) -> float:
     filled = rows / (-(-rows // tile["BR"]) * tile["BR"])
     idle = max(1.0, 2 * request.device.sms / programs)
     return step.cost.time_us / filled * (1 + 64 / tile["BR"]) * idle * (1 + 0.02 * step.num_stages)
+
+
+def _form_us(steps: tuple[PassPlan, ...], request: Request) -> float:
+    """Predicted microseconds of a plan, by which forms and factors are compared."""
+    return sum(_step_us(step, request) for step in steps)
+
+
+def _step_us(step: PassPlan, request: Request) -> float:
+    """The larger of memory's time and the products', at the rate that such products get."""
+    device, work, tile = request.device, request.workload, step.tile
+    if "N1" in tile:
+        slow = next(slow for least, slow in _SLOWER if tile["N1"] >= least)
+        rows = 2 * tile["NH"] * tile["N2"]
+    else:
+        slow = _GATHERED * (1 + 64 / tile["BR"] if "BR" in tile else 1.0)
+        rows = tile.get("BR", 1) * tile.get("BT", work.tk)
+    moved = step.cost.hbm_bytes / (device.tbps * 1e6)
+    rate = device.tflops * 1e6 * (1.0 if DTYPES[request.dtype] == 2 else 0.12)
+    programs = work.hq * -(-work.batch * work.tk // rows)
+    idle = max(1.0, device.sms / programs)
+    return max(moved, step.cost.flops / rate * slow * idle) + 1.0
+
+
+_PASSES: dict[str, _Form] = {TOEPLITZ: _toeplitz_passes, FFT: transform_passes}

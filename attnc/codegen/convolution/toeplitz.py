@@ -11,8 +11,7 @@ kernel with e - r in place of r - e is the transpose, which the gradient of x ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from attnc.codegen.convolution.sides import Sides, dgate_sides, dvalue_sides, forward_sides
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.tile_range import KeyLoop
@@ -30,38 +29,19 @@ _SETUP = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """The tensors of one pass: `source` is filtered, `gate` multiplies it, `after` the result."""
-
-    name: str
-    source: str
-    gate: str
-    after: str
-    result: str
-    mirrored: bool
-
-
 def forward_kernel(found: Filter) -> Kernel:
     """o = postgate * (w * (pregate v) + D pregate v)."""
-    return _kernel(found, Sides("toeplitz", "v", _name(found, "pregate"),
-                                _name(found, "postgate"), "o", False))  # fmt: skip
+    return _kernel(found, forward_sides(found, "toeplitz"))
 
 
 def dvalue_kernel(found: Filter, *, gate_gradient: bool) -> Kernel:
     """dv = pregate * du, and with `gate_gradient` dpregate = du * v."""
-    sides = Sides("dtoeplitz", "do", _name(found, "postgate"), _name(found, "pregate"), "dv", True)
-    return _kernel(found, sides, gate_gradient=gate_gradient)
+    return _kernel(found, dvalue_sides(found, "dtoeplitz"), gate_gradient=gate_gradient)
 
 
 def dgate_kernel(found: Filter) -> Kernel:
     """dpostgate = do * z: the forward again, multiplied by what comes in."""
-    return _kernel(found, Sides("dpostgate", "v", _name(found, "pregate"), "do", "dpost", False))
-
-
-def _name(found: Filter, field: str) -> str:
-    ref = getattr(found, field)
-    return "" if ref is None else f"u_{ref.name}"
+    return _kernel(found, dgate_sides(found, "dpostgate"))
 
 
 def _kernel(found: Filter, sides: Sides, *, gate_gradient: bool = False) -> Kernel:
@@ -74,11 +54,9 @@ def _kernel(found: Filter, sides: Sides, *, gate_gradient: bool = False) -> Kern
         name="filter", into="b_z", carried=True, note="[BR, BT] @ [BT, BT]",
     )  # fmt: skip
     _finish(builder, found, sides, gate_gradient=gate_gradient)
-    names = [sides.source, sides.gate, sides.after, *(["v"] if gate_gradient else [])]
     tensors = [
         TensorArgument(name, _BLOCKS, "io", "[B, C, T]", given=name.removeprefix("u_"))
-        for name in dict.fromkeys(names)
-        if name
+        for name in sides.tensors(*(["v"] if gate_gradient else []))
     ]
     weight = f"u_{found.weight.name}"
     tensors.append(
