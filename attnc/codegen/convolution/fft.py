@@ -165,7 +165,8 @@ def _finish(
         lines, counted[:] = tuple(counted), []
         builder.store(
             FINISH, HALF, *lines, f"{value}.to({name}.dtype.element_ty)", reads=reads, tensor=name,
-            name=f"store {name} {which}", address=f"p_{name}_{which} + {out}", guard=guard, note=note,
+            name=f"store {name} {which}", address=f"p_{name}_{which} + {out}", guard=guard,
+            note=note,
         )  # fmt: skip
 
     if found.skip is not None:
