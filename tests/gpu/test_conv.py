@@ -1,0 +1,87 @@
+"""Convolutions on a GPU: both forms held to fp64 in every dtype, every choice of factors too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attnc.codegen.plan import Workload
+from attnc.codegen.planner import plans
+from attnc.ops.built import Built, launch, store_plan
+from attnc.ops.op import compile as compile_op
+from attnc.ops.placement import planner_device
+from attnc.ops.verify import verify
+from attnc.ops.verify_convolution import FilterShape, draw_filter
+from tests.ops.convolutions import CONVOLUTIONS
+
+pytestmark = pytest.mark.gpu
+# of the output's norm, where a wrong factor gives tenths
+BOUNDS = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", ["gated", "both_sides"])
+def test_both_forms_and_their_gradients_agree_with_fp64(name, dtype):
+    sizes = [(4, 63, 16, 63), (2, 1000, 24, 1001), (1, 5000, 8, 3001), (3, 4096, 8, 4095)]
+    report = verify(
+        CONVOLUTIONS[name], device="cuda", dtypes=[dtype],
+        shapes=[FilterShape.of(*size, strided=size[1] == 1000) for size in sizes],
+    )  # fmt: skip
+    assert report.passed, report.failures
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_every_choice_of_factors_is_right_with_one_block_and_with_pieces(dtype):
+    op = compile_op(CONVOLUTIONS["gated"])
+    for size in ((3, 250, 4, 250), (3, 9001, 2, 9001)):
+        generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+        cuda = torch.device("cuda")
+        v, tensors = draw_filter(
+            CONVOLUTIONS["gated"], FilterShape.of(*size), dtype, generator, cpu
+        )
+        expected = op.reference(v, **tensors)
+        batch, tokens, channels, taps = size
+        request = op.request(
+            None, {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype],
+            "fft", False, device=planner_device(cuda),
+            workload=Workload(batch, tokens, tokens, channels, channels, taps),
+        )  # fmt: skip
+        arguments = [v, *(tensors[label] for label in op.tensor_names)]
+        for plan in plans(replace(request, phase="forward")):
+            (out,) = launch(Built([plan], 0, store_plan(plan)), v, arguments)
+            error = (out.double() - expected).norm() / expected.norm()
+            assert error < BOUNDS[dtype], (str(plan.passes[0]), float(error))
+
+
+def test_the_same_call_twice_gives_the_same_gradients_bit_for_bit():
+    op = compile_op(CONVOLUTIONS["gated"])
+    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    shape = FilterShape.of(8, 3000, 16, 3000)
+    cuda = torch.device("cuda")
+    v, tensors = draw_filter(CONVOLUTIONS["gated"], shape, torch.bfloat16, generator, cuda)
+    incoming = torch.randn_like(v)
+    found = []
+    for _ in range(2):
+        leaves = {k: x.detach().clone().requires_grad_() for k, x in {"v": v, **tensors}.items()}
+        out = op(form="fft", **leaves)
+        found.append(torch.autograd.grad(out, list(leaves.values()), incoming))
+    for first, second in zip(*found, strict=True):
+        assert first.abs().sum() > 0
+        assert torch.equal(first, second)
+
+
+def test_a_call_replays_in_a_cuda_graph_with_other_numbers():
+    op = compile_op(CONVOLUTIONS["both_sides"])
+    v, w = torch.randn(2, 3000, 8, device="cuda"), torch.randn(8, 301, device="cuda") / 17
+    op(v, w=w, form="fft")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = op(v, w=w, form="fft")
+    v.copy_(torch.randn_like(v))
+    w.copy_(torch.randn_like(w) / 17)
+    graph.replay()
+    expected = op.reference(v, w=w)
+    error = (out.double() - expected).norm() / expected.norm()
+    assert error < 5e-6
