@@ -39,7 +39,7 @@ def test_every_choice_of_factors_is_right_with_one_block_and_with_pieces(dtype):
         generator = torch.Generator().manual_seed(torch.seed() % 2**32)
         cuda = torch.device("cuda")
         v, tensors = draw_filter(
-            CONVOLUTIONS["gated"], FilterShape.of(*size), dtype, generator, cpu
+            CONVOLUTIONS["gated"], FilterShape.of(*size), dtype, generator, cuda
         )
         expected = op.reference(v, **tensors)
         batch, tokens, channels, taps = size
