@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from attnc.dsl.expr import Expr, Ref
+from attnc.dsl.tap_transform import TapTransform
 from attnc.dsl.text import to_text
 from attnc.dsl.variant import Variant
 
@@ -30,6 +31,7 @@ class Filter:
     postgate: Ref | None
     lowest: int | None
     highest: int | None
+    transforms: tuple[TapTransform, ...] = ()
 
     @property
     def refs(self) -> tuple[tuple[str, Ref], ...]:
@@ -57,6 +59,8 @@ class Convolution(Variant):
             taps, an odd number of them, on i = j. Tap 0 is the lowest offset that the mask shows.
         skip: `D[c]`, what the channel's own token is multiplied by and added.
         pregate, postgate: inputs of shape b,t,c that multiply v and the result.
+        transforms: what becomes of the taps before they are used, in order: `smooth(width)`,
+            `squash(lambda)`, `dropout(p)`.
         params, inputs: declared tensors by name; those of Python expressions are found.
 
     Raises:
@@ -76,6 +80,7 @@ class Convolution(Variant):
         skip: str | Expr | None = None,
         pregate: str | Expr | None = None,
         postgate: str | Expr | None = None,
+        transforms: Iterable[str] = (),
         params: Mapping[str, object] | Iterable[object] = (),
         inputs: Mapping[str, object] | Iterable[object] = (),
     ) -> None:
@@ -84,7 +89,7 @@ class Convolution(Variant):
 
         fields = Fields(
             name=name, feature_map=None, scale=None, mask=mask, weight=weight, skip=skip,
-            pregate=pregate, postgate=postgate, params=params, inputs=inputs,
+            pregate=pregate, postgate=postgate, transforms=transforms, params=params, inputs=inputs,
         )  # fmt: skip
         self._take(checked_convolution(fields))
 
@@ -107,6 +112,8 @@ class Convolution(Variant):
             for field, ref in self.filter.refs
         }
         facts["mask"] = str(self.mask_form)
+        if self.filter.transforms:
+            facts["transforms"] = [str(transform) for transform in self.filter.transforms]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -114,6 +121,7 @@ class Convolution(Variant):
         """The declaration on one line."""
         parts = [f"{field} {to_text(ref)}" for field, ref in self.filter.refs]
         parts.insert(1, f"mask {to_text(self.mask)}")
+        parts.extend(f"taps {transform}" for transform in self.filter.transforms)
         return ", ".join(parts)
 
     def warnings(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from attnc.dsl.limits import limited_text
 from attnc.dsl.mask import MaskForm, mask_form
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Scope
+from attnc.dsl.tap_transform import tap_transforms
 from attnc.dsl.text import to_text
 from attnc.dsl.variant import Declared, Meaning, Scale
 from attnc.errors import FieldError, MaskNotAffine, NoFamily
@@ -49,7 +50,13 @@ def checked_convolution(fields: Fields) -> dict[str, object]:
     form, lowest, highest = _offsets(fields, mask)
     weight = refs["weight"]
     found = Filter(
-        weight, refs.get("skip"), refs.get("pregate"), refs.get("postgate"), lowest, highest
+        weight,
+        refs.get("skip"),
+        refs.get("pregate"),
+        refs.get("postgate"),
+        lowest,
+        highest,
+        tap_transforms(fields),
     )
     meaning = Meaning(
         feature_map=FeatureMap("offset", (), weight),

@@ -39,6 +39,7 @@ class Fields:
     skip: object = None
     pregate: object = None
     postgate: object = None
+    transforms: object = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def source(self, name: str, text: str) -> Source:

@@ -26,7 +26,9 @@ LATER = {
     "dropout": "dropout is not supported: apply it to the output",
     "terms": "sums of terms are not supported yet: declare one weight",
 }
-FILTER_KEYS = ("weight", "mask", "skip", "pregate", "postgate", "params", "inputs")
+FILTER_KEYS = (
+    "weight", "mask", "skip", "pregate", "postgate", "transforms", "params", "inputs",
+)  # fmt: skip
 MAX_BYTES = 1 << 18
 MAX_LINE = 4000
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?\Z")
@@ -280,6 +282,9 @@ def _convolution_text(variant: Convolution) -> str:
     lines = [f"[{variant.name}]"]
     lines.extend(f'{field} = "{to_text(ref)}"' for field, ref in variant.filter.refs)
     lines.append(f'mask = "{to_text(variant.mask)}"')
+    if variant.filter.transforms:
+        texts = ", ".join(f'"{transform}"' for transform in variant.filter.transforms)
+        lines.append(f"transforms = [{texts}]")
     lines.extend(_declared_line("params", tensor) for tensor in variant.params)
     lines.extend(_declared_line("inputs", tensor) for tensor in variant.inputs)
     return "\n".join(lines) + "\n"

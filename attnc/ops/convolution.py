@@ -23,6 +23,7 @@ from attnc.ops.options import PRECISIONS, forms_with_kernels
 from attnc.ops.placement import planner_device
 from attnc.ops.planned import Planned
 from attnc.ops.reference_convolution import convolve
+from attnc.ops.tap_transforms import transformed
 
 
 class ConvolutionOp(Planned):
@@ -62,12 +63,13 @@ class ConvolutionOp(Planned):
         *others: torch.Tensor,
         form: str | None = None,
         precision: str = "fp32",
+        training: bool = False,
         **tensors: torch.Tensor | float,
     ) -> torch.Tensor:
         """o [B, T, C] of v [B, T, C] and the declared tensors by name.
 
         `form` picks one of the legal forms; `precision` is `fp32` or, for less accuracy and more
-        speed on fp32 tensors, `tf32`.
+        speed on fp32 tensors, `tf32`; `training` drops taps where a dropout is declared.
 
         Raises:
             InputError: shapes, dtypes, devices or arguments that do not fit the declaration.
@@ -79,9 +81,11 @@ class ConvolutionOp(Planned):
         given = check_filter(self.variant, tensors, v)
         if precision not in PRECISIONS:
             raise InputError(f"precision {precision!r} is neither 'fp32' nor 'tf32'")
+        check_gradients(self.variant, given)
+        weight = self.variant.filter.weight.name
+        given[weight] = transformed(self.variant, given[weight], training=training)
         values = list(given.values())
         if needs_gradient(v, *values):
-            check_gradients(self.variant, given)
             return Filtering.apply(  # type: ignore[no-any-return, no-untyped-call]
                 self.key, form or "", precision, v, *values
             )

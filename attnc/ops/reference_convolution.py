@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
-from attnc.dsl.convolution import Convolution
+from attnc.dsl.convolution import Convolution, Filter
 from attnc.ops.evaluate import round_to
 
 
@@ -43,7 +43,7 @@ def convolve(
         if pregate is not None:
             u = rounded(u * pregate)
         low, high = found.offsets(weight.shape[1])
-        taps = rounded(weight[:, : high - low + 1])
+        taps = rounded(_transformed(found, weight)[:, : high - low + 1])
         # conv1d correlates: tap d stands before tap d + 1, so the taps are turned
         far = max(abs(low), abs(high))
         wide = pad(u.transpose(1, 2), (far, far))
@@ -53,6 +53,18 @@ def convolve(
             z = z + rounded(skip) * u
         z = rounded(z)
         return z if postgate is None else rounded(z * postgate)
+
+
+def _transformed(found: Filter, taps: Tensor) -> Tensor:
+    """The declared transforms, by their formulas; dropout is the identity outside training."""
+    for transform in found.transforms:
+        if transform.name == "smooth":
+            width = int(transform.value)
+            ones = torch.ones((1, 1, width), dtype=taps.dtype, device=taps.device) / width
+            taps = conv1d(pad(taps, (width // 2, width // 2))[:, None], ones)[:, 0]
+        elif transform.name == "squash":
+            taps = taps - taps.clamp(-transform.value, transform.value)
+    return taps
 
 
 def convolution_gradients(

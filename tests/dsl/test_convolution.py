@@ -37,7 +37,13 @@ def test_each_part_of_a_convolution_is_part_of_its_digest():
 
 def test_the_offsets_of_the_taps_follow_from_the_mask():
     found = {name: variant.filter.offsets(9) for name, variant in CONVOLUTIONS.items()}
-    assert found == {"gated": (0, 8), "both_sides": (-4, 4), "past": (2, 10), "around": (-5, 3)}
+    assert found == {
+        "sparse": (0, 8),
+        "gated": (0, 8),
+        "both_sides": (-4, 4),
+        "past": (2, 10),
+        "around": (-5, 3),
+    }
     assert CONVOLUTIONS["past"].filter.offsets(100) == (2, 39)
 
 
@@ -50,6 +56,11 @@ def test_the_offsets_of_the_taps_follow_from_the_mask():
         (HEAD + 'mask = "i - j < 5"\n', "the mask of 'v' is no range of i - j"),
         (HEAD + 'mask = "causal | (i - j < -3)"\n', "the mask of 'v' is no range of i - j"),
         (HEAD + 'skip = "w[c, i-j]"\n', "skip of 'v' is w[c, i-j], and has to be"),
+        (HEAD + 'transforms = "smooth(7)"\n', "transforms of 'v' is 'smooth(7)', not a list"),
+        (HEAD + 'transforms = ["sharpen(7)"]\n', "has 'sharpen(7)', which is no transform"),
+        (HEAD + 'transforms = ["smooth(4)"]\n', "a width is an odd number of taps"),
+        (HEAD + 'transforms = ["squash(1e999)"]\n', "a threshold is a finite number"),
+        (HEAD + 'transforms = ["dropout(1)"]\n', "a probability of dropping is less than 1"),
         (HEAD.replace("w[c, i-j]", "w[c, j-i]"), "w[c, j - i] does not fit the shape [c, T]"),
         (HEAD.replace("w[c, i-j]", "2*w[c, i-j]"), "weight of 'v' is 2 * w[c, i-j], and has to"),
         (HEAD.replace('"c", "T"', '"h", "T"'), "'h' is no axis of 'w'"),

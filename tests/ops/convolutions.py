@@ -37,16 +37,25 @@ mask = "window(30, 5)"
 skip = "D[c]"
 params.w = { shape = ["c", "T"] }
 params.D = { shape = ["c"], grad = true }
+
+[sparse]
+weight = "w[c, i-j]"
+mask = "causal"
+transforms = ["smooth(3)", "squash(0.02)", "dropout(0.5)"]
+params.w = { shape = ["c", "T"], grad = true }
 """
 CONVOLUTIONS = loads(TEXT)
 # the lowest and the highest offset i - j by name; both_sides centres its taps
 OFFSETS = {"gated": (0, None), "past": (2, 39), "around": (-5, 30), "both_sides": (None, None)}
+OFFSETS["sparse"] = (0, None)
 
 
 def dense(name: str, v: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """The declared sum by one matrix [T, T] a channel, in fp64."""
     wide = {key: x.double() for key, x in tensors.items()}
     taps, tokens = wide["w"], v.shape[1]
+    if name == "sparse":
+        taps = soft_mean_of_three(taps)
     low, high = OFFSETS[name]
     low = -(taps.shape[1] // 2) if low is None else low
     matrix = torch.zeros(taps.shape[0], tokens, tokens, dtype=torch.float64)
@@ -59,3 +68,12 @@ def dense(name: str, v: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch
     z = torch.einsum("cij,bjc->bic", matrix, u)
     z = z + wide["D"] * u if "D" in wide else z
     return z * wide["g"] if "g" in wide else z
+
+
+def soft_mean_of_three(taps: torch.Tensor) -> torch.Tensor:
+    """smooth(3), then squash(0.02), tap by tap."""
+    found = torch.zeros_like(taps)
+    for tap in range(taps.shape[1]):
+        mean = taps[:, max(0, tap - 1) : tap + 2].sum(1) / 3
+        found[:, tap] = torch.where(mean.abs() > 0.02, mean - 0.02 * mean.sign(), 0 * mean)
+    return found
