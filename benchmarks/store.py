@@ -117,8 +117,8 @@ def main() -> None:
                 begin = time.time()
                 shape = Shape(batch, tokens, tokens, heads, heads, qk, v)
                 results = tune(
-                    attnc.compile(shipped()[name]), [shape], phases=[phase], budget_s=600,
-                    exhaustive=True, store=store,
+                    attnc.compile(shipped()[name], backend="triton"), [shape], phases=[phase],
+                    budget_s=600, exhaustive=True, store=store,
                 )  # fmt: skip
                 rows += rows_of(results, time.time() - begin)
                 for row in rows[-len(results) :]:

@@ -79,7 +79,7 @@ def main() -> None:
         v = make(batch, tokens, heads, dims[1])
         extra = [torch.rand(heads, device="cuda") * 0.1 for _ in variant.params]
         work = Workload(batch, tokens, tokens, heads, heads)
-        ranked = plans(Request(variant, DEVICES["h100"], dims, workload=work))
+        ranked = plans(Request(variant, DEVICES["h100"], dims, workload=work, backend="triton"))
         truth = None
         for rank, plan in enumerate(ranked):
             if plan not in spread(ranked, options.count):

@@ -54,7 +54,7 @@ def job_of(case: Case) -> Any:
 
     batch, tokens, heads, qk, v = case.shape
     shape = Shape(batch, tokens, tokens, heads, heads, qk, v)
-    return Job(attnc.compile(shipped()[case.variant]), shape, "bf16", case.phase)
+    return Job(attnc.compile(shipped()[case.variant], backend="triton"), shape, "bf16", case.phase)
 
 
 def search(case: Case, *, exhaustive: bool) -> dict[str, Any]:

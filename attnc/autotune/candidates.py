@@ -1,6 +1,7 @@
 """Candidates that nobody chose: variants, head dims, forms and tiles, drawn from a seed.
 
-Only passes that multiply are candidates: one that holds no tile takes no SRAM worth a row.
+Only passes that multiply are candidates: one that holds no tile takes no SRAM worth a row. All are
+of the triton backend, whose compiler's SRAM the planner predicts.
 """
 
 from __future__ import annotations
@@ -142,4 +143,5 @@ def _draw_request(random: Random, device: str, dtype: str) -> Request:
         dtype=dtype,
         form=form,
         stateful=chunked and random.random() < 0.2,
+        backend="triton",
     )

@@ -251,6 +251,7 @@ def tune_command(
         bool, typer.Option("--exhaustive", help="Measure every legal plan.")
     ] = False,
     forward: Annotated[bool, typer.Option("--forward", help="The forward alone.")] = False,
+    backend: Backend = None,
     export: Annotated[
         Path | None, typer.Option("--export", metavar="FILE", help="Write the store to a file.")
     ] = None,
@@ -270,7 +271,7 @@ def tune_command(
         raise UsageError("tune wants a variant and a --shape B,T,H,K,V")
     phases = ("forward",) if forward else ("forward", "backward")
     wanted = command.Wanted(
-        tuple(shape), tuple(dtype or ("bf16",)), phases, device, budget, exhaustive
+        tuple(shape), tuple(dtype or ("bf16",)), phases, device, budget, exhaustive, backend
     )
     return command.tune(which, wanted, as_json=as_json)
 

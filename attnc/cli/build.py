@@ -57,6 +57,7 @@ class Order:
                 backend=self.backend,
                 decode=self.decode,
                 cache=self.cache,
+                launcher="packaged",
             )
             for target, dim, dtype in choices
         ]
@@ -143,6 +144,8 @@ def _packaged(item: Fitted) -> PackagedModule:
         ("target", plan.device.target),
         ("device", plan.device.name),
         ("phase", plan.phase),
+        ("backend", plan.backend),
+        ("backend_reason", plan.backend_reason),
         ("form", plan.form),
         ("dtype", plan.dtype),
         ("qk", plan.dims[0]),

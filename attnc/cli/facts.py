@@ -36,6 +36,7 @@ class Facts:
     backend: str | None = None
     decode: bool = False
     cache: str | None = None
+    launcher: str = "compiled"
 
     def request(self, variant: Variant) -> Request:
         """The request for a plan of a variant.
@@ -55,7 +56,8 @@ class Facts:
             workload=self._workload(heads),
             phase=self._phase(),
             cache=self._cache(variant),
-            backend=self._backend(),
+            backend=known_backend(self.backend),
+            launcher=self.launcher,
         )
 
     def _phase(self) -> str:
@@ -99,11 +101,6 @@ class Facts:
             )
         return device if self.sram is None else device.with_sram(self.sram)
 
-    def _backend(self) -> str | None:
-        if self.backend is not None and self.backend not in BACKENDS:
-            raise _unknown("backend", self.backend, BACKENDS)
-        return self.backend
-
     def _form(self) -> str | None:
         if self.form is not None and self.form not in FORMS:
             raise _unknown("form", self.form, FORMS)
@@ -123,6 +120,17 @@ def known_dtype(name: str) -> str:
     """
     if name not in DTYPES:
         raise _unknown("dtype", name, DTYPES)
+    return name
+
+
+def known_backend(name: str | None) -> str | None:
+    """The backend of that name; None leaves it to the planner.
+
+    Raises:
+        UsageError: there is no such backend.
+    """
+    if name is not None and name not in BACKENDS:
+        raise _unknown("backend", name, BACKENDS)
     return name
 
 

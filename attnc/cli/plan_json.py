@@ -23,6 +23,7 @@ def plan_object(plan: Plan, fitted: Fitted | None) -> dict[str, object]:
         "target": plan.device.target,
         "backend": plan.backend,
         "backend_reason": plan.backend_reason,
+        "otherwise": _otherwise_object(plan),
         "family": plan.algebra.family,
         "phase": plan.phase,
         "form": plan.form,
@@ -40,6 +41,19 @@ def plan_object(plan: Plan, fitted: Fitted | None) -> dict[str, object]:
         ],
         "refused_by_compiler": [asdict(item) for item in refused],
         "rejected": [asdict(item) for item in plan.rejected if item.candidate != candidate(plan)],
+    }
+
+
+def _otherwise_object(plan: Plan) -> dict[str, object] | None:
+    """What runs calls that the plan does not take; null where it takes all."""
+    if not plan.otherwise:
+        return None
+    behind = plan.otherwise[0]
+    return {
+        "backend": behind.backend,
+        "backend_reason": behind.backend_reason,
+        "digest": behind.digest,
+        "candidate": candidate(behind),
     }
 
 

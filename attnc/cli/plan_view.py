@@ -37,6 +37,9 @@ def print_plan(
     _fact(screen, "for", _workload_text(plan))
     if plan.backend_reason:
         _fact(screen, "code", f"{plan.backend}, {plan.backend_reason}")
+    if plan.otherwise:
+        behind = plan.otherwise[0]
+        _fact(screen, "else", f"{behind.backend}, {behind.backend_reason}: {candidate(behind)}")
     if plan.features is not None:
         widths = " + ".join(str(tile.width) for tile in plan.features.tiles)
         kept = f"{plan.features.count} features in tiles of {widths}, V = {plan.dims[1]}, fp32"

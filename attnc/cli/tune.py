@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnc.cli.facts import known_dtype
+from attnc.cli.facts import known_backend, known_dtype
 from attnc.cli.find import find
 from attnc.cli.screen import console, print_json, table
 from attnc.cli.status import FAILED, OK
@@ -31,12 +31,14 @@ class Wanted:
     device: str = "cuda"
     budget: str = "60s"
     exhaustive: bool = False
+    backend: str | None = None
 
 
 def tune(which: str, wanted: Wanted, *, as_json: bool) -> int:
     """Tune each variant at each shape; exit 1 where a kernel has no candidate that works."""
     for name in wanted.dtypes:
         known_dtype(name)
+    known_backend(wanted.backend)
     shapes = [shape_of(text) for text in wanted.shapes]
     budget = seconds_of(wanted.budget)
     found = find(which)
@@ -52,8 +54,9 @@ def tune(which: str, wanted: Wanted, *, as_json: bool) -> int:
     for variant in found.variants:
         with Live(console=screen, transient=True, refresh_per_second=4) as live:
             results += run(
-                compile(variant), shapes, dtypes=wanted.dtypes, phases=wanted.phases,
-                device=wanted.device, budget_s=budget, exhaustive=wanted.exhaustive,
+                compile(variant, backend=wanted.backend), shapes, dtypes=wanted.dtypes,
+                phases=wanted.phases, device=wanted.device, budget_s=budget,
+                exhaustive=wanted.exhaustive,
                 show=lambda job, trials: live.update(_table(job, trials)),
             )  # fmt: skip
     if as_json:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.gluon.planner import refusal
+from attnc.codegen.gluon.planner import refusal, tile_columns
+from attnc.codegen.gluon.worth import against, why_taken
 from attnc.codegen.plan import BACKENDS, Request
 from attnc.errors import PlanError
 
-_UNMEASURED = "no card has measured it, so it has to be asked for"
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A backend by name, why it is taken, and whether it was `asked` for."""
+
+    name: str
+    reason: str
+    asked: bool = False
 
 
-def choose_backend(request: Request, algebra: Algebra) -> tuple[str, str]:
+ASKED = "asked for"
+
+
+def choose_backend(request: Request, algebra: Algebra) -> Backend:
     """The backend of a request, and why.
 
-    The rule: `triton`, until a card has measured `gluon`; what is asked for otherwise.
+    The rule: what is asked for; else `gluon` where it can be had and was measured to be faster.
 
     Raises:
         PlanError: the backend asked for is unknown, or cannot take the request.
@@ -24,17 +35,24 @@ def choose_backend(request: Request, algebra: Algebra) -> tuple[str, str]:
         known = " and ".join(BACKENDS)
         raise PlanError(f"unknown backend {request.backend!r}", notes=(f"there are {known}",))
     if request.backend == "triton":
-        return "triton", "asked for"
-    against = refusal(request, algebra)
+        return Backend("triton", ASKED, asked=True)
+    refused = refusal(request, algebra)
+    columns = tile_columns(max(request.dims))
     if request.backend is None:
-        return "triton", f"not gluon: {against or _UNMEASURED}"
-    if against:
+        why = refused or against(request, algebra, columns)
+        return portable(why) if why else Backend("gluon", why_taken(columns))
+    if refused:
         raise PlanError(
             f"the gluon backend cannot take the {request.phase} of {request.variant.name!r}",
-            notes=(against,),
+            notes=(refused,),
             hints=("leave the backend out: triton takes all that can be declared",),
         )
-    return "gluon", "asked for"
+    return Backend("gluon", ASKED, asked=True)
+
+
+def portable(why: str) -> Backend:
+    """The triton backend, and why it is not gluon."""
+    return Backend("triton", f"not gluon: {why}")
 
 
 def of_phase(request: Request, phase: str, wanted: tuple[str, ...] | None = None) -> Request:

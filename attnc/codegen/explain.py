@@ -30,6 +30,8 @@ def explain_plan(plan: Plan) -> str:
         f"{plan.backend} backend, "
         f"{plan.dtype}, K={plan.dims[0]} V={plan.dims[1]}",
         f"why this form: {plan.form_reason}",
+        *([f"why this backend: {plan.backend_reason}"] if plan.backend_reason else []),
+        *(f"otherwise: {item}" for item in _otherwise(plan)),
         f"workload: B={work.batch} TQ={work.tq} TK={work.tk} HQ={work.hq} HKV={work.hkv}, "
         f"{visible_fraction(plan.algebra.mask, work.tq, work.tk):.1%} of the pairs visible",
     ]
@@ -51,6 +53,14 @@ def explain_plan(plan: Plan) -> str:
         if len(plan.rejected) > len(shown):
             lines.append(f"  ... and {len(plan.rejected) - len(shown)} more (--json lists all)")
     return "\n".join(lines)
+
+
+def _otherwise(plan: Plan) -> list[str]:
+    """The plan of calls that this one does not take, if there are any."""
+    return [
+        f"{item.backend}, {item.backend_reason}: {'; '.join(map(str, item.passes))}"
+        for item in plan.otherwise[:1]
+    ]
 
 
 def _kept(plan: Plan) -> str:

@@ -50,7 +50,8 @@ class Request:
     `phase` is `forward`, `backward` or `decode` (one token a sequence, a state in place); a
     backward gives the gradients of q, k, v and of the declared tensors in `wanted`, all that have
     one where it is None. `backend` None lets the planner choose. `cache` says how a decode of the
-    softmax family finds its keys: `contiguous`, `ring` or `paged`.
+    softmax family finds its keys: `contiguous`, `ring` or `paged`. `launcher` says how the kernels
+    come to run: `compiled` at the call, `interpreted` on a CPU, or `packaged` as binaries.
     """
 
     variant: Variant
@@ -66,6 +67,7 @@ class Request:
     wanted: tuple[str, ...] | None = None
     backend: str | None = None
     cache: str = ""
+    launcher: str = "compiled"
 
     @property
     def decode(self) -> bool:
@@ -156,7 +158,8 @@ class Plan:
     """Every decision about one variant on one device.
 
     `passes` run in order; `rejected` are the candidates that came before or after it in rank;
-    `backend_reason` says why its kernels are of that backend.
+    `backend_reason` says why its kernels are of that backend. `otherwise` are the plans, ranked,
+    of calls whose tensors the copy engine cannot read, where the planner chose gluon.
     """
 
     variant: Variant
@@ -177,6 +180,7 @@ class Plan:
     rejected: tuple[Rejected, ...] = ()
     backend: str = "triton"
     backend_reason: str = ""
+    otherwise: tuple[Plan, ...] = ()
     derivation: Derivation | None = None
     decode: bool = False
     cache: str = ""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import product
 
 from attnc.codegen.algebra import Algebra, analyse
-from attnc.codegen.backend import choose_backend
+from attnc.codegen.backend import Backend, choose_backend, portable
 from attnc.codegen.candidate import (
     is_wide,
     pass_plan,
@@ -47,8 +47,10 @@ def plan(request: Request) -> Plan:
     return plans(request)[0]
 
 
-def plans(request: Request) -> tuple[Plan, ...]:
+def plans(request: Request, backend: Backend | None = None) -> tuple[Plan, ...]:
     """Every legal plan, the fastest by prediction first; each knows all that was rejected.
+
+    `backend` is one that was chosen for another workload than the one that tiles are ranked for.
 
     Raises:
         PlanError: no tile fits the budget, or the form asked for is not legal.
@@ -57,16 +59,32 @@ def plans(request: Request) -> tuple[Plan, ...]:
         return convolution_plans(request)
     algebra = analyse(request.variant)
     form, reason = _choose_form(request, algebra)
-    backend, why = choose_backend(request, algebra)
-    if backend == "gluon":
+    backend = backend or choose_backend(request, algebra)
+    if backend.name == "gluon":
         printer = printer_for(request)
-        found = gluon_steps(request, _attend_kernel(request, algebra, printer))
-        if not found.fitting:
+        found = gluon_steps(request, algebra, _attend_kernel(request, algebra, printer))
+        if found.fitting:
+            helpers = tuple(sorted(printer.helpers))
+            ranked = gluon_plans(request, algebra, found, helpers, (form, reason))
+            # who asks for a backend wants no other
+            behind = () if backend.asked else _otherwise(request, algebra, form, reason)
+            return tuple(
+                replace(item, backend_reason=backend.reason, otherwise=behind) for item in ranked
+            )
+        if backend.asked:
             raise _no_fit(request, found.rejected)
-        return gluon_plans(request, algebra, found, tuple(sorted(printer.helpers)), (form, reason))
+        backend = portable("none of its tiles fits the budget")
     return tuple(
-        replace(item, backend_reason=why) for item in _triton_plans(request, algebra, form, reason)
+        replace(item, backend_reason=backend.reason)
+        for item in _triton_plans(request, algebra, form, reason)
     )
+
+
+def _otherwise(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
+    """The plans of calls whose tensors have no descriptors."""
+    why = "where the copy engine cannot read q, k or v as they lie"
+    ranked = _triton_plans(request, algebra, form, reason)
+    return tuple(replace(item, backend_reason=why) for item in ranked)
 
 
 def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:

@@ -20,7 +20,7 @@ from attnc.codegen.launch import constant
 from attnc.codegen.plan import Plan
 from attnc.codegen.render import kernel_symbol, render, render_launcher
 from attnc.errors import InputError, PlanError
-from attnc.ops.descriptors import describing
+from attnc.ops.descriptors import describing, undescribable
 from attnc.ops.seen_calls import run_on
 
 
@@ -37,23 +37,32 @@ class Key:
     phase: str = "forward"
     wanted: tuple[str, ...] = ()
     tensors: tuple[torch.dtype, ...] = ()
+    backend: str = "triton"
 
 
 @dataclass(slots=True)
 class Built:
     """The plans of one key and the one in use; `path` is its emitted module.
 
-    `run` is the module's launcher, once a first launch on a GPU has settled the plan.
+    `run` is the module's launcher, once a first launch on a GPU has settled the plan. `otherwise`
+    runs calls whose tensors the copy engine cannot read, where the planner chose gluon.
     """
 
     plans: Sequence[Plan]
     rank: int
     path: Path
     run: Callable[..., Any] | None = None
+    otherwise: Built | None = None
 
     @property
     def plan(self) -> Plan:
         return self.plans[self.rank]
+
+    def taking(self, *qkv: torch.Tensor) -> Built:
+        """The one that takes these tensors as they lie: itself, or what there is otherwise."""
+        if self.otherwise is None or self.plan.backend != "gluon":
+            return self
+        return self.otherwise if any(map(undescribable, qkv)) else self
 
 
 def _say(text: str) -> None:
@@ -73,6 +82,7 @@ def launch(
 
     `written` are the places of the arguments that the kernels write to.
     """
+    built = built.taking(*arguments[:3])
     phase = built.plan.phase
     if q.device.type == "cpu" and built.plan.backend == "gluon":
         raise InputError(
@@ -91,14 +101,19 @@ def launch(
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
-def fast_launcher(plan: Plan, module: ModuleType) -> Callable[..., Any]:
-    """The launcher of a loaded plan, its kernels ones that remember their dispatch on CUDA."""
+def fast_launcher(
+    plan: Plan, module: ModuleType, otherwise: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """The launcher of a loaded plan, its kernels ones that remember their dispatch on CUDA.
+
+    `otherwise` launches what has no descriptors.
+    """
     from attnc.autotune.fast_kernel import FastKernel
 
     own: Callable[..., Any] = getattr(module, plan.phase)
     if plan.backend == "gluon":
         # descriptors are made anew for each launch: Triton does that
-        return describing(own)
+        return describing(own, otherwise)
     try:
         driver = Driver()
     except LaunchError:
@@ -117,6 +132,13 @@ def fast_launcher(plan: Plan, module: ModuleType) -> Callable[..., Any]:
     return run
 
 
+def _otherwise(built: Built) -> Callable[..., Any] | None:
+    behind = built.otherwise
+    if behind is None:
+        return None
+    return lambda *tensors: launch(behind, tensors[0], list(tensors))
+
+
 def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
     """Compile on this device; a plan that the compiler refuses gives way to the next."""
     from triton.runtime.errors import OutOfResources
@@ -132,7 +154,7 @@ def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -
         try:
             if len(plan.passes) > 1:
                 compile_passes(module, plan.phase, arguments, q.device)
-            run = fast_launcher(plan, module)
+            run = fast_launcher(plan, module, _otherwise(built))
             with torch.cuda.device(q.device):
                 result = run(*arguments)
         except OutOfResources as error:

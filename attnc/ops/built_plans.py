@@ -1,20 +1,29 @@
-"""Which plan a call runs: ranked once a kind of call, tuned where it was, built once."""
+"""Which plan a call runs: chosen once a shape, tuned where it was, built once a kind of call.
+
+Where the planner chooses gluon there are two: its own, and triton's for the calls whose tensors
+the copy engine cannot read. Each has the answers that tuning found for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 
-from attnc.codegen.backend import of_phase
+from attnc.codegen.algebra import analyse
+from attnc.codegen.backend import choose_backend, of_phase
 from attnc.codegen.choice import Bucket, Choice, choice_of
 from attnc.codegen.device import Device
-from attnc.codegen.plan import Plan, Request
+from attnc.codegen.plan import Plan, Request, Workload
 from attnc.codegen.planner import plans
 from attnc.ops.built import Built, Key, store_plan
 from attnc.ops.inputs import DTYPE_NAMES
-from attnc.ops.placement import planner_device
+from attnc.ops.placement import launcher_on, planner_device
 from attnc.ops.tuned import generation, tuned_plan
+
+# shapes whose choice is remembered an op: lengths that never repeat would fill memory
+_MOST = 1024
 
 
 class BuiltPlans:
@@ -43,15 +52,18 @@ class BuiltPlans:
         Raises:
             PlanError: no tile fits, or the form is not legal.
         """
-        bucket = Bucket.of(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        batch, tq, hq, _ = q.shape
+        work = Workload(batch, tq, k.shape[1], hq, k.shape[2])
         dims = (q.shape[-1], v.shape[-1])
         types = tuple(tensor.dtype for tensor in tensors)
         asked = (
-            dims, q.dtype, types, form, stateful, precision, q.device, wanted, bucket, generation(),
+            dims, q.dtype, types, form, stateful, precision, q.device, wanted, work, generation(),
         )  # fmt: skip
         found = self._chosen.get(asked)
         if found is None:
-            found = self._choose(q, dims, types, form, stateful, precision, wanted, bucket)
+            found = self._choose(q, dims, types, form, stateful, precision, wanted, work)
+            if len(self._chosen) >= _MOST:
+                self._chosen.clear()
             self._chosen[asked] = found
         return found
 
@@ -64,24 +76,39 @@ class BuiltPlans:
         stateful: bool,
         precision: str,
         wanted: tuple[str, ...] | None,
-        bucket: Bucket,
+        work: Workload,
     ) -> Built:
         device = self._device or planner_device(q.device)
         phase = "forward" if wanted is None else "backward"
         dtype = DTYPE_NAMES[q.dtype]
-        key = Key(dims, dtype, form, stateful, precision, device, phase, wanted or (), types)
+        request = self._request(dims, dtype, form, stateful, precision=precision, device=device)
+        request = replace(of_phase(request, phase, wanted), launcher=launcher_on(q.device))
+        # this shape says which backend; tiles are ranked for one shape and tuned by bucket
+        backend = choose_backend(replace(request, workload=work), analyse(request.variant))
+        key = Key(
+            dims, dtype, form, stateful, precision, device, phase, wanted or (), types, backend.name
+        )
         ranked = self._ranked.get(key)
         if ranked is None:
-            request = self._request(
-                dims, key.dtype, form, stateful, precision=precision, device=device
-            )
-            ranked = plans(of_phase(request, phase, wanted))
+            ranked = plans(request, backend)
             self._ranked[key] = ranked
-        tuned = tuned_plan(ranked, q.device, bucket)
-        found = (key, () if tuned is None else choice_of(tuned))
-        built = self.by_kind.get(found)
+        return self._build(key, ranked, q.device, Bucket.of(work.batch, work.hq, work.tq, work.tk))
+
+    def _build(
+        self, key: Key, ranked: Sequence[Plan], device: torch.device, bucket: Bucket
+    ) -> Built:
+        tuned = tuned_plan(ranked, device, bucket)
+        order = ranked if tuned is None else (tuned, *ranked)
+        chosen = () if tuned is None else choice_of(tuned)
+        otherwise = None
+        if ranked[0].otherwise:
+            portable = replace(key, backend="triton")
+            otherwise = self._build(portable, ranked[0].otherwise, device, bucket)
+            # a card whose compiler refuses all of the first has these
+            order = (*order, *otherwise.plans)
+            chosen = (*chosen, *choice_of(otherwise.plans[0]))
+        built = self.by_kind.get((key, chosen))
         if built is None:
-            order = ranked if tuned is None else (tuned, *ranked)
-            built = Built(order, 0, store_plan(order[0]))
-            self.by_kind[found] = built
+            built = Built(order, 0, store_plan(order[0]), otherwise=otherwise)
+            self.by_kind[key, chosen] = built
         return built

@@ -32,16 +32,22 @@ def undescribable(tensor: torch.Tensor) -> str:
     return ""
 
 
-def describing(run: Callable[..., Any]) -> Callable[..., Any]:
+def describing(
+    run: Callable[..., Any], otherwise: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """A launcher that makes descriptors of its first three tensors, behind a check of them.
 
+    `otherwise` launches those that the copy engine cannot read.
+
     Raises:
-        InputError: the copy engine cannot read q, k or v as they lie.
+        InputError: it cannot read q, k or v as they lie, and there is nothing otherwise.
     """
 
     def launch(*tensors: torch.Tensor) -> Any:
         for name, tensor in zip("qkv", tensors, strict=False):
             why = undescribable(tensor)
+            if why and otherwise is not None:
+                return otherwise(*tensors)
             if why:
                 raise InputError(
                     f"the gluon backend cannot read {name}: {why}",

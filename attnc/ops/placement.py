@@ -41,3 +41,8 @@ def planner_name(model: str) -> str:
 def device_model(device: torch.device) -> str:
     """The name of a device's model, as tuned kernels are stored for it."""
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_properties(device).name
+
+
+def launcher_on(device: torch.device) -> str:
+    """How kernels come to run on tensors of a device, as a request says it."""
+    return "interpreted" if device.type == "cpu" else "compiled"

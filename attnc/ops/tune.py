@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from attnc.codegen.planner import plans
 from attnc.errors import InputError
 from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import Op
-from attnc.ops.placement import device_model, planner_device
+from attnc.ops.placement import device_model, launcher_on, planner_device
 from attnc.ops.ranks import from_rank_zero
 from attnc.ops.tuned import forget
 from attnc.ops.tuning_candidates import (
@@ -257,6 +257,7 @@ def ranked_plans(job: Job, device: torch.device) -> tuple[Plan, ...]:
     request = job.op.request(
         (shape.qk, shape.v), job.dtype, form, False, workload=work, device=planner_device(device)
     )
+    request = replace(request, launcher=launcher_on(device))
     return plans(of_phase(request, job.phase, job.wanted))
 
 

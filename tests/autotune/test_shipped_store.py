@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -12,8 +13,9 @@ import pytest
 from attnc.autotune.tuning_store import TuningStore
 from attnc.codegen.choice import chosen, kernel_key
 from attnc.codegen.device import DEVICES
-from attnc.codegen.plan import Plan
+from attnc.codegen.plan import BACKENDS, Plan
 from attnc.codegen.planner import plans
+from attnc.errors import PlanError
 from attnc.ops.op import compile as compile_op
 from attnc.ops.placement import planner_name
 from attnc.ops.shipped import shipped
@@ -24,17 +26,19 @@ FILES = sorted(path.name for path in FOLDER.iterdir() if path.name.endswith(".js
 
 @cache
 def kernels(device: str, dims: tuple[int, int], dtype: str) -> dict[str, tuple[Plan, ...]]:
-    """The ranked plans of every shipped variant, forward and backward, by key."""
+    """The ranked plans of every shipped variant, forward and backward, of each backend, by key."""
     found = {}
     for variant in shipped().values():
         op = compile_op(variant)
         base = op.request(dims, dtype, None, False, device=DEVICES[device])
         grads = tuple(t.name for t in (*variant.params, *variant.inputs) if t.grad)
-        requests = [base, replace(base, phase="backward", wanted=())]
+        requests = [replace(base, backend=name) for name in BACKENDS]
+        requests.append(replace(base, phase="backward", wanted=()))
         requests.append(replace(base, phase="backward", wanted=grads))
         for request in requests:
-            ranked = plans(request)
-            found[kernel_key(ranked[0])] = ranked
+            with suppress(PlanError):  # what gluon does not take
+                ranked = plans(request)
+                found[kernel_key(ranked[0])] = ranked
     return found
 
 

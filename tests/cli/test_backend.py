@@ -7,13 +7,30 @@ import json
 
 def test_a_plan_names_its_backend_and_why(attnc):
     done = attnc("plan", "flash", "--no-compiled")
-    assert "code   triton, not gluon: no card has measured it" in done.out
+    assert "code   triton, not gluon: rows see 2017 keys, and it is known to be faster" in done.out
     done = attnc("plan", "flash", "--backend", "gluon", "--no-compiled")
     assert done.status == 0
     assert done.out.startswith("flash on h100: online form, gluon backend, bf16, K=64 V=64")
     assert "NW=2, 12 warps" in done.out
     plan = json.loads(attnc("plan", "flash", "--backend", "gluon", "--no-compiled", "--json").out)
     assert (plan["backend"], plan["backend_reason"]) == ("gluon", "asked for")
+    assert plan["otherwise"] is None
+
+
+def test_a_plan_that_the_planner_gives_to_gluon_names_what_runs_otherwise(attnc):
+    done = attnc("plan", "flash", "--dim", "128", "--no-compiled")
+    assert "code   gluon, measured on an H100 at 128 columns: faster at T=1024 to 16384" in done.out
+    assert (
+        "else   triton, where the copy engine cannot read q, k or v as they lie: online: BT=128"
+    ) in done.out
+    plan = json.loads(attnc("plan", "flash", "--dim", "128", "--no-compiled", "--json").out)
+    portable = json.loads(
+        attnc(
+            "plan", "flash", "--dim", "128", "--no-compiled", "--json", "--backend", "triton"
+        ).out
+    )  # fmt: skip
+    assert plan["otherwise"]["backend"] == "triton"
+    assert plan["otherwise"]["digest"] == portable["digest"] != plan["digest"]
 
 
 def test_an_emitted_module_says_how_to_emit_it_again(attnc):
@@ -48,6 +65,16 @@ def test_a_wheel_of_gluon_kernels_is_refused(attnc, tmp_path):
     )  # fmt: skip
     assert done.status == 64
     assert "a wheel cannot launch gluon kernels" in done.err
+
+
+def test_a_package_holds_what_pointers_launch_and_says_why(attnc, tmp_path):
+    folder = tmp_path / "package"
+    done = attnc("build", "flash", "--dim", "128", "--target", "cuda:90", "-o", folder)
+    assert done.status == 0
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (module,) = manifest["modules"]
+    assert module["facts"]["backend"] == "triton"
+    assert module["facts"]["backend_reason"].startswith("not gluon: what launches binaries")
 
 
 def test_a_package_holds_a_gluon_binary(attnc, tmp_path):

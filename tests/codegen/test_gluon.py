@@ -42,13 +42,6 @@ def request(name: str, dim: int = 64, **facts) -> Request:
     return Request(variant, DEVICES["h100"], dims, backend="gluon", **facts)
 
 
-def test_triton_comes_first_until_a_card_has_measured_the_other():
-    """The one rule that keeps what never ran from running unasked."""
-    chosen = plans(replace(request("flash"), backend=None))[0]
-    assert chosen.backend == "triton"
-    assert chosen.backend_reason == "not gluon: no card has measured it, so it has to be asked for"
-
-
 def test_a_backend_that_is_asked_for_is_taken():
     assert {plan.backend for plan in plans(request("flash"))} == {"gluon"}
     portable = plans(replace(request("flash"), backend="triton"))

@@ -1,0 +1,80 @@
+"""Where gluon's kernels are taken unasked: what an H100 measured, and the rule that follows.
+
+The rule counts the keys that a row sees, so it means the same with and without a mask. Between
+what was measured to be slower and what was measured to be faster it says triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.codegen.algebra import Algebra
+from attnc.codegen.plan import Request
+from attnc.codegen.work import visible_fraction
+from attnc.dsl.variant import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Heads whose tile has `columns`: gluon was faster where rows see `keys` keys or more.
+
+    `seen` is what an H100 measured in bf16 beside the triton backend, B*T = 16384, H*D = 2048.
+    """
+
+    columns: int
+    keys: int
+    seen: str
+
+
+# a causal row of T tokens sees a little under T / 2 of them
+_MEASURED = (
+    Measured(64, 8000, "faster at T=16384, causal too; slower at T=1024 by 4% (causal 16%)"),
+    Measured(128, 500, "faster at T=1024 to 16384: 1.6x at 16384, causal too"),
+)
+# Triton's launcher makes four descriptors a call, on the host; a shorter kernel would wait for it
+_LEAST_US = 50.0
+# a program has that many rows at least
+_LEAST_ROWS = 128
+
+_LAUNCHERS = {
+    "interpreted": "no interpreter takes its kernels",
+    "packaged": "what launches binaries hands over pointers, and its kernels take descriptors",
+}
+
+
+def against(request: Request, algebra: Algebra, columns: int) -> str:
+    """Why kernels that could be had are not taken unasked; empty where they are."""
+    work = request.workload
+    if request.launcher in _LAUNCHERS:
+        return _LAUNCHERS[request.launcher]
+    known = next((item for item in _MEASURED if item.columns == columns), None)
+    if known is None:
+        return f"no card has measured it with tiles of {columns} columns"
+    paired = _paired(request.variant)
+    if paired:
+        return f"no card has measured it with a tensor of pairs, {paired}"
+    if work.tq < _LEAST_ROWS:
+        return f"{work.tq} queries do not fill the {_LEAST_ROWS} rows of its programs"
+    seen = visible_fraction(algebra.mask, work.tq, work.tk)
+    if seen * work.tk < known.keys:
+        return (
+            f"rows see {seen * work.tk:.0f} keys, "
+            f"and it is known to be faster from {known.keys} on at {columns} columns"
+        )
+    pairs = work.batch * work.hq * work.tq * work.tk * seen
+    least_us = 2.0 * pairs * sum(request.dims) / request.device.tflops * 1e-6
+    if least_us < _LEAST_US:
+        return f"{least_us:.0f} us at the roofline are less than the host needs to launch it"
+    return ""
+
+
+def why_taken(columns: int) -> str:
+    """Why kernels are taken unasked."""
+    known = next(item for item in _MEASURED if item.columns == columns)
+    return f"measured on an H100 at {columns} columns: {known.seen}"
+
+
+def _paired(variant: Variant) -> str:
+    """The first declared tensor that has an element a pair; consumers would wait for its loads."""
+    declared = (*variant.params, *variant.inputs)
+    return next((t.name for t in declared if {"i", "j"} <= set(t.shape)), "")
