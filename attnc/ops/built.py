@@ -20,7 +20,7 @@ from attnc.codegen.launch import constant
 from attnc.codegen.plan import Plan
 from attnc.codegen.render import kernel_symbol, render, render_launcher
 from attnc.errors import InputError, PlanError
-from attnc.ops.descriptors import describing, undescribable
+from attnc.ops.descriptors import describing, odd_layout, undescribable
 from attnc.ops.seen_calls import run_on
 
 
@@ -60,9 +60,16 @@ class Built:
 
     def taking(self, *qkv: torch.Tensor) -> Built:
         """The one that takes these tensors as they lie: itself, or what there is otherwise."""
+        return self._taking(any(map(undescribable, qkv)))
+
+    def taking_like(self, *qkv: torch.Tensor) -> Built:
+        """The one for all calls whose tensors have these strides: its launcher sees addresses."""
+        return self._taking(any(map(odd_layout, qkv)))
+
+    def _taking(self, odd: bool) -> Built:
         if self.otherwise is None or self.plan.backend != "gluon":
             return self
-        return self.otherwise if any(map(undescribable, qkv)) else self
+        return self.otherwise if odd else self
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,14 @@ _ALIGNED = 16
 
 def undescribable(tensor: torch.Tensor) -> str:
     """Why the copy engine cannot read a tensor; empty where it can."""
+    why = odd_layout(tensor)
+    if not why and tensor.data_ptr() % _ALIGNED:
+        return f"its address is no multiple of {_ALIGNED}"
+    return why
+
+
+def odd_layout(tensor: torch.Tensor) -> str:
+    """Why it cannot, wherever the tensor begins; empty where it can."""
     *outer, inner = tensor.stride()
     size = tensor.element_size()
     if inner != 1:
@@ -27,8 +35,6 @@ def undescribable(tensor: torch.Tensor) -> str:
             return f"its axis {axis} is expanded: all of it is one row"
         if stride * size % _ALIGNED:
             return f"its axis {axis} steps by {stride * size} bytes, no multiple of {_ALIGNED}"
-    if tensor.data_ptr() % _ALIGNED:
-        return f"its address is no multiple of {_ALIGNED}"
     return ""
 
 

@@ -149,7 +149,7 @@ class Op(Decoding):
             # a tensor that was converted on the way would come unconverted next time
             if key is not None and all(given[name] is x for name, x in tensors.items()):
                 built = self.built_plans.find(q, k, v, values, form, precision, stateful=False)
-                built = built.taking(q, k, v)
+                built = built.taking_like(q, k, v)
                 if built.run is not None:
                     self._seen.add(key, built.run, used_tensors(built.plan), generation())
         if return_lse:

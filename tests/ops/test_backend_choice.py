@@ -140,6 +140,16 @@ def test_a_card_whose_compiler_refuses_all_of_gluon_has_tritons_plans_next():
     assert found.taking(odd, odd, odd) is found
 
 
+def test_an_address_alone_pins_no_call_to_triton():
+    """It is no part of what tells calls apart, and the launcher of such calls looks at it."""
+    found = find(compile_op(shipped()["flash"]), rows(*LONG))
+    odd = torch.zeros(65 * 64 + 1, dtype=torch.bfloat16)[1:].view(1, 65, 1, 64)
+    assert found.taking(odd, odd, odd) is found.otherwise
+    assert found.taking_like(odd, odd, odd) is found
+    expanded = ODD["an expanded head"]
+    assert found.taking_like(expanded, odd, odd) is found.otherwise
+
+
 @pytest.mark.parametrize("odd", [False, True])
 def test_a_call_is_remembered_with_the_launcher_that_takes_its_tensors(odd, monkeypatch):
     op = compile_op(shipped()["flash"])

@@ -93,7 +93,7 @@ inputs.ids = { shape = ["b", "t"] }
 """
     op = compile_op(loads(text)["packed"])
     q = torch.zeros(1, 8, 1, 16)
-    built = SimpleNamespace(run=print, plan=op.plan(dim=(16, 16)), taking=lambda *_: built)
+    built = SimpleNamespace(run=print, plan=op.plan(dim=(16, 16)), taking_like=lambda *_: built)
     monkeypatch.setattr(op_module, "call_key", lambda *_: "key")
     monkeypatch.setattr(op.built_plans, "find", lambda *_, **__: built)
     monkeypatch.setattr(op_module, "launch", lambda *_: [q, q[..., 0].transpose(1, 2)])
