@@ -71,6 +71,7 @@ _HEADERS = {
     "toeplitz": "for i_m in range({start}, {stop}):",
     "dtaps": "for i_k in range({start}, {stop}, BK):",
     "fft": "for i_m in range({start}, {stop}):",
+    "filter_step": "for i_d in range({start}, {stop}, BD):",
     "dspectrum": "for i_p in range({start}, {stop}):",
 }
 

@@ -17,16 +17,17 @@ from attnc.errors import InputError
 from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.convolution_autograd import CONVOLVE, Filtering, register
 from attnc.ops.convolution_inputs import check_filter, check_tokens
+from attnc.ops.decode_plans import DecodePlans
+from attnc.ops.filter_decode import FilterDecoding
 from attnc.ops.gradients import autocast, check_gradients, needs_gradient
 from attnc.ops.inputs import DTYPE_NAMES
 from attnc.ops.options import PRECISIONS, forms_with_kernels
 from attnc.ops.placement import planner_device
-from attnc.ops.planned import Planned
 from attnc.ops.reference_convolution import convolve
 from attnc.ops.tap_transforms import transformed
 
 
-class ConvolutionOp(Planned):
+class ConvolutionOp(FilterDecoding):
     """A convolution compiled from its declaration.
 
     Shapes: v `[B, T, C]`, taps `[C, taps]`, skip `[C]`, gates `[B, T, C]`, any strides; tensors
@@ -42,6 +43,7 @@ class ConvolutionOp(Planned):
         super().__init__(variant, None if device is None else device_named(device), backend)
         self._algebra = analyse_convolution(variant)
         self._built: dict[Hashable, Built] = {}
+        self._decode_plans = DecodePlans(self.request, self._device)
         made_for = f"{device or ''}-{backend or ''}"
         self.key = register(f"{variant.name}-{variant.digest}-{made_for}", self)
 

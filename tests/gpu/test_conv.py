@@ -85,3 +85,31 @@ def test_a_call_replays_in_a_cuda_graph_with_other_numbers():
     expected = op.reference(v, w=w)
     error = (out.double() - expected).norm() / expected.norm()
     assert error < 5e-6
+
+
+def test_steps_in_a_cuda_graph_are_the_whole_convolution():
+    op = compile_op(CONVOLUTIONS["gated"])
+    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    shape, cuda = FilterShape.of(4, 80, 24, 33), torch.device("cuda")
+    v, tensors = draw_filter(CONVOLUTIONS["gated"], shape, torch.float32, generator, cuda)
+    expected = op.reference(v, **tensors)
+    state = op.init_state(4, 24, 33, dtype=v.dtype)
+
+    def token(place):
+        return {k: x[:, place : place + 1] if x.dim() == 3 else x for k, x in tensors.items()}
+
+    fed = {k: x.clone() for k, x in {"v": v[:, :1], **token(0)}.items()}
+    op.step(fed["v"], state, **{k: x for k, x in fed.items() if k != "v"})
+    state.reset()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        o, _ = op.step(fed["v"], state, **{k: x for k, x in fed.items() if k != "v"})
+    state.reset()
+    rows = []
+    for place in range(80):
+        for k, x in {"v": v[:, place : place + 1], **token(place)}.items():
+            fed[k].copy_(x)
+        graph.replay()
+        rows.append(o.clone())
+    error = (torch.cat(rows, 1).double() - expected).norm() / expected.norm()
+    assert error < 5e-6

@@ -14,6 +14,7 @@ from attnc.dsl.text import to_text
 
 TOEPLITZ, FFT = "toeplitz", "fft"
 FORMS = (TOEPLITZ, FFT)
+STEP_FORM = "step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from attnc.codegen.convolution.algebra import FFT, TOEPLITZ
+from attnc.codegen.convolution.algebra import FFT, STEP_FORM, TOEPLITZ
 from attnc.codegen.launch import constant
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.dsl.convolution import Convolution, Filter
@@ -15,6 +15,7 @@ _LAUNCHERS = {
     (TOEPLITZ, True): "launch_dconvolution.jinja",
     (FFT, False): "launch_fft.jinja",
     (FFT, True): "launch_dfft.jinja",
+    (STEP_FORM, False): "launch_filter_step.jinja",
 }
 
 
@@ -69,7 +70,12 @@ def convolution_launch(plan: Plan, render_call: Callable[..., str]) -> Convoluti
     low, bound = found.lowest, found.highest
     return ConvolutionLaunch(
         launcher=_LAUNCHERS[plan.form, backward],
-        parameters=("v", *names, *(("do",) if backward else ())),
+        parameters=(
+            "v",
+            *names,
+            *(("do",) if backward else ()),
+            *(("ring", "lengths") if plan.decode else ()),
+        ),
         summary=f"{verb} convolution by the {plan.form} form.",
         others=_others(found),
         returns=", ".join(["dv", *(f"d{name[2:]}" for name in names if name[2:] in wanted)]),
@@ -154,6 +160,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     rows = f"triton.cdiv(B * NT, {tile.get('BR', 1)})"
     grids = {
         "dtaps": ["C * NM", "S"],
+        "filter_step": [f"C * triton.cdiv(B, {tile.get('BB', 1)})"],
         "dspectrum": ["C * (LAST - FIRST + 1)", "S"],
     }
     each = "triton.cdiv(B * NT, 2) * C" if "NH" in tile else f"{rows} * C"

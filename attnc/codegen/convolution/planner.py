@@ -16,6 +16,7 @@ from attnc.codegen.convolution.algebra import (
 )
 from attnc.codegen.convolution.fft_planner import transform_passes
 from attnc.codegen.convolution.fft_work import error_of, pieces_of
+from attnc.codegen.convolution.step_planner import step_plan
 from attnc.codegen.convolution.taps import dtaps_kernel
 from attnc.codegen.convolution.toeplitz import dgate_kernel, dvalue_kernel, forward_kernel
 from attnc.codegen.convolution.work import filter_work, taps_of
@@ -47,6 +48,8 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
     variant = request.variant
     assert isinstance(variant, Convolution)
     algebra = analyse_convolution(variant)
+    if request.decode:
+        return (step_plan(request, algebra),)
     forms = _forms(request, algebra)
     derivation: Derivation | None = None
     fields: frozenset[str] | None = None
@@ -105,11 +108,11 @@ def _forms(request: Request, algebra: FilterAlgebra) -> tuple[str, ...]:
             notes=("a convolution has triton's kernels alone",),
             hints=("leave the backend out",),
         )
-    if request.decode or request.stateful:
+    if request.stateful:
         raise PlanError(
-            f"{request.variant.name!r} keeps no state",
-            notes=("a filter reads the tokens themselves, and no step form has kernels",),
-            hints=("call it on the last tokens, as many as it has taps",),
+            f"{request.variant.name!r} keeps no state from call to call",
+            notes=("a filter reads the tokens themselves: its decode keeps a ring of them",),
+            hints=("init_state, prefill and step go token by token",),
         )
     if request.form is None:
         return FORMS
