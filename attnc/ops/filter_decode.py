@@ -115,7 +115,7 @@ class FilterDecoding(Planned, ABC):
         return o, state
 
     def _checked(
-        self, v: torch.Tensor, state: FilterState, tensors: Mapping[str, torch.Tensor | float]
+        self, v: torch.Tensor, state: object, tensors: Mapping[str, torch.Tensor | float]
     ) -> dict[str, torch.Tensor]:
         check_decodes(self.variant)
         check_tokens(self.variant, v)
