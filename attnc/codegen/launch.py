@@ -153,7 +153,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     strides = [f"*{t.given or t.name}.stride()" for t in kernel.tensors if t.axes]
     entries = "N" if plan.algebra.mask.packed else "B"
     grids = {
-        "online": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
+        "online": lambda: [_online_programs(plan, tile)],
         "parallel": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
         "gates": lambda: [f"{entries} * HS"],
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
@@ -172,6 +172,12 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
         options=step.options,
     )
+
+
+def _online_programs(plan: Plan, tile: Mapping[str, int]) -> str:
+    """A program a tile of rows; as many as multiprocessors at most where they are persistent."""
+    tiles = f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"
+    return f"min({tile['P']}, {tiles})" if "P" in tile else tiles
 
 
 def _tensor(tensor: TensorArgument, tile: Mapping[str, int]) -> str:

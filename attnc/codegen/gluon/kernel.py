@@ -15,13 +15,17 @@ _BOXES = {
 }
 
 
-def described(kernel: Kernel) -> Kernel:
-    """The kernel with q, k, v and o as descriptors, which carry their shapes and strides."""
+def described(kernel: Kernel, *, persistent: bool = False) -> Kernel:
+    """The kernel with q, k, v and o as descriptors, which carry their shapes and strides.
+
+    A `persistent` one counts the places that its programs share, and asks for B.
+    """
     tensors = []
     for tensor in kernel.tensors:
         if tensor.name in _BOXES:
             box, layout = _BOXES[tensor.name]
             tensor = replace(tensor, axes=(), layout=layout, box=box)
         tensors.append(tensor)
+    scalars = ("B", *kernel.scalars) if persistent else kernel.scalars
     # its sizes are constants of the module
-    return replace(kernel, tensors=tuple(tensors), constants=())
+    return replace(kernel, tensors=tuple(tensors), scalars=scalars, constants=())

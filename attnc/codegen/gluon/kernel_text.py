@@ -63,6 +63,7 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     strides = [stride for tensor in kernel.tensors for stride in tensor.strides]
     given = [tensor.name for tensor in kernel.tensors if tensor.name not in {"q", "k", "v"}]
     given += [*(["strides"] if strides else []), "tiles", "barriers", "sizes"]
+    persistent = "P" in step.tile
     groups = step.tile["NW"]
     shares = group_registers(groups)
     text = render_text(
@@ -75,6 +76,12 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         consumer_signature=_listed(
             f"def {symbol}_consumer(", [*given, "GROUP: gl.constexpr"], "):"
         ),
+        persistent=persistent,
+        place="place" if persistent else "gl.program_id(0)",
+        rows_signature=_listed(
+            f"def {symbol}_rows(", ["turn", "done", *given, "GROUP: gl.constexpr"], "):"
+        ),
+        rows_call=_call(f"{symbol}_rows", ["turn", "done", *given, "GROUP"]),
         packed_strides=_listed("    strides = (", strides, ")"),
         unpacked_strides=_listed("    (", strides, ") = strides"),
         partitions=[_partition(f"{symbol}_consumer", [*given, str(n)]) for n in range(groups)],
@@ -117,6 +124,17 @@ def _constants(step: PassPlan) -> dict[str, int]:
         **{name: tile[name] for name in ("BS", "BK", "BV", "NW")},
         "STAGES": step.num_stages,
     }
+
+
+def _call(function: str, names: list[str]) -> str:
+    """A call that stands behind `        done = `."""
+    line = f"{function}({', '.join(names)})"
+    if len(line) + len("        done = ") <= _WIDTH:
+        return line
+    inner = "".join(f"\n            {name}," for name in names)
+    handed = f"            {', '.join(names)}"
+    inner = f"\n{handed}" if len(handed) <= _WIDTH else inner
+    return f"{function}({inner}\n        )"
 
 
 def _partition(function: str, names: list[str]) -> str:

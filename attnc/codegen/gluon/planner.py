@@ -17,28 +17,36 @@ _LEAST_COLUMNS, _MOST_COLUMNS = 64, 256
 _GROUP_ROWS = 64
 # arrays of barriers start at multiples of 16 bytes; what partitions are handed stands there too
 _BARRIER, _APART = 8, 16
-_HANDED, _HANDED_ARGUMENT = 224, 16
+_HANDED, _HANDED_ARGUMENT, _HANDED_PERSISTENT = 224, 16, 64
 # registers that a thread needs beside its tiles
 _BESIDE = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Keys a step, consumer groups of 64 rows, and stages of keys and values."""
+    """Keys a step, consumer groups of 64 rows, and stages of keys and values.
+
+    A `persistent` program takes places one after the other: there are as many as multiprocessors,
+    and what begins a place and what ends it run beside the products of its neighbours.
+    """
 
     keys: int
     groups: int
     stages: int
+    persistent: bool = False
 
 
 # in order of what an H100 measured of such kernels, a list a width of the head
 _CANDIDATES = {
     64: (
         Tiles(128, 2, 2), Tiles(128, 3, 3), Tiles(128, 3, 2), Tiles(128, 2, 3), Tiles(64, 2, 4),
-        Tiles(64, 3, 3),
+        Tiles(64, 3, 3), Tiles(128, 2, 2, True), Tiles(128, 3, 3, True),
     ),
-    128: (Tiles(128, 2, 2), Tiles(64, 2, 3), Tiles(64, 2, 4), Tiles(64, 3, 2)),
-    256: (Tiles(64, 2, 2), Tiles(32, 2, 3), Tiles(64, 2, 1)),
+    128: (
+        Tiles(128, 2, 2), Tiles(64, 2, 3), Tiles(64, 2, 4), Tiles(64, 3, 2),
+        Tiles(128, 2, 2, True),
+    ),
+    256: (Tiles(64, 2, 2), Tiles(32, 2, 3), Tiles(64, 2, 1), Tiles(32, 2, 2, True)),
 }  # fmt: skip
 
 
@@ -128,9 +136,14 @@ def gluon_plans(
         )
         for step in steps.fitting
     ]
-    why = "ranked behind: such kernels were slower on an H100"
-    behind = tuple(Rejected(str(step), why) for step in steps.fitting[1:])
+    behind = tuple(Rejected(str(step), _why_behind(step)) for step in steps.fitting[1:])
     return tuple(replace(item, rejected=(*steps.rejected, *behind)) for item in ranked)
+
+
+def _why_behind(step: PassPlan) -> str:
+    if "P" in step.tile:
+        return "ranked behind: no card has measured persistent programs"
+    return "ranked behind: such kernels were slower on an H100"
 
 
 def gluon_steps(request: Request, algebra: Algebra, kernel: Kernel) -> Steps:
@@ -139,7 +152,8 @@ def gluon_steps(request: Request, algebra: Algebra, kernel: Kernel) -> Steps:
     found: list[PassPlan] = []
     rejected: list[Rejected] = []
     for tiles in _in_order(columns, algebra):
-        step = _step(request, described(kernel), columns, tiles)
+        own = described(kernel, persistent=tiles.persistent)
+        step = _step(request, own, columns, tiles)
         needed, budget = step.cost.sram_bytes, request.device.sram_bytes
         if needed > budget:
             reason = f"needs {needed:,} B of SRAM, the budget is {budget:,} B"
@@ -164,15 +178,21 @@ def _aligned(nbytes: int) -> int:
 def _step(request: Request, kernel: Kernel, columns: int, tiles: Tiles) -> PassPlan:
     rows = _GROUP_ROWS * tiles.groups
     sizes = {"BT": rows, "BS": tiles.keys, "BK": columns, "BV": columns, "NW": tiles.groups}
+    if tiles.persistent:
+        sizes["P"] = request.device.sms
     item = DTYPES[request.dtype]
     keys = tiles.keys * columns * item
-    barriers = _aligned(tiles.groups * _BARRIER) + 4 * _aligned(tiles.stages * _BARRIER)
+    of_rows = (2 if tiles.persistent else 1) * _aligned(tiles.groups * _BARRIER)
+    barriers = of_rows + 4 * _aligned(tiles.stages * _BARRIER)
     more = sum(1 + len(tensor.strides) for tensor in kernel.tensors if tensor.given)
     handed = _HANDED + 4 * (tiles.groups + 1) + more * _HANDED_ARGUMENT
+    handed += _HANDED_PERSISTENT if tiles.persistent else 0
+    written = ((rows, columns), request.dtype, "sram", rows * columns * item)
     buffers = (
-        BufferUse("b_q", (rows, columns), request.dtype, "sram", rows * columns * item),
+        BufferUse("b_q", *written),
         BufferUse("b_k", (tiles.keys, columns), request.dtype, "sram", keys, tiles.stages),
         BufferUse("b_v", (tiles.keys, columns), request.dtype, "sram", keys, tiles.stages),
+        *([BufferUse("b_out", *written)] if tiles.persistent else []),
         BufferUse("bars", (barriers,), "int8", "sram", barriers),
         BufferUse("args", (handed,), "int8", "sram", handed),
     )
