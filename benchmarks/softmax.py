@@ -1,10 +1,12 @@
 """The softmax forward of both backends beside cuDNN and FlexAttention, in one process, interleaved.
 
-python -m benchmarks.softmax OUT.json [--work plain|variants] [--dims 64,128] [--tokens 1024,16384]
-    [--who triton,gluon,cudnn,flex] [--tiles N] [--only NAME]
+python -m benchmarks.softmax OUT.json [--work plain,variants] [--dims 64,128] [--tokens 1024,16384]
+    [--who triton,gluon,persistent,cudnn,flex] [--tiles N] [--only NAME] [--seconds N]
 
-Each contender's output is held to the design's criterion at two heads before it is timed. `--tiles`
-times that many of gluon's plans, not its first alone. Options cut a run into pieces.
+Each contender's output is held to the design's criterion at two heads before it is timed. `gluon`
+is the first of its plans, or `--tiles` of them, `persistent` the first whose programs take several
+places. FlexAttention, which compiles for ten seconds a cell, runs the variants unless `--who` names
+it. No cell is begun after `--seconds`; what is left out is said. Options cut a run into pieces.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -37,6 +40,10 @@ from benchmarks.record import write
 _TOKENS, _CHANNELS = 16384, 2048
 _HEADS_CHECKED = 2
 _ROUNDS, _CALLS = 9, 4
+_WHO = {
+    "plain": ("triton", "gluon", "persistent", "cudnn"),
+    "variants": ("triton", "gluon", "persistent", "cudnn", "flex"),
+}
 _MASKS = {
     "full": "full",
     "causal": "causal",
@@ -59,6 +66,7 @@ class Cell:
     hq: int
     hkv: int
     dim: int
+    work: str
 
     @property
     def variant(self) -> Variant:
@@ -81,16 +89,16 @@ class Cell:
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    for dim in options.dims:
-        if options.work == "plain":
+    for work, dim in product(options.work, options.dims):
+        if work == "plain":
             heads = _CHANNELS // dim
             for tokens in options.tokens:
                 for name in ("full", "causal"):
-                    yield Cell(name, _TOKENS // tokens, tokens, heads, heads, dim)
+                    yield Cell(name, _TOKENS // tokens, tokens, heads, heads, dim, work)
         else:
             for name in ("window128", "window1024", "alibi", "softcap"):
-                yield Cell(name, 2, 8192, 16, 16, dim)
-            yield Cell("gqa", 2, 8192, 32, 8, dim)
+                yield Cell(name, 2, 8192, 16, 16, dim, work)
+            yield Cell("gqa", 2, 8192, 32, 8, dim, work)
 
 
 class Contenders:
@@ -111,11 +119,12 @@ class Contenders:
         makers = {
             "triton": self._triton,
             "gluon": self._gluon,
+            "persistent": self._persistent,
             "cudnn": self._cudnn,
             "flex": self._flex,
         }
         found: dict[str, Callable[[], torch.Tensor]] = {}
-        for who in self._options.who:
+        for who in self._options.who or _WHO[self.cell.work]:
             found |= makers[who]()
         return found
 
@@ -124,8 +133,14 @@ class Contenders:
         return {"triton": lambda: op(self.q, self.k, self.v, **self.tensors)}
 
     def _gluon(self) -> dict[str, Callable[[], torch.Tensor]]:
+        return self._runs(gluon_plans(self.cell)[: self._options.tiles])
+
+    def _persistent(self) -> dict[str, Callable[[], torch.Tensor]]:
+        return self._runs(persistent_plans(self.cell)[: self._options.tiles])
+
+    def _runs(self, chosen: Sequence[Plan]) -> dict[str, Callable[[], torch.Tensor]]:
         found = {}
-        for plan in gluon_plans(self.cell)[: self._options.tiles]:
+        for plan in chosen:
             run = load_module(store_plan(plan)).forward
             call = partial(run, self.q, self.k, self.v, *self.tensors.values())
             found[f"gluon {plan.passes[0]}"] = lambda call=call: call()[0]
@@ -198,11 +213,21 @@ def gluon_plans(cell: Cell) -> tuple[Plan, ...]:
     return plans(op.request((cell.dim, cell.dim), "bf16", None, False))
 
 
+def persistent_plans(cell: Cell) -> tuple[Plan, ...]:
+    return tuple(plan for plan in gluon_plans(cell) if "P" in plan.passes[0].tile)
+
+
 def warm(found: list[Cell], options: argparse.Namespace) -> None:
-    """Compile all gluon plans side by side, on small tensors."""
+    """Compile all that Triton compiles side by side, on small tensors."""
     distinct = {}
     for cell in found:
-        for plan in gluon_plans(cell)[: options.tiles]:
+        who = options.who or _WHO[cell.work]
+        chosen = list(gluon_plans(cell)[: options.tiles]) if "gluon" in who else []
+        chosen += persistent_plans(cell)[: options.tiles] if "persistent" in who else []
+        if "triton" in who:
+            op = compile_op(cell.variant, backend="triton")
+            chosen.append(plans(op.request((cell.dim, cell.dim), "bf16", None, False))[0])
+        for plan in chosen:
             distinct[plan.digest] = (cell, plan)
 
     def build(cell: Cell, plan: Plan) -> None:
@@ -212,9 +237,8 @@ def warm(found: list[Cell], options: argparse.Namespace) -> None:
         slopes = [torch.zeros(cell.hq, device="cuda")] if cell.name == "alibi" else []
         load_module(store_plan(plan)).forward(q, k, v, *slopes)
 
-    if "gluon" in options.who:
-        with ThreadPoolExecutor(12) as pool:
-            list(pool.map(lambda item: build(*item), distinct.values()))
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda item: build(*item), distinct.values()))
 
 
 def timed(runs: dict[str, Callable[[], torch.Tensor]]) -> dict[str, list[float]]:
@@ -264,12 +288,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-    parser.add_argument("--work", choices=("plain", "variants"), default="plain")
+    names = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--work", type=names, default=["plain"])
     parser.add_argument("--dims", type=numbers, default=[64, 128])
     parser.add_argument("--tokens", type=numbers, default=[1024, 4096, 16384])
-    parser.add_argument(
-        "--who", type=lambda text: text.split(","), default=["triton", "gluon", "cudnn"]
-    )
+    parser.add_argument("--who", type=names, default=None)
     parser.add_argument("--tiles", type=int, default=1)
     parser.add_argument("--only", help="one cell by name")
     parser.add_argument("--seconds", type=float, default=300)
@@ -279,9 +302,10 @@ def main() -> None:
     warm(found, options)
     print(f"compiled after {time.time() - start:.0f} s", file=sys.stderr, flush=True)
     rows: list[dict[str, object]] = []
-    for cell in found:
+    for number, cell in enumerate(found):
         if time.time() - start > options.seconds:
-            print(f"cut before {cell}", file=sys.stderr)
+            left = ", ".join(f"{item.name} D={item.dim} T={item.tokens}" for item in found[number:])
+            print(f"left out: {left}", file=sys.stderr)
             break
         for row in measure(cell, options):
             print(json.dumps(row), flush=True)

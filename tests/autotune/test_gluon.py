@@ -31,6 +31,19 @@ CASES = [
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize(("name", "dim"), [("windowed", 64), ("sloped", 128)])
+def test_persistent_programs_compile_too(name, dim):
+    request = Request(VARIANTS[name], DEVICES["h100"], (dim, dim), backend="gluon")
+    plan = next(plan for plan in plans(request) if "P" in plan.passes[0].tile)
+    path = store_module(render(plan), name)
+    with CompilePool(1) as pool:
+        (verdict,) = pool.map([CompileJob(path, kernel_specs(plan)[0], Target.parse("cuda:90"))])
+    assert isinstance(verdict, Compiled), verdict
+    assert verdict.shared_bytes <= plan.sram_bytes <= verdict.shared_bytes + 128
+    assert verdict.ptx is not None and verdict.ptx.count("cp.async.bulk.wait_group.read") >= 4
+
+
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(("name", "dim", "dtype"), CASES)
 def test_a_kernel_compiles_for_sm_90_and_takes_the_sram_that_was_planned(name, dim, dtype):
     request = Request(VARIANTS[name], DEVICES["h100"], (dim, dim), dtype, backend="gluon")

@@ -94,12 +94,45 @@ def test_queries_stand_at_the_last_keys(name, lengths):
     hold(name, Shape(2, *lengths, 4, 2, 64, 64), "bf16")
 
 
-@pytest.mark.parametrize("rank", range(5))
+@pytest.mark.parametrize("rank", range(8))
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_every_tile_is_right(dim, rank):
     if rank >= len(plans_of("windowed", dim, "bf16")):
         pytest.skip("the planner has fewer tiles for such heads")
     hold("windowed", Shape(1, 777, 777, 2, 1, dim, dim), "bf16", rank=rank)
+
+
+def persistent(name: str, dim: int, dtype: str = "bf16") -> int:
+    """The rank of the first plan whose programs take several places."""
+    found = plans_of(name, dim, dtype)
+    return next(n for n, plan in enumerate(found) if "P" in plan.passes[0].tile)
+
+
+# one place, fewer places than programs, some more, many a program; even and odd tiles a head
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 333, 4), (3, 1153, 16), (4, 2000, 32)])
+@pytest.mark.parametrize("name", ["plain", "causal", "windowed", "paired", "sunk"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_persistent_programs_give_the_formula_at_every_place(name, dim, shape):
+    batch, tokens, heads = shape
+    hkv = max(1, heads // 4)
+    sizes = Shape(batch, tokens, tokens, heads, hkv, dim, dim)
+    hold(name, sizes, "bf16", rank=persistent(name, dim))
+
+
+@pytest.mark.parametrize("lengths", [(100, 3333), (3333, 100), (1, 5000)])
+@pytest.mark.parametrize("name", ["causal", "windowed"])
+def test_persistent_programs_know_where_queries_stand(name, lengths):
+    shape = Shape(4, *lengths, 16, 8, 128, 128)
+    hold(name, shape, "bf16", rank=persistent(name, 128))
+
+
+def test_ten_runs_of_persistent_programs_give_the_same_bits():
+    plan = plans_of("windowed", 128, "bf16")[persistent("windowed", 128)]
+    inputs = drawn(VARIANTS["windowed"], Shape(4, 2000, 2000, 16, 4, 128, 128), "bf16", 6)
+    first = launch(plan, inputs)
+    for _ in range(9):
+        again = launch(plan, inputs)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize(("name", "dim"), [("causal", 64), ("windowed", 128), ("capped", 128)])

@@ -167,7 +167,8 @@ def _in_order(columns: int, algebra: Algebra) -> tuple[Tiles, ...]:
     tiles = _CANDIDATES[columns]
     if columns == 64 and algebra.mask.clauses == ((),):
         # three groups share each tile of keys; along a mask's edge their rows waste more of it
-        return tuple(sorted(tiles, key=lambda item: item != Tiles(128, 3, 3)))
+        widest = {Tiles(128, 3, 3), Tiles(128, 3, 3, True)}
+        return tuple(sorted(tiles, key=lambda item: (item.persistent, item not in widest)))
     return tiles
 
 
