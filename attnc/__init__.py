@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         H,
         Input,
         Param,
+        Sum,
+        Term,
         Variant,
         b,
         blocks,
@@ -62,7 +64,7 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "Variant", "Convolution", "Param", "Input", "load",
+    "Variant", "Sum", "Term", "Convolution", "Param", "Input", "load",
     "s", "x", "v", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
     "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",
     "where", "eq", "softcap",

@@ -24,7 +24,7 @@ from attnc.dsl.fields import Fields, check_name, lifted, text_of
 from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES
 from attnc.dsl.half_plane import MaskProblem
 from attnc.dsl.limits import limited_text
-from attnc.dsl.mask import mask_form
+from attnc.dsl.mask import MaskForm, mask_form
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Scope
 from attnc.dsl.text import to_text
@@ -40,6 +40,7 @@ _NOT_READ_AT = {
     "value": {"i"},
     "log_decay": {"i", "j"},
     "sink": {"i", "j", "t"},
+    "factor": {"i", "j", "t"},
 }
 MASK_NAMES = frozenset({"i", "j", "causal", "full"})
 MASK_FUNCTIONS = frozenset({"window", "prefix", "documents", "blocks"})
@@ -55,39 +56,13 @@ def checked(fields: Fields) -> dict[str, object]:
     check_name(fields, fields.name, "variant")
     declared = declared_tensors(fields)
     by_name = {tensor.name: tensor for tensor in declared}
-    feature = _feature(fields)
+    feature, score = read_weight(fields, by_name)
     softmax = feature.kind == "softmax"
-    score = _expression(fields, "score", fields.score, SCORE_NAMES, by_name)
-    if not softmax and to_text(score) != "s":
-        raise fields.refuse(
-            "score",
-            f"{fields.name!r} has a score and no softmax",
-            notes=("a score bends the exponent of exp(s); a state keeps polynomials of s alone",),
-            hints=("write the weight as feature_map, a polynomial in s",),
-        )
-    mask = _mask_expression(fields)
-    try:
-        form = mask_form(mask)
-    except MaskProblem as problem:
-        source = fields.source("mask", text_of(fields.mask))
-        raise problem.error(
-            problem.message,
-            where=source.at(problem.span),
-            notes=(problem.note,) if problem.note else (),
-            hints=(problem.hint,) if problem.hint else (),
-        ) from None
-    for name in form.tensors:
-        if by_name[name].grad:
-            raise fields.refuse(
-                f"{by_name[name].kind}s.{name}",
-                f"{name!r} asks for a gradient and has none",
-                notes=("it says which pairs are visible, and no more",),
-                hints=("set grad = false",),
-            )
-    value = _value(fields, by_name)
+    mask, form = read_mask(fields, by_name)
+    value = read_value(fields, by_name)
     log_decay: Expr | None = None
     if fields.log_decay is not None:
-        log_decay = _expression(fields, "log_decay", fields.log_decay, DECAY_NAMES, by_name)
+        log_decay = read_expression(fields, "log_decay", fields.log_decay, DECAY_NAMES, by_name)
         source = fields.source("log_decay", text_of(fields.log_decay))
         check_decay(fields.name, log_decay, source, form, softmax=softmax)
     sink: Expr | None = None
@@ -99,8 +74,8 @@ def checked(fields: Fields) -> dict[str, object]:
                 notes=("a sink adds exp(sink) to the sum that a softmax row is divided by",),
                 hints=("leave sink out",),
             )
-        sink = _expression(fields, "sink", fields.sink, DECAY_NAMES, by_name)
-    _check_grad(fields, declared, score, value, log_decay, sink)
+        sink = read_expression(fields, "sink", fields.sink, DECAY_NAMES, by_name)
+    check_grad(fields, declared, score, value, log_decay, sink)
     meaning = Meaning(
         feature_map=feature,
         scale=read_scale(fields),
@@ -123,6 +98,20 @@ def checked(fields: Fields) -> dict[str, object]:
     }
 
 
+def read_weight(fields: Fields, declared: Mapping[str, Declared]) -> tuple[FeatureMap, Expr]:
+    """The feature map and the score, which is s itself but in a softmax."""
+    feature = _feature(fields)
+    score = read_expression(fields, "score", fields.score, SCORE_NAMES, declared)
+    if feature.kind != "softmax" and to_text(score) != "s":
+        raise fields.refuse(
+            "score",
+            f"{fields.name!r} has a score and no softmax",
+            notes=("a score bends the exponent of exp(s); a state keeps polynomials of s alone",),
+            hints=("write the weight as feature_map, a polynomial in s",),
+        )
+    return feature, score
+
+
 def _feature(fields: Fields) -> FeatureMap:
     value = fields.feature_map
     if not isinstance(value, str | Expr):
@@ -135,7 +124,7 @@ def _feature(fields: Fields) -> FeatureMap:
     return feature_map(text, fields.source("feature_map", text))
 
 
-def _expression(
+def read_expression(
     fields: Fields,
     name: str,
     value: object,
@@ -180,9 +169,9 @@ def _expression(
     return expr
 
 
-def _value(fields: Fields, by_name: Mapping[str, Declared]) -> Expr | None:
+def read_value(fields: Fields, by_name: Mapping[str, Declared]) -> Expr | None:
     """What a key hands over; None where that is v as it comes."""
-    value = _expression(fields, "value", fields.value, VALUE_NAMES, by_name)
+    value = read_expression(fields, "value", fields.value, VALUE_NAMES, by_name)
     if to_text(value) == "v":
         return None
     if not any(isinstance(node, Name) and node.id == "v" for node in walk(value)):
@@ -195,7 +184,8 @@ def _value(fields: Fields, by_name: Mapping[str, Declared]) -> Expr | None:
     return value
 
 
-def _mask_expression(fields: Fields) -> Expr:
+def read_mask(fields: Fields, declared: Mapping[str, Declared]) -> tuple[Expr, MaskForm]:
+    """The mask as it was written, and its normal form."""
     value = fields.mask
     if not isinstance(value, str | Expr):
         raise fields.refuse("mask", f"mask of {fields.name!r} is {value!r}, not a mask")
@@ -203,11 +193,29 @@ def _mask_expression(fields: Fields) -> Expr:
     text = limited_text(lifted(value), label) if isinstance(value, Expr) else value
     source = fields.source("mask", text)
     names = MASK_NAMES | (INDEX_NAMES - {"s", "x"})
-    declared = {tensor.name: tensor for tensor in declared_tensors(fields)}
-    return parse(source, Scope(names, MASK_FUNCTIONS | ELEMENTWISE, declared))
+    mask = parse(source, Scope(names, MASK_FUNCTIONS | ELEMENTWISE, declared))
+    try:
+        form = mask_form(mask)
+    except MaskProblem as problem:
+        source = fields.source("mask", text_of(fields.mask))
+        raise problem.error(
+            problem.message,
+            where=source.at(problem.span),
+            notes=(problem.note,) if problem.note else (),
+            hints=(problem.hint,) if problem.hint else (),
+        ) from None
+    for name in form.tensors:
+        if declared[name].grad:
+            raise fields.refuse(
+                f"{declared[name].kind}s.{name}",
+                f"{name!r} asks for a gradient and has none",
+                notes=("it says which pairs are visible, and no more",),
+                hints=("set grad = false",),
+            )
+    return mask, form
 
 
-def _check_grad(fields: Fields, declared: tuple[Declared, ...], *expressions: Expr | None) -> None:
+def check_grad(fields: Fields, declared: tuple[Declared, ...], *expressions: Expr | None) -> None:
     """A tensor whose every use is inside a condition has no gradient; say so when declared."""
     smooth: set[str] = set()
     for expression in expressions:
@@ -251,19 +259,21 @@ def _smooth_names(expr: Expr) -> set[str]:
 def warnings_of(variant: Variant) -> tuple[str, ...]:
     """What is legal and probably not meant."""
     found: list[str] = []
-    number = variant.scale.number
-    sign = 1 if number is None or number > 0 else -1
-    if variant.normalize == "sum" and not nonnegative(variant.feature_map, sign):
-        found.append(
-            f"{variant.name}: the weight {variant.feature_map} is not provably nonnegative, so a "
-            'row sum may vanish or change sign under normalize = "sum"'
-        )
+    for term in () if variant.terms else (variant,):
+        number = term.scale.number
+        sign = 1 if number is None or number > 0 else -1
+        if term.normalize == "sum" and not nonnegative(term.feature_map, sign):
+            found.append(
+                f"{term.name}: the weight {term.feature_map} is not provably nonnegative, so a "
+                'row sum may vanish or change sign under normalize = "sum"'
+            )
     used = variant.used
     found.extend(
         f"{variant.name}: {tensor.kind} {tensor.name!r} is declared and not used"
         for tensor in (*variant.params, *variant.inputs)
         if tensor.name not in used
     )
-    if not variant.mask_form.clauses:
-        found.append(f"{variant.name}: the mask hides every key")
+    for part in variant.terms or (variant,):
+        if not part.mask_form.clauses:
+            found.append(f"{part.name}: the mask hides every key")
     return tuple(found)

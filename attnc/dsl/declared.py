@@ -40,7 +40,8 @@ def declared_tensors(fields: Fields) -> tuple[Declared, ...]:
             found[tensor.name] = tensor
     filtered = (fields.weight, fields.skip, fields.pregate, fields.postgate)
     scored = (fields.score, fields.value, fields.log_decay, fields.sink, fields.mask)
-    for value in (*scored, *filtered):
+    summed = [x for term in fields.terms for x in (term.score, term.factor, term.mask)]
+    for value in (*scored, *filtered, *summed):
         if isinstance(value, Expr):
             limited_text(lifted(value), f"an expression of {fields.name!r}")
             for node in walk(lifted(value)):

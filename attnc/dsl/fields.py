@@ -19,7 +19,10 @@ _FILTER_TENSOR = re.compile(r"[A-Za-z][a-z0-9_]*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """What was written for one variant; `sources` places the fields in a file."""
+    """What was written for one variant; `sources` places the fields in a file.
+
+    `terms` are those of a sum, each of the fields of a weight.
+    """
 
     name: str
     feature_map: object
@@ -40,6 +43,8 @@ class Fields:
     pregate: object = None
     postgate: object = None
     transforms: object = ()
+    factor: object = None
+    terms: tuple[Fields, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def source(self, name: str, text: str) -> Source:

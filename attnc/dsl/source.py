@@ -18,7 +18,7 @@ class Source:
     """An expression's text and where it stands, so that an error can point into it.
 
     `line_text` and `offset` place the text in its line of the file; without a file, `label` names
-    the field.
+    the field, and `whole` is the place of what it is part of, where that is all that is known.
     """
 
     text: str
@@ -27,12 +27,15 @@ class Source:
     line: int = 0
     line_text: str = ""
     offset: int = 0
+    whole: Where | None = None
 
     def at(self, span: Span | None) -> Where:
         """The place of a span; the whole text where there is none."""
         start, end = (0, len(self.text)) if span is None else (span.start, span.end)
         if self.file and self.line_text:
             return Where(self.line_text, self.offset + start + 1, end - start, self.file, self.line)
+        if self.whole is not None:
+            return self.whole
         shown = self.text.replace("\n", " ")
         return Where(shown, start + 1, end - start, label=self.label)
 

@@ -14,9 +14,12 @@ from attnc.dsl.convolution import Convolution
 from attnc.dsl.convolution_check import checked_convolution
 from attnc.dsl.fields import Fields
 from attnc.dsl.source import Source
+from attnc.dsl.sum import Sum
+from attnc.dsl.terms_check import TERM_KEYS, checked_sum, term_fields
 from attnc.dsl.text import number_text, to_text
+from attnc.dsl.toml_places import Places, element
 from attnc.dsl.variant import Declared, Variant
-from attnc.errors import FieldError, TomlError, Where
+from attnc.errors import FieldError, TomlError, Where, shown
 
 KEYS = (
     "feature_map", "scale", "score", "value", "mask", "log_decay", "sink", "normalize", "chunk",
@@ -24,15 +27,12 @@ KEYS = (
 )  # fmt: skip
 LATER = {
     "dropout": "dropout is not supported: apply it to the output",
-    "terms": "sums of terms are not supported yet: declare one weight",
 }
+SUM_KEYS = ("terms", "value", "sink", "normalize", "params", "inputs", "dim", "heads")
 FILTER_KEYS = (
     "weight", "mask", "skip", "pregate", "postgate", "transforms", "params", "inputs",
 )  # fmt: skip
 MAX_BYTES = 1 << 18
-MAX_LINE = 4000
-_HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?\Z")
-_KEY = re.compile(r"\s*([A-Za-z0-9_.\-\"' ]+?)\s*=\s*(.*)\Z")
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Variant]:
@@ -65,7 +65,7 @@ def loads(text: str, *, file: str = "<text>") -> dict[str, Variant]:
     except ValueError:
         # an integer of thousands of digits, which Python does not read
         raise TomlError(f"{file} holds a number that is too long") from None
-    lines = _Lines(text, file)
+    lines = Places(text, file)
     if not document:
         raise TomlError(
             f"{file} declares no variant",
@@ -83,9 +83,11 @@ def loads(text: str, *, file: str = "<text>") -> dict[str, Variant]:
     return found
 
 
-def _variant(name: str, table: Mapping[str, object], lines: _Lines) -> Variant:
+def _variant(name: str, table: Mapping[str, object], lines: Places) -> Variant:
     if "weight" in table:
         return _convolution(name, table, lines)
+    if "terms" in table:
+        return _sum(name, table, lines)
     for key in table:
         if key in KEYS:
             continue
@@ -124,7 +126,7 @@ def _variant(name: str, table: Mapping[str, object], lines: _Lines) -> Variant:
     return Variant.from_checked(checked(fields))
 
 
-def _convolution(name: str, table: Mapping[str, object], lines: _Lines) -> Variant:
+def _convolution(name: str, table: Mapping[str, object], lines: Places) -> Variant:
     for key in table:
         if key in FILTER_KEYS:
             continue
@@ -148,6 +150,56 @@ def _convolution(name: str, table: Mapping[str, object], lines: _Lines) -> Varia
     return Convolution.from_checked(checked_convolution(fields))
 
 
+def _sum(name: str, table: Mapping[str, object], lines: Places) -> Variant:
+    for key in table:
+        if key in SUM_KEYS:
+            continue
+        if key in KEYS:
+            where = "each of its terms" if key in TERM_KEYS else "none of them, nor the sum"
+            raise FieldError(
+                f"{name!r} has terms and a {key}",
+                where=lines.key_where(name, key),
+                notes=(f"a {key} belongs to {where}",),
+                hints=(f"leave {key} out here",),
+            )
+        close = get_close_matches(key, SUM_KEYS, 1)
+        raise FieldError(
+            f"{name!r} has an unknown key {key!r}",
+            where=lines.key_where(name, key),
+            notes=(f"keys of a sum of terms are {', '.join(SUM_KEYS)}",),
+            hints=(f"did you mean {close[0]!r}?",) if close else (),
+        )
+    listed = table["terms"]
+    if not isinstance(listed, list):
+        raise FieldError(
+            f"terms of {name!r} is {shown(listed)}, not a list of tables",
+            where=lines.key_where(name, "terms"),
+            hints=(f"write [[{name}.terms]] above the fields of each",),
+        )
+    terms = tuple(_term(name, number, term, lines) for number, term in enumerate(listed, 1))
+    rest = {key: value for key, value in table.items() if key != "terms"}
+    sources = lines.sources(name, table)
+    fields = Fields(name=name, feature_map=None, scale=None, sources=sources, terms=terms, **rest)  # type: ignore[arg-type]
+    return Sum.from_checked(checked_sum(fields))
+
+
+def _term(name: str, number: int, term: object, lines: Places) -> Fields:
+    """One term: a table of its own, or inline, where the line of `terms` is all that is known."""
+    own = element(f"{name}.terms", number)
+    written = term if isinstance(term, Mapping) else {}
+    if own in lines.headers:
+        where = {key: lines.key_where(own, key) for key in written}
+        where[""] = lines.header_where(own)
+        return term_fields(name, number, term, where, lines.sources(own, written))
+    place = lines.key_where(name, "terms")
+    sources = {
+        key: Source(str(value), f"{key} of term {number} of {name}", whole=place)
+        for key, value in written.items()
+    }
+    where = dict.fromkeys(("", *written), place)
+    return term_fields(name, number, term, where, sources)
+
+
 def _no_toml(text: str, file: str, error: tomllib.TOMLDecodeError) -> TomlError:
     message = str(error)
     match = re.search(r"\(at line (\d+), column (\d+)\)", message)
@@ -161,106 +213,13 @@ def _no_toml(text: str, file: str, error: tomllib.TOMLDecodeError) -> TomlError:
     return TomlError(f"{file} is no TOML: {message}", where=where)
 
 
-class _Lines:
-    """Where each key of each table stands; a value on its own line keeps its column."""
-
-    def __init__(self, text: str, file: str) -> None:
-        self.file = file
-        self.lines = text.splitlines()
-        self.headers: dict[str, int] = {}
-        self.keys: dict[tuple[str, str], int] = {}
-        table = ""
-        for number, line in enumerate(self.lines):
-            if len(line) > MAX_LINE:
-                continue  # the patterns below are slow on a hostile line
-            header = _HEADER.match(line)
-            if header:
-                table = _plain(header.group(1))
-                self.headers.setdefault(table, number)
-                continue
-            key = _KEY.match(line)
-            if key:
-                self.keys.setdefault((table, _plain(key.group(1))), number)
-
-    def _find(self, table: str, key: str) -> int | None:
-        """The line of a key, of a dotted key under it, or of a table of that name."""
-        if (table, key) in self.keys:
-            return self.keys[table, key]
-        for (owner, name), number in self.keys.items():
-            if owner == table and name.startswith(f"{key}."):
-                return number
-            if f"{owner}.{name}".removeprefix(".") == f"{table}.{key}":
-                return number
-        return self.headers.get(f"{table}.{key}" if table else key)
-
-    def header_where(self, table: str) -> Where | None:
-        """The line of a table's header."""
-        number = self.headers.get(table)
-        if number is None:
-            return None
-        line = self.lines[number]
-        return Where(line, 1, len(line.rstrip()), self.file, number + 1)
-
-    def key_where(self, table: str, key: str) -> Where | None:
-        """The line of a key, the caret under its name."""
-        number = self._find(table, key)
-        if number is None:
-            return self.header_where(table)
-        line = self.lines[number]
-        start = line.find(key)
-        return Where(line, max(start, 0) + 1, len(key), self.file, number + 1)
-
-    def sources(self, table: str, fields: Mapping[str, object]) -> dict[str, Source]:
-        """The text of each field and its place."""
-        found: dict[str, Source] = {}
-        for key, value in fields.items():
-            found[key] = self._source(table, key, value)
-            if key in {"params", "inputs"} and isinstance(value, Mapping):
-                for name, facts in value.items():
-                    found[f"{key}.{name}"] = self._source(table, f"{key}.{name}", facts)
-        return found
-
-    def _source(self, table: str, key: str, value: object) -> Source:
-        text = value if isinstance(value, str) else str(value)
-        label = f"{key} of {table!r}"
-        number = self._find(table, key)
-        if number is None:
-            return Source(text, label)
-        line = self.lines[number]
-        after = line.find("=") + 1
-        offset = line.find(text, after) if isinstance(value, str) else -1
-        if offset < 0 and isinstance(value, str):
-            # a text with escapes or of several lines stands nowhere as it is
-            return Source(text, f"{label} ({self.file}:{number + 1})")
-        if offset < 0:
-            # the written value: what stands after the equals sign
-            offset = after + len(line[after:]) - len(line[after:].lstrip())
-            text = line[offset:].rstrip()
-        return Source(text, label, self.file, number + 1, line, offset)
-
-
-def _plain(key: str) -> str:
-    return ".".join(part.strip().strip("\"'") for part in key.split("."))
-
-
 def dumps(variant: Variant) -> str:
     """A variant as TOML; loading it gives an equal one."""
     if isinstance(variant, Convolution):
         return _convolution_text(variant)
-    lines = [f"[{variant.name}]", f'feature_map = "{variant.feature_map}"']
-    number = variant.scale.number
-    if number is None:
-        lines.append('scale = "rsqrt(d)"')
-    else:
-        text = number_text(number)
-        quoted = "/" in text
-        lines.append(f'scale = "{text}"' if quoted else f"scale = {_toml_number(text)}")
-    if to_text(variant.score) != "s":
-        lines.append(f'score = "{to_text(variant.score)}"')
+    lines = [f"[{variant.name}]", *(() if variant.terms else _weight_lines(variant))]
     if variant.value is not None:
         lines.append(f'value = "{to_text(variant.value)}"')
-    if to_text(variant.mask) != "full":
-        lines.append(f'mask = "{to_text(variant.mask)}"')
     if variant.log_decay is not None:
         lines.append(f'log_decay = "{to_text(variant.log_decay)}"')
     if variant.sink is not None:
@@ -275,7 +234,28 @@ def dumps(variant: Variant) -> str:
         lines.append(f"dim = {{ qk = {variant.dim.qk}, v = {variant.dim.v} }}")
     if variant.heads is not None:
         lines.append(f"heads = {{ q = {variant.heads.q}, kv = {variant.heads.kv} }}")
+    for term in variant.terms:
+        lines += ["", f"[[{variant.name}.terms]]", *_weight_lines(term)]
+        if term.factor is not None:
+            lines.append(f'factor = "{to_text(term.factor)}"')
     return "\n".join(lines) + "\n"
+
+
+def _weight_lines(variant: Variant) -> list[str]:
+    """What a variant and a term say alike."""
+    lines = [f'feature_map = "{variant.feature_map}"']
+    number = variant.scale.number
+    if number is None:
+        lines.append('scale = "rsqrt(d)"')
+    else:
+        text = number_text(number)
+        quoted = "/" in text
+        lines.append(f'scale = "{text}"' if quoted else f"scale = {_toml_number(text)}")
+    if to_text(variant.score) != "s":
+        lines.append(f'score = "{to_text(variant.score)}"')
+    if to_text(variant.mask) != "full":
+        lines.append(f'mask = "{to_text(variant.mask)}"')
+    return lines
 
 
 def _convolution_text(variant: Convolution) -> str:

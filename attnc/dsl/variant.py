@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from attnc.dsl.canonical import canonical_text
+from attnc.dsl.digest import digest_of, meaning_facts
 from attnc.dsl.expr import Expr, used_names
 from attnc.dsl.text import number_text, to_text
 
@@ -60,7 +58,11 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """Everything about a variant but its name and the facts it is planned with."""
+    """Everything about a variant but its name and the facts it is planned with.
+
+    `terms` are those of a sum, variants without a value or a normaliser of their own; `factor` is
+    what the weights of a term are multiplied by.
+    """
 
     feature_map: FeatureMap
     scale: Scale
@@ -73,6 +75,8 @@ class Meaning:
     chunk: int | str
     params: tuple[Declared, ...]
     inputs: tuple[Declared, ...]
+    factor: Expr | None = None
+    terms: tuple[Variant, ...] = ()
 
 
 class Variant:
@@ -219,42 +223,36 @@ class Variant:
         return self.meaning.inputs
 
     @property
+    def factor(self) -> Expr | None:
+        """What the weights of a term are multiplied by, None for 1."""
+        return self.meaning.factor
+
+    @property
+    def terms(self) -> tuple[Variant, ...]:
+        """The terms of a sum; none where there is one weight."""
+        return self.meaning.terms
+
+    @property
     def family(self) -> str:
         """`softmax` where the weight is exp(score), else `state`."""
         return "softmax" if self.feature_map.kind == "softmax" else "state"
 
     @property
+    def has_lse(self) -> bool:
+        """Whether a call can return the log of what each row is divided by."""
+        return self.family in {"softmax", "terms"}
+
+    @property
     def used(self) -> frozenset[str]:
         """Names of the declared tensors that some expression reads."""
-        named = used_names(self.score, self.value, self.log_decay, self.sink)
-        return named | frozenset(self.mask_form.all_tensors)
+        named = used_names(self.score, self.value, self.log_decay, self.sink, self.factor)
+        of_terms = [term.used for term in self.terms]
+        return named.union(self.mask_form.all_tensors, *of_terms)
 
     @property
     def digest(self) -> str:
         """sha256 of the meaning alone: not the name, the key order or the white space."""
-        used = self.used
-        declared = sorted(
-            [tensor.name, list(tensor.shape), tensor.grad, tensor.kind]
-            for tensor in (*self.params, *self.inputs)
-            if tensor.name in used
-        )
-        phi = self.feature_map.phi
-        facts = {
-            "feature_map": str(self.feature_map) if phi is None else canonical_text(phi),
-            "scale": str(self.scale),
-            "score": canonical_text(self.score),
-            "mask": str(self.mask_form),
-            "log_decay": None if self.log_decay is None else canonical_text(self.log_decay),
-            "normalize": self.normalize,
-            "chunk": self.chunk,
-            "declared": declared,
-        }
-        if self.value is not None:
-            facts["value"] = canonical_text(self.value)
-        if self.sink is not None:
-            facts["sink"] = canonical_text(self.sink)
-        text = json.dumps(facts, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(meaning_facts(self))
 
     @property
     def summary(self) -> str:
