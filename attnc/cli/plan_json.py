@@ -72,7 +72,7 @@ def _pass_object(step: PassPlan, compiled: Compiled | None) -> dict[str, object]
         "buffers": [asdict(use) for use in cost.buffers],
         "loops": [
             {"start": loop.start, "stop": loop.stop, "note": loop.note, "masked": loop.masked}
-            for loop in step.kernel.loops
+            for loop in step.kernel.every_loop
         ],
         "compiled": None if compiled is None else _compiled_object(step, compiled),
     }

@@ -110,7 +110,7 @@ def _print_pass(
         f"{cost.hbm_bytes / 1e6:,.1f} MB of HBM, {cost.flops / 1e9:,.2f} GFLOP, "
         f"{cost.time_us:,.1f} us at the roofline",
     )
-    for loop in step.kernel.loops:
+    for loop in step.kernel.every_loop:
         _fact_line(screen, "loop", f"{loop.start} .. {loop.stop}: {loop.note}")
 
 

@@ -31,16 +31,21 @@ def estimate(
     `release` is the Triton whose allocator is predicted: the newest by default, so that a plan does
     not depend on what is installed.
     """
-    sram = sram_of(
-        kernel.graph,
-        tiles,
-        io=io,
-        num_warps=num_warps,
-        num_stages=num_stages,
-        device=device,
-        precision=precision,
-        release=release,
-    )
+    # walks run one after the other: the hungriest decides
+    walks = [
+        sram_of(
+            graph,
+            tiles,
+            io=io,
+            num_warps=num_warps,
+            num_stages=num_stages,
+            device=device,
+            precision=precision,
+            release=release,
+        )
+        for graph in kernel.graph.walks
+    ]
+    sram = max(walks, key=lambda found: found.nbytes)
     hbm_bytes, flops = work
     rate = device.tflops * 1e12 * (1.0 if DTYPES[io] == 2 else 0.12)
     time_us = max(hbm_bytes / (device.tbps * 1e12), flops / rate) * 1e6

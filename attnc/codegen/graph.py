@@ -35,7 +35,8 @@ class Node:
 
     `shape` is in tile letters (`("BT", "BS")`), `dtype` is `io` (the tensors' type), `acc` (the
     accumulator's), or a fixed type. `masked_only` nodes appear in loops with mask code alone;
-    `edge_guard` guards a load there alone.
+    `edge_guard` guards a load there alone. `walk` numbers the loops of a step, for kernels that
+    walk their tiles more than once.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Node:
     into: str = ""
     masked_only: bool = False
     carried: bool = False
+    walk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +68,30 @@ class KernelGraph:
     flow: nx.DiGraph = field(compare=False)
     loop: str = ""
 
-    def nodes(self, region: str | None = None, *, masked: bool = True) -> Iterator[Node]:
-        """Nodes in dependence order, ties by program order."""
+    def nodes(
+        self, region: str | None = None, *, masked: bool = True, walk: int | None = None
+    ) -> Iterator[Node]:
+        """Nodes in dependence order, ties by program order; of all walks where `walk` is None."""
         order = nx.lexicographical_topological_sort(
             self.flow, key=lambda name: self.flow.nodes[name]["order"]
         )
         for name in order:
             node: Node = self.flow.nodes[name]["node"]
-            if (region is None or node.region == region) and (masked or not node.masked_only):
+            if region not in {None, node.region} or (node.masked_only and not masked):
+                continue
+            if walk is None or node.region != STEP or node.walk == walk:
                 yield node
+
+    @property
+    def walks(self) -> tuple[KernelGraph, ...]:
+        """The graph as each walk runs it, without the steps of the others."""
+        steps = {node.name: node.walk for node in self.nodes(STEP)}
+        numbers = sorted(set(steps.values()))
+        if len(numbers) < 2:
+            return (self,)
+        return tuple(
+            replace(self, flow=nx.freeze(_without(self.flow, steps, number))) for number in numbers
+        )
 
     def node(self, name: str) -> Node:
         """The node of one statement."""
@@ -107,19 +124,34 @@ class KernelGraph:
         return "\n".join(lines)
 
 
+def _without(flow: nx.DiGraph, steps: dict[str, int], walk: int) -> nx.DiGraph:
+    kept = nx.DiGraph(flow)
+    kept.remove_nodes_from([name for name, number in steps.items() if number != walk])
+    return kept
+
+
 class GraphBuilder:
-    """Collects nodes in program order and ties each to the latest writer of what it reads."""
+    """Collects nodes in program order and ties each to the latest writer of what it reads.
+
+    `walk` is the number of the walk that steps are added to.
+    """
 
     def __init__(self, kernel: str) -> None:
         self.kernel = kernel
         self.flow = nx.DiGraph()
         self.loop = ""
+        self.walk = 0
         self._writer: dict[str, str] = {}
 
     def add(self, node: Node) -> Node:
         """Add a node; its reads become edges that carry shape, dtype and residency."""
         if node.op not in OPS or node.region not in REGIONS:
             raise AssertionError(f"unknown operation {node.op!r} or region {node.region!r}")
+        if self.walk:
+            if node.region != STEP and self._stands(node):
+                return node
+            walk = self.walk if node.region == STEP else 0
+            node = replace(node, name=f"{node.name}, term {self.walk + 1}", walk=walk)
         if node.name in self.flow:
             raise AssertionError(f"two statements are called {node.name!r}")
         self.flow.add_node(node.name, node=node, order=self.flow.number_of_nodes())
@@ -143,6 +175,14 @@ class GraphBuilder:
             self._order_after_readers(node)
             self._writer[node.buffer] = node.name
         return node
+
+    def _stands(self, node: Node) -> bool:
+        """Whether another walk has made the same statement once for all."""
+        return any(
+            (other.region, other.buffer, other.lines, other.address)
+            == (node.region, node.buffer, node.lines, node.address)
+            for other in nx.get_node_attributes(self.flow, "node").values()
+        )
 
     def map(
         self, buffer: str, region: str, shape: tuple[str, ...], *lines: str, **facts: Any

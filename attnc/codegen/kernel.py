@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from attnc.codegen.graph import KernelGraph
@@ -33,6 +34,16 @@ class TensorArgument:
 
 
 @dataclass(frozen=True, slots=True)
+class Walk:
+    """The loops of one term over its own tiles, after the `lines` that bound them."""
+
+    note: str
+    lines: tuple[str, ...]
+    loops: tuple[KeyLoop, ...]
+    runs: Runs | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """One pass: what the planner measures and `render` prints with the template of its name.
 
@@ -40,6 +51,7 @@ class Kernel:
     them inside it. `head_lines` are setup lines that know the head of `outer`, `sequence_lines`
     those that find the sequence of a program where several are packed. The divisibility of
     `specialized` scalars is compiled in, so that guards which compare with them keep loads wide.
+    A sum of terms has `walks`, one a term, in place of `loops` and `runs`.
     """
 
     name: str
@@ -55,20 +67,35 @@ class Kernel:
     head_lines: tuple[str, ...] = ()
     sequence_lines: tuple[str, ...] = ()
     specialized: tuple[str, ...] = ()
+    walks: tuple[Walk, ...] = ()
+
+    @property
+    def every_loop(self) -> tuple[KeyLoop, ...]:
+        """The loops in order, those of all walks."""
+        return self.loops or tuple(loop for walk in self.walks for loop in walk.loops)
 
     def over(self, ranges: KeyRange, declared: tuple[TensorArgument, ...]) -> Kernel:
         """The kernel with the loops of a mask; `declared` are the tensors that bound them."""
         by_head = ranges.per_head and bool(self.outer)
-        known = {tensor.name for tensor in self.tensors}
-        added = [tensor for tensor in declared if tensor.name not in known]
         return replace(
             self,
-            tensors=(*self.tensors, *added),
+            tensors=(*self.tensors, *self._unlike(declared)),
             setup_lines=() if by_head else ranges.lines,
             head_lines=ranges.lines if by_head else (),
             loops=ranges.loops,
             runs=ranges.runs,
         )
+
+    def over_terms(
+        self, ranges: Sequence[tuple[str, KeyRange]], declared: tuple[TensorArgument, ...]
+    ) -> Kernel:
+        """The kernel with a walk a term, each noted by what the term is."""
+        walks = tuple(Walk(note, r.lines, r.loops, r.runs) for note, r in ranges)
+        return replace(self, tensors=(*self.tensors, *self._unlike(declared)), walks=walks)
+
+    def _unlike(self, tensors: tuple[TensorArgument, ...]) -> list[TensorArgument]:
+        known = {tensor.name for tensor in self.tensors}
+        return [tensor for tensor in dict.fromkeys(tensors) if tensor.name not in known]
 
     def tensor(self, name: str) -> TensorArgument | None:
         """The argument of that name, if the kernel has it."""

@@ -11,13 +11,13 @@ from attnc.codegen.gluon.kernel_text import helper_text, kernel_text
 from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL
 from attnc.codegen.header import header
-from attnc.codegen.kernel import Kernel
+from attnc.codegen.kernel import Kernel, Walk
 from attnc.codegen.launch import LaunchText, launch_text
 from attnc.codegen.plan import TRITON_TYPES, PassPlan, Plan
 from attnc.codegen.statement import Statement, statements
 from attnc.codegen.tables import feature_tables
 from attnc.codegen.template import environment, render_text
-from attnc.codegen.tile_range import KeyLoop
+from attnc.codegen.tile_range import KeyLoop, Runs
 
 _Launch = LaunchText | GradientLaunch | ConvolutionLaunch
 _TEMPLATES = {
@@ -82,6 +82,14 @@ class _Loop:
     header: str
     lines: tuple[str, ...]
     nodes: tuple[Statement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    note: str
+    lines: tuple[str, ...]
+    loops: tuple[_Loop, ...]
+    runs: Runs | None
 
 
 def kernel_symbol(plan: Plan, kernel: Kernel) -> str:
@@ -171,11 +179,13 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
     head, tail, finish = (
         tuple(statements(plan, kernel, region, masked=False)) for region in (HEAD, TAIL, FINISH)
     )
-    loops = tuple(_loop(plan, kernel, family, loop) for loop in kernel.loops)
+    walks = _walks(plan, kernel, family)
+    loops = tuple(loop for walk in walks for loop in walk.loops)
     body = [text for node in (*setup, *head, *tail, *finish) for text in node.texts()]
     body += [text for loop in loops for text in (loop.header, *loop.lines)]
     body += [text for loop in loops for node in loop.nodes for text in node.texts()]
     body += [*kernel.setup_lines, *kernel.head_lines, *kernel.sequence_lines]
+    body += [line for walk in walks for line in walk.lines]
     names = frozenset(re.findall(r"\w+", " ".join(body)))
     text = (
         environment()
@@ -191,11 +201,10 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             setup=setup,
             setup_lines=kernel.setup_lines,
             outer=kernel.outer,
-            runs=kernel.runs,
             head_lines=kernel.head_lines,
             sequence_lines=kernel.sequence_lines,
             head=head,
-            loops=loops,
+            walks=walks,
             tail=tail,
             finish=finish,
             precision=_precision(plan),
@@ -229,8 +238,22 @@ def _precision(plan: Plan) -> str:
     return f', input_precision="{plan.precision}"' if plan.dtype == "fp32" else ""
 
 
-def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop) -> _Loop:
-    nodes = tuple(statements(plan, kernel, STEP, masked=loop.masked))
+def _walks(plan: Plan, kernel: Kernel, family: str) -> tuple[_Walk, ...]:
+    """The loops that a kernel runs one after the other, one group a term."""
+    walks = kernel.walks or (Walk("", (), kernel.loops, kernel.runs),)
+    return tuple(
+        _Walk(
+            walk.note,
+            walk.lines,
+            tuple(_loop(plan, kernel, family, loop, number) for loop in walk.loops),
+            walk.runs,
+        )
+        for number, walk in enumerate(walks)
+    )
+
+
+def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop, walk: int) -> _Loop:
+    nodes = tuple(statements(plan, kernel, STEP, masked=loop.masked, walk=walk))
     needed = set(re.findall(r"\w+", " ".join(text for node in nodes for text in node.texts())))
     pattern = _HEADERS.get(kernel.name) or _HEADERS.get(
         family, "for i_c in range({start}, {stop}):"

@@ -33,9 +33,11 @@ class Statement:
         yield from (self.suffix, self.into)
 
 
-def statements(plan: Plan, kernel: Kernel, region: str, *, masked: bool) -> Iterable[Statement]:
+def statements(
+    plan: Plan, kernel: Kernel, region: str, *, masked: bool, walk: int | None = None
+) -> Iterable[Statement]:
     """The nodes of a region in order, those of masked loops where `masked`."""
-    for node in kernel.graph.nodes(region, masked=masked):
+    for node in kernel.graph.nodes(region, masked=masked, walk=walk):
         yield statement(plan, kernel, node, masked=masked)
 
 

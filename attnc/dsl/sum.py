@@ -87,7 +87,7 @@ class Sum(Variant):
         """sha256 of the meaning alone: not the name, the key order or the white space."""
         terms = [meaning_facts(term) for term in self.terms]
         whole = meaning_facts(self)
-        kept = {name: whole[name] for name in ("value", "sink") if name in whole}
+        kept: dict[str, object] = {n: whole[n] for n in ("value", "sink") if n in whole}
         return digest_of({"terms": terms, "declared": declared_facts(self), **kept})
 
     @property

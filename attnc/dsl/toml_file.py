@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from attnc.dsl.check import checked
 from attnc.dsl.convolution import Convolution
@@ -83,7 +84,7 @@ def loads(text: str, *, file: str = "<text>") -> dict[str, Variant]:
     return found
 
 
-def _variant(name: str, table: Mapping[str, object], lines: Places) -> Variant:
+def _variant(name: str, table: Mapping[str, Any], lines: Places) -> Variant:
     if "weight" in table:
         return _convolution(name, table, lines)
     if "terms" in table:
@@ -126,7 +127,7 @@ def _variant(name: str, table: Mapping[str, object], lines: Places) -> Variant:
     return Variant.from_checked(checked(fields))
 
 
-def _convolution(name: str, table: Mapping[str, object], lines: Places) -> Variant:
+def _convolution(name: str, table: Mapping[str, Any], lines: Places) -> Variant:
     for key in table:
         if key in FILTER_KEYS:
             continue
@@ -150,7 +151,7 @@ def _convolution(name: str, table: Mapping[str, object], lines: Places) -> Varia
     return Convolution.from_checked(checked_convolution(fields))
 
 
-def _sum(name: str, table: Mapping[str, object], lines: Places) -> Variant:
+def _sum(name: str, table: Mapping[str, Any], lines: Places) -> Variant:
     for key in table:
         if key in SUM_KEYS:
             continue
@@ -179,7 +180,7 @@ def _sum(name: str, table: Mapping[str, object], lines: Places) -> Variant:
     terms = tuple(_term(name, number, term, lines) for number, term in enumerate(listed, 1))
     rest = {key: value for key, value in table.items() if key != "terms"}
     sources = lines.sources(name, table)
-    fields = Fields(name=name, feature_map=None, scale=None, sources=sources, terms=terms, **rest)  # type: ignore[arg-type]
+    fields = Fields(name=name, feature_map=None, scale=None, sources=sources, terms=terms, **rest)
     return Sum.from_checked(checked_sum(fields))
 
 
