@@ -17,7 +17,7 @@ def check(which: str) -> int:
     found = find(which)
     screen = console()
     for variant in found.variants:
-        text = Text.assemble(("ok ", "green"), (variant.name, "bold"), f": {variant.family} family")
+        text = Text.assemble(("ok ", "green"), (variant.name, "bold"), f": {_kind(variant)}")
         screen.print(text, soft_wrap=True)
         screen.print(f"   {variant.summary}", soft_wrap=True)
         screen.print(f"   forms: {', '.join(forms_of(variant))}{_why(variant)}", soft_wrap=True)
@@ -26,11 +26,15 @@ def check(which: str) -> int:
     return OK
 
 
+def _kind(variant: Variant) -> str:
+    return "a sum of terms" if variant.terms else f"{variant.family} family"
+
+
 def forms_of(variant: Variant) -> tuple[str, ...]:
     """The legal forms of a variant; `attnc explain` prints the algebra's reason for each."""
     if variant.family == "conv":
         return ("toeplitz", "fft")
-    if variant.family == "softmax":
+    if variant.has_lse:
         return ("online",)
     if is_causal(variant.mask_form):
         return ("parallel", "chunked", "recurrent")
@@ -38,7 +42,7 @@ def forms_of(variant: Variant) -> tuple[str, ...]:
 
 
 def _why(variant: Variant) -> str:
-    if variant.family == "softmax" or is_causal(variant.mask_form):
+    if variant.has_lse or is_causal(variant.mask_form):
         return ""
     if variant.mask_form == FULL:
         return " (recurrent needs a mask that is exactly causal)"

@@ -27,7 +27,7 @@ def list_variants(*, as_json: bool) -> int:
         rows.add_row(
             variant.name,
             variant.family,
-            str(variant.feature_map),
+            _feature_maps(variant),
             to_text(variant.mask),
             _decay(variant) or ("-" if score == "s" else score),
             variant.normalize,
@@ -43,7 +43,7 @@ def as_object(variant: Variant) -> dict[str, object]:
     return {
         "name": variant.name,
         "family": variant.family,
-        "feature_map": str(variant.feature_map),
+        "feature_map": _feature_maps(variant),
         "scale": str(variant.scale),
         "score": to_text(variant.score),
         "mask": to_text(variant.mask),
@@ -56,6 +56,10 @@ def as_object(variant: Variant) -> dict[str, object]:
         "digest": variant.digest,
         "file": str(files("attnc") / "ops" / "variants" / f"{variant.name}.toml"),
     }
+
+
+def _feature_maps(variant: Variant) -> str:
+    return " + ".join(str(part.feature_map) for part in variant.terms or (variant,))
 
 
 def _decay(variant: Variant) -> str | None:

@@ -32,7 +32,8 @@ class Algebra:
 
     `coefficients` are those of the weight as a polynomial in s, lowest degree first (state family).
     `heads_differ` says whether query heads of one key/value head need a state each.
-    `decay` is None, `"constant"` (one value a head) or `"gated"` (one a token).
+    `decay` is None, `"constant"` (one value a head) or `"gated"` (one a token). A sum has `terms`,
+    and its own mask is what they see together; `factor` multiplies the weights of a term.
     """
 
     family: str
@@ -53,6 +54,9 @@ class Algebra:
     causal: bool
     within_causal: bool
     forms: tuple[FormVerdict, ...]
+    factor: sympy.Expr | None = None
+    factor_refs: tuple[Ref, ...] = ()
+    terms: tuple[Algebra, ...] = ()
 
     @property
     def degree(self) -> int:
@@ -75,9 +79,26 @@ class Algebra:
         return bool(self.score == symbol("s"))
 
     @property
+    def has_lse(self) -> bool:
+        """Whether rows are divided by a sum that is kept as its log."""
+        return self.normalize == "softmax"
+
+    @property
+    def weight(self) -> str:
+        """The weight as text, its factor in front."""
+        if self.family == "softmax":
+            text = f"exp({self.score})"
+        else:
+            s = symbol("s")
+            powers = enumerate(self.coefficients)
+            total = sum(sympy.Rational(c.numerator, c.denominator) * s**m for m, c in powers)
+            text = str(total)
+        return text if self.factor is None else f"{self.factor} * ({text})"
+
+    @property
     def keeps_state(self) -> FormVerdict:
         """Whether a call can hand a state to the next: a fold over tokens does, a sum does not."""
-        return self.legal("chunked") if self.family == "softmax" else self.legal("recurrent")
+        return self.legal("recurrent") if self.family == "state" else self.legal("chunked")
 
     def legal(self, form: str) -> FormVerdict:
         """The verdict on one form."""
@@ -85,15 +106,12 @@ class Algebra:
 
     def __str__(self) -> str:
         lines = [f"family     {self.family}"]
-        if self.family == "softmax":
-            lines.append(f"weight     exp({self.score})")
-        else:
-            s = symbol("s")
-            weight = sum(
-                (sympy.Rational(c.numerator, c.denominator) * s**m)
-                for m, c in enumerate(self.coefficients)
-            )
-            lines.append(f"weight     {weight}")
+        for number, term in enumerate(self.terms, 1):
+            lines.append(f"term {number}     {term.weight} where {term.mask}")
+            if term.phi is not None:
+                lines.append(f"phi(x)     {term.phi}, in term {number}")
+        if not self.terms:
+            lines.append(f"weight     {self.weight}")
             if self.phi is not None:
                 lines.append(f"phi(x)     {self.phi}")
         if self.log_decay is not None:
@@ -113,6 +131,8 @@ class Algebra:
 
 def analyse(variant: Variant) -> Algebra:
     """Derive the algebra of a checked variant."""
+    if variant.terms:
+        return _analyse_sum(variant)
     feature_map = variant.feature_map
     causal = is_causal(variant.mask_form)
     softmax = variant.family == "softmax"
@@ -136,6 +156,42 @@ def analyse(variant: Variant) -> Algebra:
         causal=causal,
         within_causal=within_causal(variant.mask_form),
         forms=_forms(softmax, causal, variant.mask_form == FULL, packed=variant.mask_form.packed),
+        factor=None if variant.factor is None else to_sympy(variant.factor),
+        factor_refs=refs_of(variant.factor),
+    )
+
+
+def _analyse_sum(variant: Variant) -> Algebra:
+    """The algebra of a sum: its terms', and what they share.
+
+    Its normaliser is kept as its log, as a softmax's is.
+    """
+    apart = "its terms see different keys, and a state for some of them is not kept yet"
+    return Algebra(
+        family=variant.family,
+        normalize="softmax",
+        coefficients=(),
+        phi=None,
+        score=None,
+        score_refs=(),
+        value=None if variant.value is None else to_sympy(variant.value),
+        value_refs=refs_of(variant.value),
+        log_decay=None,
+        decay=None,
+        decay_refs=(),
+        heads_differ=_uses_head(variant.value),
+        sink=None if variant.sink is None else to_sympy(variant.sink),
+        sink_refs=refs_of(variant.sink),
+        mask=variant.mask_form,
+        causal=is_causal(variant.mask_form),
+        within_causal=within_causal(variant.mask_form),
+        forms=(
+            FormVerdict("online", True, "every term folds into one (maximum, sum, accumulator)"),
+            FormVerdict("parallel", False, "the online form is a sum's own"),
+            FormVerdict("chunked", False, apart),
+            FormVerdict("recurrent", False, apart),
+        ),
+        terms=tuple(analyse(term) for term in variant.terms),
     )
 
 

@@ -35,6 +35,12 @@ def decode_form(request: Request, algebra: Algebra) -> tuple[str, str]:
         PlanError: the variant has no decode, and why.
     """
     name = request.variant.name
+    if algebra.terms:
+        raise PlanError(
+            f"{name!r} has no decode",
+            notes=("its terms would keep a cache and a state, and no step reads both yet",),
+            hints=("call the op with one query and all keys: TQ = 1 ends at the last key",),
+        )
     if algebra.family == "softmax":
         if not algebra.within_causal:
             raise PlanError(

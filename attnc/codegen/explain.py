@@ -94,5 +94,7 @@ def _pass_lines(step: PassPlan, plan: Plan) -> list[str]:
         lines.append(
             f"  {use.name:<10} [{shape}] {use.dtype}{times}: {use.nbytes * use.copies:,} B"
         )
-    lines.extend(f"  loop {loop.start} .. {loop.stop}: {loop.note}" for loop in step.kernel.every_loop)
+    lines.extend(
+        f"  loop {loop.start} .. {loop.stop}: {loop.note}" for loop in step.kernel.every_loop
+    )
     return lines

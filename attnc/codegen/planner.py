@@ -160,7 +160,7 @@ def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
             )
         return request.form, "asked for"
     chunked = algebra.legal("chunked")
-    if algebra.family == "softmax":
+    if algebra.legal("online").legal:
         return "online", algebra.legal("online").reason
     if chunked.legal:
         return "chunked", chunked.reason

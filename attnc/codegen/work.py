@@ -10,6 +10,7 @@ from attnc.codegen.graph import STEP, Node
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, Request, item_bytes
 from attnc.dsl.mask import MaskForm
+from attnc.dsl.variant import Variant
 
 _SAMPLED_ROWS = 64
 
@@ -22,6 +23,11 @@ def visible_fraction(mask: MaskForm, tq: int, tk: int) -> float:
     rows = range(0, tq, max(1, tq // _SAMPLED_ROWS))
     seen = sum(_visible_keys(mask, row + tk - tq, tk) for row in rows)
     return seen / (len(rows) * tk)
+
+
+def visited_fraction(variant: Variant, tq: int, tk: int) -> float:
+    """The share of the pairs that are computed: those of every term, where there are several."""
+    return sum(visible_fraction(p.mask_form, tq, tk) for p in variant.terms or (variant,))
 
 
 def _visible_keys(mask: MaskForm, position: int, tk: int) -> int:
@@ -55,11 +61,11 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
     v = work.batch * work.tk * work.hkv * value_dim * size
     o = work.batch * work.tq * work.hq * value_dim * size
     if kernel.name in {"online", "parallel"}:
-        share = visible_fraction(request.variant.mask_form, work.tq, work.tk)
+        share = visited_fraction(request.variant, work.tq, work.tk)
         pairs = work.batch * work.hq * work.tq * work.tk * share
         return float(q + k + v + o), 2.0 * pairs * (head_dim + value_dim)
     if kernel.name in {"dq", "dkv"}:
-        share = visible_fraction(request.variant.mask_form, work.tq, work.tk)
+        share = visited_fraction(request.variant, work.tq, work.tk)
         pairs = work.batch * work.hq * work.tq * work.tk * share
         # scores and do.v again, then one product a gradient
         columns = 2 * head_dim + value_dim if kernel.name == "dq" else 2 * (head_dim + value_dim)

@@ -17,7 +17,7 @@ from attnc.dsl.expr import Call, Expr, Name, Ref, walk
 from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.dsl.variant import Declared, Variant
 from attnc.ops.evaluate import Scope, evaluate
-from attnc.ops.reference_block import Run
+from attnc.ops.reference_run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,12 @@ def draw_inputs(
     q = normal(shape.batch, shape.tq, shape.hq, shape.qk)
     k = normal(shape.batch, shape.tk, shape.hkv, shape.qk)
     v = normal(shape.batch, shape.tk, shape.hkv, shape.v)
-    if variant.feature_map.phi is None:
+    weights = variant.terms or (variant,)
+    scales = [w.scale.value(shape.qk) for w in weights if w.feature_map.phi is None]
+    if scales:
         # scale * q.k then has a standard deviation of 1, whatever the scale
-        k = k / max(1e-6, abs(variant.scale.value(shape.qk)) * sqrt(shape.qk))
-    if variant.normalize == "sum" and _changes_sign(variant):
+        k = k / max(1e-6, *(abs(scale) * sqrt(shape.qk) for scale in scales))
+    if variant.normalize == "sum" and any(_changes_sign(w) for w in weights):
         # a sum of weights of both signs comes near 0, and no arithmetic survives that
         q, k = q.abs(), k.abs()
     if variant.normalize == "none":
@@ -113,6 +115,8 @@ def draw_inputs(
 
 
 def _changes_sign(variant: Variant) -> bool:
+    if variant.family == "softmax":
+        return False
     grid = torch.linspace(-8, 8, 321, dtype=torch.float64)
     scope = Scope({"x": grid}, lambda ref: grid, torch.float64, grid.device)
     if variant.feature_map.phi is not None:
@@ -139,7 +143,9 @@ def _padded(x: Tensor) -> Tensor:
 def _draw_tensors(
     variant: Variant, shape: Shape, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
-    positive = _takes_logarithms(variant.score) or _takes_logarithms(variant.value)
+    scores = [part.score for part in (variant, *variant.terms)]
+    positive = any(map(_takes_logarithms, (variant.value, *scores)))
+    factors = [names_in(term.factor) for term in variant.terms if term.factor is not None]
     drawn = {}
     for declared in (*variant.params, *variant.inputs):
         sizes = shape.lengths(declared.shape)
@@ -156,7 +162,7 @@ def _draw_tensors(
         elif declared.name in variant.mask_tensors:
             # bounds of the mask, from no key to all of them
             value = torch.randint(0, shape.tk + 1, sizes, generator=generator).to(torch.float32)
-        elif declared.kind == "param" or positive:
+        elif declared.kind == "param" or positive or any(declared.name in f for f in factors):
             value = 0.02 + 0.5 * torch.rand(sizes, generator=generator)
         else:
             value = 0.5 * torch.randn(sizes, generator=generator)

@@ -65,8 +65,8 @@ class Op(Decoding):
 
     @property
     def softmax(self) -> bool:
-        """Whether the variant belongs to the softmax family, and has an lse."""
-        return self._algebra.family == "softmax"
+        """Whether there is an lse: of the softmax family, and of sums of terms."""
+        return self._algebra.has_lse
 
     @property
     def keeps_row_sums(self) -> bool:

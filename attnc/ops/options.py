@@ -31,17 +31,17 @@ def check_options(
         InputError: an lse, a state, a form or a precision that is not there for these sizes.
         PlanError: a form that is not legal.
     """
-    softmax = algebra.family == "softmax"
+    kind = "is a sum of terms" if algebra.terms else f"belongs to the {algebra.family} family"
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is neither 'fp32' nor 'tf32'")
-    if return_lse and not softmax:
+    if return_lse and not algebra.has_lse:
         raise InputError(
-            f"{name!r} has no lse: it belongs to the {algebra.family} family",
+            f"{name!r} has no lse: it {kind}",
             hints=("return_state=True gives what a later call continues from",),
         )
-    if stateful and softmax:
+    if stateful and algebra.has_lse:
         raise InputError(
-            f"{name!r} has no state: it belongs to the softmax family",
+            f"{name!r} has no state: it {kind}",
             notes=(algebra.legal("chunked").reason,),
             hints=("return_lse=True gives what combines with another call's keys",),
         )

@@ -75,7 +75,7 @@ class PackagedOp:
             tuple(t for t in tensors if t.kind == "input"),
             tuple(self._facts["mask_tensors"]),
         )
-        self.softmax: bool = self._facts["family"] == "softmax"
+        self.softmax: bool = self._facts["family"] in {"softmax", "terms"}
         self.keeps_row_sums: bool = self._facts["normalize"] != "none"
         self.tensor_names = tuple(tensor.name for tensor in tensors)
         self._modules = [m for m in package.manifest["modules"] if m["variant"] == name]

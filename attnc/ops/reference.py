@@ -3,6 +3,8 @@
     s(i,j) = scale * phi(q_i) . phi(k_j), then score(s, i, j, h, b, params)
     o_i    = 1/n_i * sum_j M(i,j) * w(s) * exp(G_i - G_j) * v_j
 
+and for a sum of terms the same over all terms, each with its own s, M and w, under one n_i.
+
 `reference` computes it in fp64. `pt` computes the same with every intermediate rounded to the
 working dtype, decay exponents in fp32: what eager torch would have got, hence the tolerance.
 """
@@ -18,7 +20,8 @@ from torch import Tensor
 from attnc.dsl.sequences import alone_of
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
-from attnc.ops.reference_block import Run
+from attnc.ops.reference_block import blocks
+from attnc.ops.reference_run import Run
 from attnc.ops.sequences import sequences_of
 
 
@@ -107,8 +110,8 @@ def attend(
         out = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=dtype)
         lse = q.new_zeros((q.shape[0], q.shape[2], q.shape[1]), dtype=dtype)
         sums = run.decay_sums()
-        for block in run.blocks(sums):
-            values, block_lse = block.softmax() if run.softmax else (block.weighted(), None)
+        for block in blocks(run, sums):
+            values, block_lse = block.attended()
             out[block.batch, block.rows, block.heads] = values.transpose(1, 2)
             if block_lse is not None:
                 lse[block.batch, block.heads, block.rows] = block_lse

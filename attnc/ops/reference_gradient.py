@@ -14,7 +14,8 @@ from torch import Tensor
 
 from attnc.dsl.sequences import alone_of
 from attnc.dsl.variant import Variant
-from attnc.ops.reference_block import Run
+from attnc.ops.reference_block import blocks
+from attnc.ops.reference_run import Run
 from attnc.ops.sequences import sequences_of
 
 
@@ -78,9 +79,9 @@ def reference_gradients(
                 assert collected is not None
                 collected.add_(found[-1])
 
-        for block in run.blocks(held):
+        for block in blocks(run, held):
             place = (block.batch, block.rows, block.heads)
-            values, lse = block.softmax() if run.softmax else (block.weighted(), None)
+            values, lse = block.attended()
             values = values if rounding is None else run.round(values)
             loss = (values.transpose(1, 2) * incoming.out[place].to(dtype)).sum()
             if lse is not None and incoming.lse is not None:

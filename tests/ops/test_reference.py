@@ -13,7 +13,7 @@ import torch
 from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
-from attnc.ops import reference_block
+from attnc.ops import reference_run
 from attnc.ops.criterion import check
 from attnc.ops.reference import attend, pt, reference
 from tests.oracle import Decay, Formula, attention, recurrence
@@ -209,7 +209,7 @@ def test_reference_is_the_formula_pair_by_pair(case, size):
 def test_blocks_of_rows_and_heads_change_nothing(case, monkeypatch):
     found = arrays(case, 9, 9)
     whole = reference(case.variant, *qkv(found), as_tensors(case, found))
-    monkeypatch.setitem(reference_block.BLOCK_ENTRIES, "cpu", 40)
+    monkeypatch.setitem(reference_run.BLOCK_ENTRIES, "cpu", 40)
     pieces = reference(case.variant, *qkv(found), as_tensors(case, found))
     torch.testing.assert_close(pieces, whole, rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -261,7 +261,7 @@ def no_decay(t: int, h: int, b: int) -> float:
 
 @pytest.mark.parametrize("blocks", [1 << 22, 60], ids=["one block", "many blocks"])
 def test_a_taylor_state_goes_in_and_out_as_the_textbook_has_it(blocks, monkeypatch):
-    monkeypatch.setitem(reference_block.BLOCK_ENTRIES, "cpu", blocks)
+    monkeypatch.setitem(reference_run.BLOCK_ENTRIES, "cpu", blocks)
     case = next(case for case in CASES if case.name == "based")
     found = arrays(case, 9, 9)
     start = np.random.default_rng().uniform(0.5, 1.0, size=(2, 2, 15 + 5 + 1, 3 + 1))

@@ -10,11 +10,21 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
-from attnc.codegen.kernels.online import finish_online, online_step, start_online
+from attnc.codegen.kernels.online import finish_online, start_online
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
 from attnc.codegen.kernels.sequences import in_sequences
 from attnc.codegen.kernels.sink import load_score
+from attnc.codegen.kernels.terms import (
+    Part,
+    factor_nodes,
+    load_terms,
+    loads_of,
+    map_queries,
+    over_parts,
+    parts_of,
+    term_step,
+)
 from attnc.codegen.kernels.value import (
     STREAMED,
     load_value,
@@ -25,7 +35,7 @@ from attnc.codegen.kernels.value import (
 from attnc.codegen.kernels.visible import bound_arguments, document_refs, masked_documents
 from attnc.codegen.printer import Printer
 from attnc.codegen.tile_range import key_range
-from attnc.dsl.variant import Variant
+from attnc.dsl.variant import Declared, Variant
 
 AXES = {
     "b": Axis("i_b", ""),
@@ -46,8 +56,8 @@ def attend_kernel(
     min_columns: int = 16,
 ) -> Kernel:
     """The online or the parallel kernel of a variant at head dims (K, V)."""
-    online = algebra.family == "softmax"
-    scale = variant.scale.value(dims[0])
+    online = algebra.has_lse
+    parts = parts_of(variant, algebra)
     k_mask = ragged_columns("m_k", dims[0])
     v_mask = ragged_columns("m_v", dims[1], min_columns)
     builder = GraphBuilder("online" if online else "parallel")
@@ -55,42 +65,54 @@ def attend_kernel(
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
     values = load_value(variant, algebra, STREAMED)
     setup_nodes(builder, values)
-    _load_queries(builder, algebra, printer, k_mask)
+    _load_queries(builder, parts, printer, k_mask)
+    factor_nodes(builder, parts, loaded, printer, logs=True)
     if online:
         start_online(builder, algebra, loaded, printer)
     else:
         start_parallel(builder, algebra)
     builder.fold("b_o", SETUP, ("BT", "BV"), "b_o = tl.zeros([BT, BV], ACC)", note="accumulator")
-
-    _load_keys(builder, algebra, printer, k_mask)
-    left = Operand("b_q", "b_q", ("BT", "BK"))
-    right = Operand("b_k", "tl.trans(b_k)", ("BK", "BS"), transposed=True)
-    builder.dot("b_s", STEP, ("BT", "BS"), left, right, note="[BT, BK] @ [BK, BS]")
-    builder.extend(node for node in loaded.nodes if node.region == STEP)
-    if online:
-        weights = online_step(builder, algebra, scale, loaded, printer)
-    else:
-        weights = parallel_step(builder, algebra, scale, loaded, printer)
-    _load_values(builder, algebra, values, printer, v_mask)
-    _fold_values(builder, weights)
+    for part in parts:
+        builder.walk = part.number
+        read = loads_of(part, loaded)
+        _load_keys(builder, part.algebra, printer, k_mask)
+        left = Operand(part.query, part.query, ("BT", "BK"))
+        right = Operand("b_k", "tl.trans(b_k)", ("BK", "BS"), transposed=True)
+        builder.dot("b_s", STEP, ("BT", "BS"), left, right, note="[BT, BK] @ [BK, BS]")
+        builder.extend(node for node in read.nodes if node.region == STEP)
+        scale = part.variant.scale.value(dims[0])
+        if online:
+            weights = term_step(builder, part, scale, read, printer)
+        else:
+            weights = parallel_step(builder, algebra, scale, read, printer)
+        _load_values(builder, algebra, values, printer, v_mask)
+        _fold_values(builder, weights)
+    builder.walk = 0
 
     if online:
         finish_online(builder, algebra)
     else:
-        finish_parallel(builder, algebra, scale)
+        finish_parallel(builder, algebra, variant.scale.value(dims[0]))
     builder.store(
         FINISH, ("BT", "BV"), "b_o.to(o.dtype.element_ty)",
         name="store o", reads=("b_o",), tensor="o", note="[BT, BV]",
         address="p_o + r_t[:, None] * HQ * V + o_v[None, :]",
         guard="m_t[:, None] & m_v[None, :]",
     )  # fmt: skip
-    ranges = key_range(algebra.mask)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if algebra.decay == "gated" else ()))
     constants = ("K", "V", "BT", "BS", "BK", "BV")
     tensors = with_tensors(_tensors(algebra, loaded, online), values)
     kernel = Kernel(builder.kernel, "", tensors, scalars, constants, builder.build())
-    declared = (*variant.params, *variant.inputs)
-    return in_sequences(kernel.over(ranges, bound_arguments(ranges, declared)), algebra)
+    kernel = over_keys(kernel, parts, (*variant.params, *variant.inputs))
+    return in_sequences(kernel, algebra)
+
+
+def over_keys(kernel: Kernel, parts: tuple[Part, ...], declared: tuple[Declared, ...]) -> Kernel:
+    """The kernel with the loops over the keys of its rows, a walk a term where it is a sum."""
+    ranges = tuple(key_range(part.algebra.mask) for part in parts)
+    if parts[0].of_sum:
+        return kernel.over_terms(*over_parts(parts, ranges, declared))
+    return kernel.over(ranges[0], bound_arguments(ranges[0], declared))
 
 
 def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgument, ...]:
@@ -115,6 +137,8 @@ def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgu
 def _load_expression(variant: Variant, algebra: Algebra) -> Loaded:
     """Loads of what the score reads, or a constant decay; a gated one has its own pass."""
     declared = (*variant.params, *variant.inputs)
+    if algebra.terms:
+        return load_terms(algebra, declared, AXES, sink=True)
     if algebra.family == "softmax":
         return load_score(algebra, declared, AXES, sink=True)
     if algebra.decay != "constant":
@@ -127,7 +151,9 @@ def _load_expression(variant: Variant, algebra: Algebra) -> Loaded:
     return masked_documents(loaded, algebra, algebra.decay_refs)
 
 
-def _load_queries(builder: GraphBuilder, algebra: Algebra, printer: Printer, k_mask: str) -> None:
+def _load_queries(
+    builder: GraphBuilder, parts: tuple[Part, ...], printer: Printer, k_mask: str
+) -> None:
     guard = join_guards("m_t[:, None]", k_mask)
     shape = ("BT", "BK")
     builder.add(
@@ -135,7 +161,7 @@ def _load_queries(builder: GraphBuilder, algebra: Algebra, printer: Printer, k_m
             "b_q", "p_q", ("stride_q_t", "stride_q_k"), ("r_t", "o_k"), shape, SETUP, guard=guard
         )
     )
-    builder.extend(map_features("b_q", algebra.phi, shape, SETUP, printer, guard=guard))
+    map_queries(builder, parts, printer, region=SETUP, guard=guard)
 
 
 def _load_keys(builder: GraphBuilder, algebra: Algebra, printer: Printer, k_mask: str) -> None:

@@ -39,38 +39,50 @@ def online_step(
     printer: Printer,
     *,
     heads: bool = False,
+    shift: str = "",
 ) -> str:
     """Fold one key tile; the name of the tile of weights that meets v.
 
-    With `heads` the rows are query heads of one token, so that i_h is a vector.
+    With `heads` the rows are query heads of one token, so that i_h is a vector. `shift` is added
+    to every score, in log2.
     """
     tile = ("BT", "BS")
     # with a plain score and a positive scale, scaling folds into the exponent's one multiply-add
-    folded = algebra.plain_score and scale > 0
+    folded = algebra.plain_score and scale > 0 and not shift
     factor = f" * {number(scale * LOG2E)}" if folded else ""
     if not folded:
-        _score(builder, algebra, scale, loaded, printer, heads=heads)
+        _score(builder, algebra, scale, loaded, printer, heads=heads, shift=shift)
     hidden = 'b_s = tl.where(m_st, b_s, float("-inf"))'
     builder.map(
         "b_s", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
         name="visible", reads=("b_s", *(n.buffer for n in loaded.nodes)), masked_only=True,
         note="what the mask hides weighs exp(-inf) = 0",
     )  # fmt: skip
-    largest = f"b_mn = tl.maximum(b_m, tl.max(b_s, 1){factor})"
+    new_maximum(builder, f"tl.max(b_s, 1){factor}", "b_s")
+    weights = f"b_p = tl.exp2(b_s{factor} - b_ms[:, None])"
+    builder.map("b_p", STEP, tile, weights, reads=("b_s", "b_ms"))
+    fold_weights(builder)
+    return "b_p"
+
+
+def new_maximum(builder: GraphBuilder, largest: str, source: str) -> None:
+    """`b_mn`, the maximum with a tile's `largest`, and `b_a`, by which it rescales the sums."""
+    line = f"b_mn = tl.maximum(b_m, {largest})"
     note = "online softmax: the new maximum rescales what was summed so far"
-    builder.reduce("b_mn", STEP, ("BT",), largest, reads=("b_s", "b_m"), note=note)
+    builder.reduce("b_mn", STEP, ("BT",), line, reads=(source, "b_m"), note=note)
     # a row that has seen nothing subtracts 0, not -inf
     safe = 'b_ms = tl.where(b_mn == float("-inf"), 0.0, b_mn)'
     builder.map("b_ms", STEP, ("BT",), safe, reads=("b_mn",))
     builder.map("b_a", STEP, ("BT",), "b_a = tl.exp2(b_m - b_ms)", reads=("b_m", "b_ms"))
-    weights = f"b_p = tl.exp2(b_s{factor} - b_ms[:, None])"
-    builder.map("b_p", STEP, tile, weights, reads=("b_s", "b_ms"))
+
+
+def fold_weights(builder: GraphBuilder) -> None:
+    """Add the weights `b_p` to the sum, and rescale it and the accumulator."""
     total = "b_l = b_l * b_a + tl.sum(b_p, 1)"
     builder.fold("b_l", STEP, ("BT",), total, reads=("b_l", "b_a", "b_p"))
     builder.fold("b_m", STEP, ("BT",), "b_m = b_mn", reads=("b_mn",))
     rescaled = "b_o = b_o * b_a[:, None]"
     builder.fold("b_o", STEP, ("BT", "BV"), rescaled, name="rescale b_o", reads=("b_o", "b_a"))
-    return "b_p"
 
 
 def _score(
@@ -81,6 +93,7 @@ def _score(
     printer: Printer,
     *,
     heads: bool,
+    shift: str,
 ) -> None:
     assert algebra.score is not None
     setup, bindings = index_bindings(algebra.score)
@@ -99,7 +112,7 @@ def _score(
     lines.append(f"b_s = b_s * {number(scale)}")
     if not algebra.plain_score:
         lines.extend(_expression(algebra.score, {**bindings, **loaded.bindings}, printer))
-    lines.append(f"b_s = b_s * {number(LOG2E)}")
+    lines.append(f"b_s = b_s * {number(LOG2E)}" + (f" + {shift}" if shift else ""))
     reads = ("b_s", "f_index", *(node.buffer for node in loaded.nodes))
     note = "the declared score, in log2"
     builder.map("b_s", STEP, ("BT", "BS"), *lines, name="score", reads=reads, note=note)

@@ -58,17 +58,20 @@ def map_features(
     printer: Printer,
     *,
     guard: str,
+    source: str = "",
 ) -> tuple[Node, ...]:
     """phi of a loaded tile, in the accumulator's precision; padding is zero after phi.
 
-    phi(0) need not be 0: elu(0) + 1 is 1, and a padded column of ones would count.
+    The tile is `source`, `buffer` itself where that is not given. phi(0) need not be 0: elu(0) + 1
+    is 1, and a padded column of ones would count.
     """
     if phi is None:
         return ()
     # a name for each tensor: Triton keeps a name's shape through a loop
     channel = f"{buffer}x"
     bound = printer.bound({"x": channel})
-    lines = [f"{channel} = {buffer}.to(ACC)", *bound.statements(buffer, phi)]
+    source = source or buffer
+    lines = [f"{channel} = {source}.to(ACC)", *bound.statements(buffer, phi)]
     if guard:
         lines.append(f"{buffer} = tl.where({guard}, {buffer}, 0.0)")
     node = Node(
@@ -78,7 +81,7 @@ def map_features(
         region=region,
         shape=shape,
         dtype="io",
-        reads=(buffer,),
+        reads=(source,),
         note="phi, in the accumulator's precision",
         lines=tuple(lines),
     )
