@@ -78,7 +78,7 @@ MUTATIONS = (
     Mutation("queries' part of a state", f"{GRADIENT}/carry.py",
              "fold_state(builder, chunk, QUERIES)\n    states",
              "fold_state(builder, chunk, KEYS)\n    states"),
-    Mutation("the sink", f"{GRADIENT}/partial_sums.py",
+    Mutation("the sink", f"{GRADIENT}/sink_sums.py",
              "b_dsink = -tl.sum", "b_dsink = tl.sum"),
     Mutation("delta's rounding, by rows", f"{GRADIENT}/partial_sums.py",
              'else "(b_z - b_dl)"', 'else "(b_dl - b_z)"'),

@@ -3,6 +3,9 @@
     softmax   p = exp(score(s) - lse)    dscore = p * (do.v - delta)     ds = dscore * score'(s)
               a sink is a key of value 0, so dsink = -exp(sink - lse) * delta, summed over rows
     state     W = w(s) * D               dW = do'.v + dn                 ds = dW * D * w'(s)
+    a sum     p = f * w(s) * exp(-lse), and dscore as in a softmax where w(s) is exp(score);
+              ds = f * w'(s) * exp(-lse) * (do.v - delta) for another weight of factor f, and
+              df = sum of p / f * (do.v - delta)
 
 with D the decay from key to query, delta = do.o - dlse, do' = do / n and dn = -do.o / n where the
 row is normalised. A key hands over value(v), so dv = dvalue * d value/d v. A declared tensor's
@@ -12,7 +15,7 @@ by that tensor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import sympy
@@ -61,8 +64,8 @@ class Derivation:
     """Every derivative that a backward needs.
 
     `score_slope` is d score / d s; `weight_slope` are the coefficients of w'(s), lowest degree
-    first; `phi_slope` is phi'(x) and `value_slope` d value / d v. `score`, `decay`, `sink` and
-    `value` are the derivatives by declared tensors.
+    first; `phi_slope` is phi'(x) and `value_slope` d value / d v. `score`, `decay`, `sink`, `value`
+    and `factor` are the derivatives by declared tensors. A sum has those of all its `terms`.
     """
 
     algebra: Algebra
@@ -74,23 +77,30 @@ class Derivation:
     sink: tuple[Partial, ...] = ()
     value_slope: sympy.Expr | None = None
     value: tuple[Partial, ...] = ()
+    factor: tuple[Partial, ...] = ()
+    terms: tuple[Derivation, ...] = ()
 
     @property
     def partials(self) -> tuple[Partial, ...]:
         """All derivatives by declared tensors."""
-        return (*self.score, *self.decay, *self.sink, *self.value)
+        return (*self.score, *self.decay, *self.sink, *self.value, *self.factor)
 
     def __str__(self) -> str:
         lines: list[str] = []
-        if self.algebra.family == "softmax":
+        if self.terms:
+            lines.append("p          = weight * exp(-lse), in every term")
+            lines.append("delta      = sum_c(do * o) - dlse")
+            lines.append("dweight    = exp(-lse) * (do . v - delta)")
+            for number, term in enumerate(self.terms, 1):
+                lines.append(f"ds         = dweight * d weight/d s in term {number}:")
+                lines += term._slopes()
+        elif self.algebra.family == "softmax":
             lines.append("p          = exp(score - lse)")
             lines.append("delta      = sum_c(do * o) - dlse")
             lines.append("dscore     = p * (do . v - delta)")
             lines.append("ds         = dscore * d score/d s")
             lines.append(f"d score/d s = {self.score_slope}")
         else:
-            s = symbol("s")
-            slope = sum((sympy.Rational(c) * s**m for m, c in enumerate(self.weight_slope)), 0 * s)
             summed = self.algebra.normalize == "sum"
             lines.append("W          = w(s)" + (" * D" if self.algebra.decay else ""))
             if summed:
@@ -99,7 +109,7 @@ class Derivation:
             else:
                 lines.append("dW         = do . v")
             lines.append("ds         = dW * w'(s)" + (" * D" if self.algebra.decay else ""))
-            lines.append(f"w'(s)      = {slope}")
+            lines.append(f"w'(s)      = {self._weight_slope()}")
         lines.append("dq, dk     = scale * ds @ phi(k), scale * ds^T @ phi(q)")
         if self.phi_slope is not None:
             lines.append(f"phi'(x)    = {self.phi_slope}")
@@ -116,8 +126,20 @@ class Derivation:
             lines.append("dsink      = -sum over rows of exp(sink - lse) * delta")
         for partial in self.sink:
             lines.append(f"d sink/d {partial} = {partial.slope}")
+        lines.extend(f"d factor/d {partial} = {partial.slope}" for partial in self.factor)
         lines.extend(f"d value/d {partial} = {partial.slope}" for partial in self.value)
         return "\n".join(lines)
+
+    def _slopes(self) -> list[str]:
+        """What a term differs in."""
+        if self.algebra.family == "softmax":
+            return [f"d score/d s = {self.score_slope}"]
+        lines = [f"w'(s)      = {self._weight_slope()}"]
+        return lines + ([] if self.phi_slope is None else [f"phi'(x)    = {self.phi_slope}"])
+
+    def _weight_slope(self) -> sympy.Expr:
+        s = symbol("s")
+        return sum((sympy.Rational(c) * s**m for m, c in enumerate(self.weight_slope)), 0 * s)
 
 
 def derive(variant: Variant, algebra: Algebra, wanted: tuple[str, ...] | None = None) -> Derivation:
@@ -131,6 +153,20 @@ def derive(variant: Variant, algebra: Algebra, wanted: tuple[str, ...] | None = 
         for tensor in (*variant.params, *variant.inputs)
         if tensor.grad and (wanted is None or tensor.name in wanted)
     )
+    terms = tuple(
+        _derive(term, declared, f"_term{number}") for number, term in enumerate(algebra.terms, 1)
+    )
+    whole = _derive(algebra, declared)
+    return replace(
+        whole,
+        score=(*whole.score, *(part for term in terms for part in term.score)),
+        factor=tuple(part for term in terms for part in term.factor),
+        terms=terms,
+    )
+
+
+def _derive(algebra: Algebra, declared: tuple[Declared, ...], where: str = "") -> Derivation:
+    """The derivatives of one weight; `where` tells its terms' tensors apart."""
     score = algebra.score
     coefficients = algebra.coefficients
     return Derivation(
@@ -138,7 +174,7 @@ def derive(variant: Variant, algebra: Algebra, wanted: tuple[str, ...] | None = 
         score_slope=None if score is None else differentiate(score, symbol("s")),
         weight_slope=tuple(m * c for m, c in enumerate(coefficients))[1:] or (Fraction(0),),
         phi_slope=None if algebra.phi is None else differentiate(algebra.phi, symbol("x")),
-        score=() if score is None else _partials(score, algebra.score_refs, declared),
+        score=() if score is None else _partials(score, algebra.score_refs, declared, where),
         decay=()
         if algebra.log_decay is None
         else _partials(algebra.log_decay, algebra.decay_refs, declared),
@@ -149,6 +185,9 @@ def derive(variant: Variant, algebra: Algebra, wanted: tuple[str, ...] | None = 
         value=()
         if algebra.value is None
         else _partials(algebra.value, algebra.value_refs, declared, VALUE),
+        factor=()
+        if algebra.factor is None
+        else _partials(algebra.factor, algebra.factor_refs, declared, f"_factor{where}"),
     )
 
 

@@ -155,6 +155,10 @@ def _reduction(plan: Plan, name: str, partials: tuple[Partial, ...]) -> str:
     mine = [partial for partial in partials if partial.declared.name == name]
     terms = [_reduced(partial_sum(partial), partial.declared) for partial in mine]
     total = terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
+    if len(terms) > 1 and len(total) + len(name) > 75:
+        # one sum a line, as a formatter leaves them
+        inner = "\n            + ".join(terms)
+        total = f"(\n            {inner}\n        )"
     return f"{total}.to(u_{name}.dtype)"
 
 

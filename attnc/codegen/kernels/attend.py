@@ -20,8 +20,8 @@ from attnc.codegen.kernels.terms import (
     factor_nodes,
     load_terms,
     loads_of,
-    map_queries,
-    over_parts,
+    map_held,
+    over_tiles,
     parts_of,
     term_step,
 )
@@ -32,10 +32,10 @@ from attnc.codegen.kernels.value import (
     setup_nodes,
     with_tensors,
 )
-from attnc.codegen.kernels.visible import bound_arguments, document_refs, masked_documents
+from attnc.codegen.kernels.visible import document_refs, masked_documents
 from attnc.codegen.printer import Printer
 from attnc.codegen.tile_range import key_range
-from attnc.dsl.variant import Declared, Variant
+from attnc.dsl.variant import Variant
 
 AXES = {
     "b": Axis("i_b", ""),
@@ -103,16 +103,8 @@ def attend_kernel(
     constants = ("K", "V", "BT", "BS", "BK", "BV")
     tensors = with_tensors(_tensors(algebra, loaded, online), values)
     kernel = Kernel(builder.kernel, "", tensors, scalars, constants, builder.build())
-    kernel = over_keys(kernel, parts, (*variant.params, *variant.inputs))
+    kernel = over_tiles(kernel, parts, (*variant.params, *variant.inputs), key_range)
     return in_sequences(kernel, algebra)
-
-
-def over_keys(kernel: Kernel, parts: tuple[Part, ...], declared: tuple[Declared, ...]) -> Kernel:
-    """The kernel with the loops over the keys of its rows, a walk a term where it is a sum."""
-    ranges = tuple(key_range(part.algebra.mask) for part in parts)
-    if parts[0].of_sum:
-        return kernel.over_terms(*over_parts(parts, ranges, declared))
-    return kernel.over(ranges[0], bound_arguments(ranges[0], declared))
 
 
 def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgument, ...]:
@@ -161,7 +153,7 @@ def _load_queries(
             "b_q", "p_q", ("stride_q_t", "stride_q_k"), ("r_t", "o_k"), shape, SETUP, guard=guard
         )
     )
-    map_queries(builder, parts, printer, region=SETUP, guard=guard)
+    map_held(builder, parts, printer, of="b_q", guard=guard)
 
 
 def _load_keys(builder: GraphBuilder, algebra: Algebra, printer: Printer, k_mask: str) -> None:

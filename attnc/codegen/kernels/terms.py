@@ -12,7 +12,7 @@ than fp32's smallest number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import log2
@@ -20,7 +20,7 @@ from math import log2
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
-from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.decay import index_bindings
 from attnc.codegen.kernels.online import fold_weights, new_maximum, online_step
 from attnc.codegen.kernels.operand import map_features
@@ -30,6 +30,7 @@ from attnc.codegen.printer import Printer, number
 from attnc.codegen.symbolic import ref_symbol
 from attnc.codegen.tile_range import KeyRange
 from attnc.dsl.expr import Ref
+from attnc.dsl.mask import MaskForm
 from attnc.dsl.variant import Declared, Variant
 
 
@@ -46,6 +47,11 @@ class Part:
     def query(self) -> str:
         """The buffer of the query's features; terms without a map share q itself."""
         return f"b_q{self.number + 1}" if self.of_sum and self.algebra.phi is not None else "b_q"
+
+    @property
+    def key(self) -> str:
+        """The buffer of the key's features, where a program holds its keys."""
+        return self.query.replace("b_q", "b_k")
 
     @property
     def factor(self) -> str:
@@ -104,16 +110,15 @@ def loads_of(part: Part, loaded: Loaded) -> Loaded:
     return Loaded(nodes, loaded.bindings, loaded.tensors)
 
 
-def map_queries(
-    builder: GraphBuilder, parts: tuple[Part, ...], printer: Printer, *, region: str, guard: str
+def map_held(
+    builder: GraphBuilder, parts: tuple[Part, ...], printer: Printer, *, of: str, guard: str
 ) -> None:
-    """What the feature maps make of `b_q`: in place where there is one weight."""
+    """What the feature maps make of `b_q` or `b_k`, held by a program; in place for one weight."""
+    shape = ("BT" if of == "b_q" else "BS", "BK")
     for part in parts:
-        source = "b_q" if part.of_sum else ""
-        phi = part.algebra.phi
-        builder.extend(
-            map_features(part.query, phi, ("BT", "BK"), region, printer, guard=guard, source=source)
-        )
+        buffer = part.query if of == "b_q" else part.key
+        source, phi = of if part.of_sum else "", part.algebra.phi
+        builder.extend(map_features(buffer, phi, shape, SETUP, printer, guard=guard, source=source))
 
 
 def factor_nodes(
@@ -192,9 +197,15 @@ def _touches_zero(coefficients: tuple[Fraction, ...]) -> bool:
     return b != 0 and b * b == 4 * a * c
 
 
-def over_parts(
-    parts: tuple[Part, ...], ranges: tuple[KeyRange, ...], declared: tuple[Declared, ...]
-) -> tuple[list[tuple[str, KeyRange]], tuple[TensorArgument, ...]]:
-    """What `Kernel.over_terms` takes: notes with the ranges, and the tensors that bound them."""
+def over_tiles(
+    kernel: Kernel,
+    parts: tuple[Part, ...],
+    declared: tuple[Declared, ...],
+    range_of: Callable[[MaskForm], KeyRange],
+) -> Kernel:
+    """The kernel with the loops that `range_of` makes of its mask, or of each term's own."""
+    ranges = [range_of(part.algebra.mask) for part in parts]
     tensors = tuple(tensor for r in ranges for tensor in bound_arguments(r, declared))
-    return [(part.note, r) for part, r in zip(parts, ranges, strict=True)], tensors
+    if not parts[0].of_sum:
+        return kernel.over(ranges[0], tensors)
+    return kernel.over_terms([(p.note, r) for p, r in zip(parts, ranges, strict=True)], tensors)

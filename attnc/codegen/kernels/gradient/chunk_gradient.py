@@ -31,7 +31,7 @@ from attnc.codegen.kernels.gradient.chunk_pairs import (
     row_gradients,
 )
 from attnc.codegen.kernels.gradient.facts import GradientFacts
-from attnc.codegen.kernels.gradient.rows import chain
+from attnc.codegen.kernels.gradient.feature_gradient import chain
 from attnc.codegen.kernels.gradient.state_terms import (
     dkey_from_state,
     dvalue_from_state,

@@ -9,8 +9,10 @@ from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder, O
 from attnc.codegen.index import Axis, Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.feature_gradient import chain, gradient_buffers
 from attnc.codegen.kernels.gradient.packed import packed_pass
-from attnc.codegen.kernels.gradient.pairs import pair_setup, pair_step
+from attnc.codegen.kernels.gradient.pairs import pair_step
+from attnc.codegen.kernels.gradient.part_pairs import inverse_norm, part_setup
 from attnc.codegen.kernels.gradient.partial_sums import (
     add_rate,
     add_sums,
@@ -23,7 +25,6 @@ from attnc.codegen.kernels.gradient.partial_sums import (
 )
 from attnc.codegen.kernels.gradient.rows import (
     CONSTANTS,
-    chain,
     declared_loads,
     row_statistics,
     scale_outputs,
@@ -37,6 +38,7 @@ from attnc.codegen.kernels.gradient.value_gradient import (
     value_arguments,
 )
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
+from attnc.codegen.kernels.terms import Part, factor_nodes, map_held, over_tiles
 from attnc.codegen.kernels.value import (
     load_value,
     map_value,
@@ -44,7 +46,6 @@ from attnc.codegen.kernels.value import (
     value_axes,
     with_tensors,
 )
-from attnc.codegen.kernels.visible import bound_arguments
 from attnc.codegen.printer import number
 from attnc.codegen.tile_range import row_range
 
@@ -60,9 +61,11 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
     values = load_value(facts.variant, facts.algebra, _VALUES)
     setup_nodes(builder, values)
     _load_keys(builder, facts)
-    for name, column, dim in (("dk", "BK", "K"), ("dv", "BV", "V")):
-        line = f"b_{name} = tl.zeros([BS, {column}], ACC)"
-        builder.fold(f"b_{name}", SETUP, ("BS", column), line, note=f"accumulator, {dim} channels")
+    parts = facts.parts
+    totals = [(name, "BK", "K") for name in gradient_buffers(parts, "b_dk")]
+    for name, column, dim in (*totals, ("b_dv", "BV", "V")):
+        line = f"{name} = tl.zeros([BS, {column}], ACC)"
+        builder.fold(name, SETUP, ("BS", column), line, note=f"accumulator, {dim} channels")
     _head(builder, facts)
     builder.extend(node for node in loaded.nodes if node.region == HEAD)
     guard = join_guards("m_s[:, None]", facts.v_mask)
@@ -71,26 +74,29 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
         source="b_vx", guard=guard,
     )  # fmt: skip
     start_value(builder, facts, HEAD, "BS")
-    loaded = pair_setup(builder, facts, COLUMNS, loaded)
+    factor_nodes(builder, parts, loaded, facts.printer, region=HEAD, logs=False)
+    read = part_setup(builder, facts, COLUMNS, loaded)
     start_sums(builder, facts, COLUMNS)
     start_rate(builder, facts, COLUMNS)
-    _load_queries(builder, facts)
-    builder.extend(node for node in loaded.nodes if node.region == STEP)
-    pair_step(builder, facts, COLUMNS, loaded)
-    add_sums(builder, facts, COLUMNS)
-    add_rate(builder, facts, COLUMNS)
-    _fold(builder, value_accumulator(facts))
+    for part, loads in zip(parts, read, strict=True):
+        builder.walk = part.number
+        own = facts.of_part(part)
+        _load_queries(builder, facts, own)
+        builder.extend(node for node in loads.nodes if node.region == STEP)
+        pair_step(builder, own, part, COLUMNS, loads)
+        add_sums(builder, own, COLUMNS)
+        add_rate(builder, own, COLUMNS)
+        _fold(builder, value_accumulator(facts), part)
+    builder.walk = 0
     finish_value(builder, facts, values, TAIL, "BS", token="o_s", guard="m_s",
                  tokens=facts.keys)  # fmt: skip
     store_sums(builder, facts, COLUMNS)
-    store_rate(builder, facts, COLUMNS, loaded.bindings)
+    store_rate(builder, facts, COLUMNS, read[0].bindings)
     _store(builder, facts)
-    ranges = row_range(facts.algebra.mask)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
     tensors = with_tensors(_tensors(facts, loaded), values)
     kernel = Kernel("dkv", "", tensors, scalars, CONSTANTS, builder.build(), outer=GROUP)
-    kernel = kernel.over(ranges, bound_arguments(ranges, facts.declared))
-    return packed_pass(kernel, facts)
+    return packed_pass(over_tiles(kernel, parts, facts.declared, row_range), facts)
 
 
 def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
@@ -113,8 +119,7 @@ def _load_keys(builder: GraphBuilder, facts: GradientFacts) -> None:
     guard = join_guards("m_s[:, None]", facts.k_mask)
     stride = ("stride_k_t", "stride_k_k")
     builder.add(load_tile("b_k", "p_k", stride, ("r_s", "o_k"), shape, SETUP, guard=guard))
-    phi = facts.algebra.phi
-    builder.extend(map_features("b_k", phi, shape, SETUP, facts.printer, guard=guard))
+    map_held(builder, facts.parts, facts.printer, of="b_k", guard=guard)
     shape = ("BS", "BV")
     guard = join_guards("m_s[:, None]", facts.v_mask)
     stride = ("stride_v_t", "stride_v_v")
@@ -141,7 +146,8 @@ def _head(builder: GraphBuilder, facts: GradientFacts) -> None:
         )  # fmt: skip
 
 
-def _load_queries(builder: GraphBuilder, facts: GradientFacts) -> None:
+def _load_queries(builder: GraphBuilder, facts: GradientFacts, own: GradientFacts) -> None:
+    """A tile of queries, mapped as the weight of `own` has them, and what `facts` keep of rows."""
     shape = ("BT", "BK")
     builder.add(
         load_tile(
@@ -150,7 +156,7 @@ def _load_queries(builder: GraphBuilder, facts: GradientFacts) -> None:
         )
     )  # fmt: skip
     # padded rows of phi(q) meet do = 0
-    phi, guard = facts.algebra.phi, facts.k_mask
+    phi, guard = own.algebra.phi, facts.k_mask
     builder.extend(map_features("b_q", phi, shape, STEP, facts.printer, guard=guard))
     shape = ("BT", "BV")
     builder.add(
@@ -160,15 +166,17 @@ def _load_queries(builder: GraphBuilder, facts: GradientFacts) -> None:
         )
     )  # fmt: skip
     row_statistics(builder, facts, COLUMNS)
+    if own.algebra.family == "state":
+        inverse_norm(builder, facts, COLUMNS)
     if facts.softmax or facts.summed:
         builder.load("b_d", STEP, ("BT",), tensor="delta", address="p_delta + o_t", guard="m_t")
     scale_outputs(builder, facts, STEP, shape)
 
 
-def _fold(builder: GraphBuilder, values: str) -> None:
+def _fold(builder: GraphBuilder, values: str, part: Part) -> None:
     for name, total, tile, other, column in (
         ("dv", values, "b_p", "b_do", "BV"),
-        ("dk", "b_dk", "b_g", "b_q", "BK"),
+        ("dk", part.query.replace("b_q", "b_dk"), "b_g", "b_q", "BK"),
     ):
         left = Operand(tile, f"{tile}.to({other}.dtype)", ("BS", "BT"))
         right = Operand(other, other, ("BT", column))
@@ -185,10 +193,13 @@ def _store(builder: GraphBuilder, facts: GradientFacts) -> None:
         line = f"b_dk = b_dk * {number(facts.scale)}"
         note = "ds/dk = scale * q"
         builder.map("b_dk", FINISH, shape, line, name="scale dk", reads=("b_dk",), note=note)
-    if facts.derivation.phi_slope is not None:
+    mapped = [part for part in facts.parts if part.algebra.phi is not None]
+    if mapped:
         place = "p_k + r_s[:, None] * stride_k_t + o_k[None, :] * stride_k_k"
         builder.load("b_kx", FINISH, shape, tensor="k", dtype="io", address=place, guard=guard)
-        chain(builder, facts, FINISH, shape, "b_dk", "b_kx")
+    for part in mapped:
+        gradient = part.query.replace("b_q", "b_dk")
+        chain(builder, facts.of_part(part), FINISH, shape, gradient, "b_kx", into="b_dk")
     builder.store(
         FINISH, shape, "b_dk.to(dk.dtype.element_ty)", name="store dk", reads=("b_dk",),
         tensor="dk", guard=guard, note="[BS, BK]",

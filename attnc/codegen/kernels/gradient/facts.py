@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.derive import Derivation
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.operand import ragged_columns
+from attnc.codegen.kernels.terms import Part, parts_of
 from attnc.codegen.printer import Printer
 from attnc.dsl.variant import Declared, Variant
 
@@ -22,11 +23,26 @@ class GradientFacts:
     dims: tuple[int, int]
     printer: Printer
     min_columns: int
+    whole: GradientFacts | None = None
 
     @property
     def softmax(self) -> bool:
-        """Whether rows are normalised by their exponentials."""
-        return self.algebra.family == "softmax"
+        """Whether rows are divided by a sum that the forward kept as its log."""
+        return self.algebra.has_lse
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The weights that the pairs have: the terms of a sum, or the only one."""
+        return parts_of(self.variant, self.algebra)
+
+    def of_part(self, part: Part) -> GradientFacts:
+        """What one term is built from; `whole` is then this."""
+        if not part.of_sum:
+            return self
+        derivation = self.derivation.terms[part.number]
+        return replace(
+            self, variant=part.variant, algebra=part.algebra, derivation=derivation, whole=self
+        )
 
     @property
     def summed(self) -> bool:

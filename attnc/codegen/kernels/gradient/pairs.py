@@ -16,6 +16,7 @@ from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.side import Side
+from attnc.codegen.kernels.terms import Part, weight_lines
 from attnc.codegen.kernels.visible import document_lines
 from attnc.codegen.kernels.weight import horner
 from attnc.codegen.plane_text import condition
@@ -25,7 +26,7 @@ from attnc.codegen.printer import Printer, number
 def pair_setup(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> Loaded:
     """Indices as numbers, and the rate of a constant decay; `loaded` with their texts added."""
     algebra = facts.algebra
-    expression = algebra.score if facts.softmax else algebra.log_decay
+    expression = algebra.log_decay if algebra.score is None else algebra.score
     if expression is None or algebra.decay == "gated":
         return loaded
     lines, index = index_bindings(expression)
@@ -61,11 +62,15 @@ def _names(facts: GradientFacts) -> set[str]:
     return {symbol.name for expr in found if expr is not None for symbol in expr.free_symbols}
 
 
-def pair_step(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> None:
-    """From q, k, v, do of a tile to `b_p` and `b_g`."""
-    builder.dot("b_s", STEP, side.tile, *side.pairs, note="the scores of the tile again")
-    if facts.softmax:
-        _softmax(builder, facts, side, loaded)
+def pair_step(
+    builder: GraphBuilder, facts: GradientFacts, part: Part, side: Side, loaded: Loaded
+) -> None:
+    """From q, k, v, do of a tile to `b_p` and `b_g`; the facts are those of the part."""
+    builder.dot("b_s", STEP, side.tile, *side.pairs(part), note="the scores of the tile again")
+    if facts.algebra.family == "softmax":
+        _softmax(builder, facts, part, side, loaded)
+    elif part.of_sum:
+        _term(builder, facts, part, side, loaded)
     else:
         _state(builder, facts, side, loaded)
 
@@ -88,7 +93,9 @@ def _visible(
     )  # fmt: skip
 
 
-def _softmax(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> None:
+def _softmax(
+    builder: GraphBuilder, facts: GradientFacts, part: Part, side: Side, loaded: Loaded
+) -> None:
     algebra, derivation = facts.algebra, facts.derivation
     assert algebra.score is not None and derivation.score_slope is not None
     slopes = {"b_ls": derivation.score_slope}
@@ -111,6 +118,7 @@ def _softmax(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Lo
         weights = f"b_p = tl.exp2(b_e * {number(LOG2E)} - b_m{side.i})"
         builder.map("b_p", STEP, side.tile, weights, reads=("b_e", "b_m"))
         _visible(builder, facts, side, loaded, "b_p", *slopes)
+    factor_step(builder, part, side)
     builder.dot("b_dp", STEP, side.tile, *side.outputs, note="do . v")
     line = f"b_ds = b_p * (b_dp - b_d{side.i})"
     note = "gradient of the score"
@@ -118,7 +126,45 @@ def _softmax(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Lo
     slope = derivation.score_slope
     factor = "b_ls" if "b_ls" in slopes else number(float(slope))
     line = "b_g = b_ds" if slope == 1 else f"b_g = b_ds * {factor}"
+    if part.of_sum and facts.scale != 1.0:
+        # each term has a scale of its own: no product at the end serves them all
+        line += f" * {number(facts.scale)}"
     builder.map("b_g", STEP, side.tile, line, reads=("b_ds", "b_e"))
+
+
+def _term(
+    builder: GraphBuilder, facts: GradientFacts, part: Part, side: Side, loaded: Loaded
+) -> None:
+    """A weight of the state family under the normaliser of a sum, whose inverse is `b_n`."""
+    lines = weight_lines("b_p", part, facts.scale, factored=False)
+    slope = weight_slope_lines("b_w", "b_s", facts)
+    builder.map(
+        "b_p", STEP, side.tile, *lines, *slope, name="weight", reads=("b_s",),
+        note="the weight and its derivative, polynomials of s" if slope else "",
+    )  # fmt: skip
+    _visible(builder, facts, side, loaded, "b_p")
+    line = f"b_p = b_p * b_n{side.i}"
+    note = "over the row's normaliser"
+    builder.map("b_p", STEP, side.tile, line, name="normalise", reads=("b_p", "b_n"), note=note)
+    factor_step(builder, part, side)
+    builder.dot("b_dp", STEP, side.tile, *side.outputs, note="do . v")
+    line = f"b_ds = b_p * (b_dp - b_d{side.i})"
+    note = "gradient of the log of the weight"
+    builder.map("b_ds", STEP, side.tile, line, reads=("b_p", "b_dp", "b_d"), note=note)
+    # what is left to multiply by where the weight itself is 0
+    rest = " * ".join([f"b_n{side.i}", *([part.factor] if part.factor else [])])
+    slope_text = "b_w" if slope else number(float(facts.derivation.weight_slope[0]) * facts.scale)
+    line = f"b_g = (b_dp - b_d{side.i}) * {slope_text} * ({rest})"
+    builder.map("b_g", STEP, side.tile, line, reads=("b_dp", "b_d", "b_n", "b_p"))
+    _visible(builder, facts, side, loaded, "b_g")
+
+
+def factor_step(builder: GraphBuilder, part: Part, side: Side) -> None:
+    """The factor of a term; `b_p0` is the weight without it, which its gradient sums."""
+    if part.factor:
+        lines = ("b_p0 = b_p", f"b_p = b_p0 * {part.factor}")
+        reads = ("b_p", part.factor)
+        builder.map("b_p", STEP, side.tile, *lines, name="factor", reads=reads)
 
 
 def _state(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> None:

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 
 from attnc.codegen.derive import VALUE, Partial
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder
-from attnc.codegen.index import Loaded
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.side import ROWS, Side
-from attnc.codegen.kernels.sink import sink_node
 from attnc.codegen.printer import number
 
 
@@ -117,8 +115,7 @@ def store_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     mine = _by_lane(facts, side)
     if mine and side.kernel == "dq":
         labels = [partial.label for partial in mine]
-        # all that a row's pairs add up to is dlse
-        rest = "(b_de - b_d)" if exact_for_keys(facts) else "(b_z - b_dl)"
+        rest = rounding_of_delta(facts)
         lines = [f"b_a_{label} = b_a_{label} - {rest} * b_w_{label}" for label in labels]
         reads = (
             "b_z",
@@ -149,6 +146,11 @@ def store_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
             region, shape, value, name=f"store du_{label}", reads=(f"b_a_{label}",),
             tensor=f"du_{label}", address=address, guard=guard,
         )  # fmt: skip
+
+
+def rounding_of_delta(facts: GradientFacts) -> str:
+    """What all pairs of a row got too much: their score gradients add up to dlse exactly."""
+    return "(b_de - b_d)" if exact_for_keys(facts) else "(b_z - b_dl)"
 
 
 def sum_arguments(facts: GradientFacts, side: Side) -> list[TensorArgument]:
@@ -251,14 +253,10 @@ def rate_arguments(facts: GradientFacts, side: Side) -> list[TensorArgument]:
     return [partial_sum(partial).argument() for partial in facts.derivation.decay]
 
 
-def sink_matters(facts: GradientFacts) -> bool:
-    """Whether the `dq` pass reads the sink: for its gradient, or to take delta's rounding out."""
-    return facts.algebra.sink is not None and sums_scores(facts)
-
-
 def sums_scores(facts: GradientFacts) -> bool:
     """Whether the `dq` pass adds up each row's score gradients, and knows delta's rounding."""
-    return bool(facts.derivation.score or facts.derivation.sink)
+    found = (facts.whole or facts).derivation
+    return bool(found.score or found.sink or found.factor)
 
 
 def exact_for_keys(facts: GradientFacts) -> bool:
@@ -267,34 +265,3 @@ def exact_for_keys(facts: GradientFacts) -> bool:
     return sums_scores(facts) and (
         facts.algebra.sink is not None or by_rows < len(facts.derivation.score)
     )
-
-
-def start_sink(builder: GraphBuilder, facts: GradientFacts, loaded: Loaded) -> None:
-    """The weight of the sink in every row."""
-    if not sink_matters(facts):
-        return
-    sink_node(builder, facts.algebra, loaded, facts.printer)
-    line = "b_ps = tl.exp2(b_sink - b_m)"
-    note = "the weight of the sink"
-    builder.map("b_ps", SETUP, ("BT",), line, reads=("b_sink", "b_m"), note=note)
-
-
-def store_sink(builder: GraphBuilder, facts: GradientFacts, bindings: Mapping[str, str]) -> None:
-    """What the rows of a tile give the sink: it is a key of value 0."""
-    if not facts.derivation.sink:
-        return
-    line = "b_dsink = -tl.sum(tl.where(m_t, b_ps * b_de, 0.0), 0)"
-    builder.reduce("b_dsink", FINISH, (), line, reads=("b_ps", "b_de"), name="sum the sink")
-    bound = facts.printer.bound(bindings)
-    for partial in facts.derivation.sink:
-        lines = bound.statements("b_y", partial.slope)
-        builder.store(
-            FINISH, (), *lines, "b_dsink * b_y", name=f"store du_{partial.label}",
-            reads=("b_dsink",), tensor=f"du_{partial.label}",
-            address=f"du_{partial.label} + i_bh * NT + i_t",
-        )  # fmt: skip
-
-
-def sink_arguments(facts: GradientFacts) -> list[TensorArgument]:
-    """The workspaces of a sink's gradient."""
-    return [partial_sum(partial).argument() for partial in facts.derivation.sink]

@@ -6,27 +6,38 @@ from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
 from attnc.codegen.index import Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.decay import LOG2E
+from attnc.codegen.kernels.gradient.factor_sums import (
+    add_factor,
+    factor_arguments,
+    start_factors,
+    store_factors,
+)
 from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.feature_gradient import chain, gradient_buffers
 from attnc.codegen.kernels.gradient.packed import packed_pass
-from attnc.codegen.kernels.gradient.pairs import pair_setup, pair_step
+from attnc.codegen.kernels.gradient.pairs import pair_step
+from attnc.codegen.kernels.gradient.part_pairs import inverse_norm, part_setup
 from attnc.codegen.kernels.gradient.partial_sums import (
     add_rate,
     add_sums,
     exact_for_keys,
     rate_arguments,
-    sink_arguments,
-    sink_matters,
     start_rate,
-    start_sink,
     start_sums,
     store_rate,
-    store_sink,
     store_sums,
     sum_arguments,
 )
 from attnc.codegen.kernels.gradient.side import ROWS, Side
+from attnc.codegen.kernels.gradient.sink_sums import (
+    sink_arguments,
+    sink_matters,
+    start_sink,
+    store_sink,
+)
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
 from attnc.codegen.kernels.sink import load_score
+from attnc.codegen.kernels.terms import factor_nodes, load_terms, map_held, over_tiles
 from attnc.codegen.kernels.value import (
     STREAMED,
     load_value,
@@ -34,7 +45,7 @@ from attnc.codegen.kernels.value import (
     setup_nodes,
     with_tensors,
 )
-from attnc.codegen.kernels.visible import bound_arguments, document_refs, masked_documents
+from attnc.codegen.kernels.visible import document_refs, masked_documents
 from attnc.codegen.printer import number
 from attnc.codegen.tile_range import key_range
 
@@ -52,38 +63,51 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     row_statistics(builder, facts, ROWS)
     _scale_outputs(builder, facts)
     _delta(builder, facts)
-    loaded = pair_setup(builder, facts, ROWS, loaded)
-    builder.fold("b_dq", SETUP, ("BT", "BK"), "b_dq = tl.zeros([BT, BK], ACC)", note="accumulator")
+    parts = facts.parts
+    factor_nodes(builder, parts, loaded, facts.printer, logs=False)
+    inverse_norm(builder, facts, ROWS)
+    read = part_setup(builder, facts, ROWS, loaded)
+    for name in gradient_buffers(parts, "b_dq"):
+        line = f"{name} = tl.zeros([BT, BK], ACC)"
+        builder.fold(name, SETUP, ("BT", "BK"), line, note="accumulator")
     start_sums(builder, facts, ROWS)
     start_rate(builder, facts, ROWS)
-    start_sink(builder, facts, loaded)
-    _load_keys(builder, facts, values)
-    builder.extend(node for node in loaded.nodes if node.region == STEP)
-    pair_step(builder, facts, ROWS, loaded)
-    add_sums(builder, facts, ROWS)
-    add_rate(builder, facts, ROWS)
-    left = Operand("b_g", "b_g.to(b_k.dtype)", ("BT", "BS"))
-    right = Operand("b_k", "b_k", ("BS", "BK"))
-    builder.dot(
-        "b_dq", STEP, ("BT", "BK"), left, right,
-        name="fold dq", into="b_dq", carried=True, note="[BT, BS] @ [BS, BK]",
-    )  # fmt: skip
+    start_factors(builder, facts)
+    start_sink(builder, facts, loaded if facts.algebra.terms else read[0])
+    for part, loads in zip(parts, read, strict=True):
+        builder.walk = part.number
+        own = facts.of_part(part)
+        _load_keys(builder, own, values)
+        builder.extend(node for node in loads.nodes if node.region == STEP)
+        pair_step(builder, own, part, ROWS, loads)
+        add_sums(builder, own, ROWS)
+        add_factor(builder, own, part)
+        add_rate(builder, own, ROWS)
+        left = Operand("b_g", "b_g.to(b_k.dtype)", ("BT", "BS"))
+        right = Operand("b_k", "b_k", ("BS", "BK"))
+        total = part.query.replace("b_q", "b_dq")
+        builder.dot(
+            total, STEP, ("BT", "BK"), left, right,
+            name="fold dq", into=total, carried=True, note="[BT, BS] @ [BS, BK]",
+        )  # fmt: skip
+    builder.walk = 0
     _store(builder, facts)
     _exact_delta(builder, facts)
     store_sums(builder, facts, ROWS)
-    store_rate(builder, facts, ROWS, loaded.bindings)
-    store_sink(builder, facts, loaded.bindings)
-    ranges = key_range(facts.algebra.mask)
+    store_factors(builder, facts, loaded.bindings)
+    store_rate(builder, facts, ROWS, read[0].bindings)
+    store_sink(builder, facts, read[0].bindings)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
     tensors = with_tensors(_tensors(facts, loaded), values)
     kernel = Kernel("dq", "", tensors, scalars, CONSTANTS, builder.build())
-    kernel = kernel.over(ranges, bound_arguments(ranges, facts.declared))
-    return packed_pass(kernel, facts)
+    return packed_pass(over_tiles(kernel, parts, facts.declared, key_range), facts)
 
 
 def declared_loads(facts: GradientFacts, side: Side) -> Loaded:
     """Loads of what the score or a constant decay reads, and of what names documents."""
     algebra = facts.algebra
+    if algebra.terms:
+        return load_terms(algebra, facts.declared, side.axes, sink=side is ROWS)
     if facts.softmax:
         sink = side.kernel == "dq" and sink_matters(facts)
         return load_score(algebra, facts.declared, side.axes, sink=sink)
@@ -112,7 +136,7 @@ def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]
         layout = known["delta"].layout
         tensors.append(TensorArgument("delta", (), "acc", layout, written=True))
     sums = [*sum_arguments(facts, ROWS), *rate_arguments(facts, ROWS), *sink_arguments(facts)]
-    return (*tensors, *sums)
+    return (*tensors, *sums, *factor_arguments(facts))
 
 
 def statistics(facts: GradientFacts) -> list[str]:
@@ -127,8 +151,7 @@ def _load_queries(builder: GraphBuilder, facts: GradientFacts) -> None:
     stride = ("stride_q_t", "stride_q_k")
     shape = ("BT", "BK")
     builder.add(load_tile("b_q", "p_q", stride, ("r_t", "o_k"), shape, SETUP, guard=guard))
-    phi = facts.algebra.phi
-    builder.extend(map_features("b_q", phi, shape, SETUP, facts.printer, guard=guard))
+    map_held(builder, facts.parts, facts.printer, of="b_q", guard=guard)
     guard = join_guards("m_t[:, None]", facts.v_mask)
     stride = ("stride_do_t", "stride_do_v")
     shape = ("BT", "BV")
@@ -234,7 +257,7 @@ def _load_keys(builder: GraphBuilder, facts: GradientFacts, values: Loaded) -> N
         )
     )  # fmt: skip
     map_value(
-        builder, facts.algebra, values, facts.printer, STEP, ("BS", "BV"),
+        builder, (facts.whole or facts).algebra, values, facts.printer, STEP, ("BS", "BV"),
         guard=facts.v_mask, edge_guard="m_s[:, None]",
     )  # fmt: skip
     if facts.algebra.decay == "gated":
@@ -251,31 +274,15 @@ def _store(builder: GraphBuilder, facts: GradientFacts) -> None:
         line = f"b_dq = b_dq * {number(facts.scale)}"
         note = "ds/dq = scale * k"
         builder.map("b_dq", FINISH, shape, line, name="scale dq", reads=("b_dq",), note=note)
-    if facts.derivation.phi_slope is not None:
+    mapped = [part for part in facts.parts if part.algebra.phi is not None]
+    if mapped:
         place = "p_q + r_t[:, None] * stride_q_t + o_k[None, :] * stride_q_k"
         builder.load("b_qx", FINISH, shape, tensor="q", dtype="io", address=place, guard=guard)
-        chain(builder, facts, FINISH, shape, "b_dq", "b_qx")
+    for part in mapped:
+        gradient = part.query.replace("b_q", "b_dq")
+        chain(builder, facts.of_part(part), FINISH, shape, gradient, "b_qx", into="b_dq")
     builder.store(
         FINISH, shape, "b_dq.to(dq.dtype.element_ty)", name="store dq", reads=("b_dq",),
         tensor="dq", guard=guard, note="[BT, BK]",
         address="p_dq + r_t[:, None] * HQ * K + o_k[None, :]",
-    )  # fmt: skip
-
-
-def chain(
-    builder: GraphBuilder,
-    facts: GradientFacts,
-    region: str,
-    shape: tuple[str, str],
-    gradient: str,
-    raw: str,
-) -> None:
-    """Through the feature map: times phi'(x) at the raw channels."""
-    slope = facts.derivation.phi_slope
-    assert slope is not None
-    bound = facts.printer.bound({"x": f"{raw}c"})
-    lines = (f"{raw}c = {raw}.to(ACC)", *bound.statements(f"{raw}s", slope))
-    builder.map(
-        gradient, region, shape, *lines, f"{gradient} = {gradient} * {raw}s",
-        name=f"phi' {gradient}", reads=(gradient, raw), note="through phi",
     )  # fmt: skip

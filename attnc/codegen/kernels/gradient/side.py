@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from attnc.codegen.graph import HEAD, SETUP, STEP, Operand
 from attnc.codegen.index import Axis
+from attnc.codegen.kernels.terms import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,12 @@ class Side:
     head: str
     axes: Mapping[str, Axis]
 
-    @property
-    def pairs(self) -> tuple[Operand, Operand]:
-        """The operands of the score product."""
+    def pairs(self, part: Part) -> tuple[Operand, Operand]:
+        """The operands of the score product of one weight."""
         if self.kernel == "dq":
-            left = Operand("b_q", "b_q", ("BT", "BK"))
+            left = Operand(part.query, part.query, ("BT", "BK"))
             return left, Operand("b_k", "tl.trans(b_k)", ("BK", "BS"), transposed=True)
-        left = Operand("b_k", "b_k", ("BS", "BK"))
+        left = Operand(part.key, part.key, ("BS", "BK"))
         return left, Operand("b_q", "tl.trans(b_q)", ("BK", "BT"), transposed=True)
 
     @property
