@@ -121,7 +121,7 @@ class Algebra:
         if self.sink is not None:
             lines.append(f"sink       {self.sink}")
         lines.append(f"mask       {self.mask}")
-        lines.append(f"normalize  {self.normalize}")
+        lines.append(f"normalize  {'by the sum of all terms' if self.terms else self.normalize}")
         lines.extend(
             f"{verdict.form:<10} {'legal' if verdict.legal else 'no'}: {verdict.reason}"
             for verdict in self.forms

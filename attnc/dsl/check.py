@@ -157,7 +157,8 @@ def read_expression(
                 f"{to_text(node)} is read at {min(wrong)}, which {name} has not",
                 where=source.at(node.span),
                 hints=(
-                    "a score reads a token axis at i or j, a decay or a value at t, a sink at none",
+                    "a score reads a token axis at i or j, a decay or a value at t, a sink or a "
+                    "factor at none",
                 ),
             )
     if isinstance(expr, Compare | Logic):

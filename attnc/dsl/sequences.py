@@ -35,9 +35,9 @@ def alone_of(variant: Variant) -> Variant:
 
 def _with(variant: Variant, inputs: tuple[Declared, ...], *, packed: bool) -> Variant:
     form = replace(variant.mask_form, packed=packed)
-    parts: dict[str, object] = {name: getattr(variant, name) for name in variant.__slots__}
+    parts: dict[str, object] = {name: getattr(variant, name) for name in Variant.__slots__}
     parts["meaning"] = replace(variant.meaning, mask_form=form, inputs=inputs)
-    return Variant.from_checked(parts)
+    return type(variant).from_checked(parts)
 
 
 def _problem(variant: Variant) -> str:
@@ -48,7 +48,9 @@ def _problem(variant: Variant) -> str:
             return f"{tensor.name!r} has an axis of queries and one of keys"
         if tensor.grad and "b" in tensor.shape and not {"t", "i", "j"} & set(tensor.shape):
             return f"{tensor.name!r} has a gradient for each b, which no kernel keeps apart yet"
-    for expression in (variant.score, variant.value, variant.log_decay, variant.sink):
+    of_terms = [x for term in variant.terms for x in (term.score, term.factor)]
+    whole = (variant.score, variant.value, variant.log_decay, variant.sink)
+    for expression in (*whole, *of_terms):
         if expression is not None and _uses_batch(expression):
             return "it reads the number b of a batch entry"
     return ""

@@ -31,11 +31,11 @@ from attnc.errors import FieldError, LimitExceeded, MaskNotAffine, NoFamily, Whe
 MAX_TERMS = 4
 TERM_KEYS = tuple(field.name for field in dataclass_fields(Term))
 # what a term cannot say by itself, and why
-_NOT_IN_A_TERM = {
+NOT_IN_A_TERM = {
     "value": "all terms hand over one value: write it beside terms",
     "sink": "a sink is seen once a row: write it beside terms",
     "normalize": "the normaliser is one, the sum of all terms",
-    "log_decay": "a term has no decay yet",
+    "log_decay": "a sum of terms has no decay yet",
     "chunk": "a sum of terms has no chunked form yet",
     "params": "tensors are declared beside terms",
     "inputs": "tensors are declared beside terms",
@@ -71,9 +71,9 @@ def term_fields(
     for key in written:
         if key in TERM_KEYS:
             continue
-        if key in _NOT_IN_A_TERM:
+        if key in NOT_IN_A_TERM:
             raise FieldError(
-                f"{title} has a {key}", where=places.get(key), notes=(_NOT_IN_A_TERM[key],)
+                f"{title} has a {key}", where=places.get(key), notes=(NOT_IN_A_TERM[key],)
             )
         close = get_close_matches(key, TERM_KEYS, 1)
         raise FieldError(

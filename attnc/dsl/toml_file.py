@@ -16,7 +16,7 @@ from attnc.dsl.convolution_check import checked_convolution
 from attnc.dsl.fields import Fields
 from attnc.dsl.source import Source
 from attnc.dsl.sum import Sum
-from attnc.dsl.terms_check import TERM_KEYS, checked_sum, term_fields
+from attnc.dsl.terms_check import NOT_IN_A_TERM, TERM_KEYS, checked_sum, term_fields
 from attnc.dsl.text import number_text, to_text
 from attnc.dsl.toml_places import Places, element
 from attnc.dsl.variant import Declared, Variant
@@ -156,11 +156,11 @@ def _sum(name: str, table: Mapping[str, Any], lines: Places) -> Variant:
         if key in SUM_KEYS:
             continue
         if key in KEYS:
-            where = "each of its terms" if key in TERM_KEYS else "none of them, nor the sum"
+            note = f"a {key} belongs to each of the terms"
             raise FieldError(
                 f"{name!r} has terms and a {key}",
                 where=lines.key_where(name, key),
-                notes=(f"a {key} belongs to {where}",),
+                notes=(note if key in TERM_KEYS else NOT_IN_A_TERM[key],),
                 hints=(f"leave {key} out here",),
             )
         close = get_close_matches(key, SUM_KEYS, 1)

@@ -122,8 +122,8 @@ def check_agreement(out: Tensor, other: Tensor, ref: Tensor, pt: Tensor) -> Verd
 def check_lse(out: Tensor, ref: Tensor, pt: Tensor | None = None) -> Verdict:
     """Hold an fp32 lse against the reference, to 1e-5 of its largest value or of 1.
 
-    `pt` is given where the hardware's tanh makes scores no better than the working dtype holds
-    them: then, as for an output, up to twice eager's error.
+    `pt` is given where the hardware's tanh, or rounded features, make scores no better than the
+    working dtype holds them: then, as for an output, up to twice eager's error.
     """
     wrong = _wrong_shape(out, ref)
     if wrong is not None:
