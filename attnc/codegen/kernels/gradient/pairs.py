@@ -135,28 +135,28 @@ def _softmax(
 def _term(
     builder: GraphBuilder, facts: GradientFacts, part: Part, side: Side, loaded: Loaded
 ) -> None:
-    """A weight of the state family under the normaliser of a sum, whose inverse is `b_n`."""
-    lines = weight_lines("b_p", part, facts.scale, factored=False)
-    slope = weight_slope_lines("b_w", "b_s", facts)
-    builder.map(
-        "b_p", STEP, side.tile, *lines, *slope, name="weight", reads=("b_s",),
-        note="the weight and its derivative, polynomials of s" if slope else "",
-    )  # fmt: skip
-    _visible(builder, facts, side, loaded, "b_p")
-    line = f"b_p = b_p * b_n{side.i}"
-    note = "over the row's normaliser"
-    builder.map("b_p", STEP, side.tile, line, name="normalise", reads=("b_p", "b_n"), note=note)
-    factor_step(builder, part, side)
+    """A weight of the state family under the normaliser of a sum, whose inverse is `b_n`.
+
+    The scores alone wait for do . v: weight and slope are polynomials of them, made after it.
+    """
     builder.dot("b_dp", STEP, side.tile, *side.outputs, note="do . v")
-    line = f"b_ds = b_p * (b_dp - b_d{side.i})"
+    lines = weight_lines("b_p", part, facts.scale, factored=False)
+    note = "the weight, a polynomial of s, and its gradient times the row's normaliser"
+    difference = f"b_dw = b_dp - b_d{side.i}"
+    reads = ("b_s", "b_dp", "b_d")
+    builder.map("b_p", STEP, side.tile, *lines, name="weight", reads=reads, note=note)
+    builder.map("b_dw", STEP, side.tile, difference, reads=("b_dp", "b_d"))
+    _visible(builder, facts, side, loaded, "b_p", "b_dw")
+    line = f"b_p = b_p * b_n{side.i}"
+    builder.map("b_p", STEP, side.tile, line, name="normalise", reads=("b_p", "b_n"))
+    factor_step(builder, part, side)
     note = "gradient of the log of the weight"
-    builder.map("b_ds", STEP, side.tile, line, reads=("b_p", "b_dp", "b_d"), note=note)
-    # what is left to multiply by where the weight itself is 0
-    rest = " * ".join([f"b_n{side.i}", *([part.factor] if part.factor else [])])
-    slope_text = "b_w" if slope else number(float(facts.derivation.weight_slope[0]) * facts.scale)
-    line = f"b_g = (b_dp - b_d{side.i}) * {slope_text} * ({rest})"
-    builder.map("b_g", STEP, side.tile, line, reads=("b_dp", "b_d", "b_n", "b_p"))
-    _visible(builder, facts, side, loaded, "b_g")
+    builder.map("b_ds", STEP, side.tile, "b_ds = b_p * b_dw", reads=("b_p", "b_dw"), note=note)
+    slope = weight_slope_lines("b_w", "b_s", facts)
+    text = "b_w" if slope else number(float(facts.derivation.weight_slope[0]) * facts.scale)
+    row = f"(b_n * {part.factor}){side.i}" if part.factor else f"b_n{side.i}"
+    lines = [*slope, f"b_g = b_dw * {text} * {row}"]
+    builder.map("b_g", STEP, side.tile, *lines, reads=("b_dw", "b_n", "b_s", "b_ds"))
 
 
 def factor_step(builder: GraphBuilder, part: Part, side: Side) -> None:
