@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from attnc.dsl.expr import (
@@ -115,6 +115,12 @@ def mask_form(mask: Expr) -> MaskForm:
     clauses: list[Clause] = [()] if rest is None else _clauses(rest, positive=True)
     documents, blocks = data
     return MaskForm(_canonical(clauses), documents, blocks)
+
+
+def union_of(forms: Iterable[MaskForm]) -> MaskForm:
+    """The pairs that some form shows; nobody walks it, so it may have any number of clauses."""
+    clauses = {clause for form in forms for clause in form.clauses}
+    return MaskForm(((),) if () in clauses else tuple(sorted(clauses)))
 
 
 def _clauses(mask: Expr, *, positive: bool) -> list[Clause]:

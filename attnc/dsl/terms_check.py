@@ -21,12 +21,11 @@ from attnc.dsl.expr import Expr, Logic, Name
 from attnc.dsl.facts import read_dim, read_heads, read_scale
 from attnc.dsl.feature import FeatureMap, nonnegative
 from attnc.dsl.fields import Fields, check_name
-from attnc.dsl.half_plane import MaskProblem
-from attnc.dsl.mask import MaskForm, mask_form
+from attnc.dsl.mask import union_of
 from attnc.dsl.source import Source
 from attnc.dsl.sum import Term
 from attnc.dsl.variant import Declared, Meaning, Scale, Variant
-from attnc.errors import FieldError, LimitExceeded, MaskNotAffine, NoFamily, Where
+from attnc.errors import FieldError, LimitExceeded, NoFamily, Where
 
 MAX_TERMS = 4
 TERM_KEYS = tuple(field.name for field in dataclass_fields(Term))
@@ -130,13 +129,15 @@ def checked_sum(fields: Fields) -> dict[str, object]:
         sink = read_expression(fields, "sink", fields.sink, DECAY_NAMES, by_name)
     read = [expr for term in terms for expr in (term.score, term.factor)]
     check_grad(fields, declared, value, sink, *read)
-    mask, form = _union(fields, terms)
+    mask = terms[0].mask
+    for term in terms[1:]:
+        mask = Logic("|", (mask, term.mask))
     meaning = Meaning(
         feature_map=FeatureMap("terms"),
         scale=Scale(Fraction(1)),
         score=Name("s"),
         value=value,
-        mask_form=form,
+        mask_form=union_of(term.mask_form for term in terms),
         log_decay=None,
         sink=sink,
         normalize="sum",
@@ -214,17 +215,3 @@ def _factor(fields: Fields, declared: Mapping[str, Declared]) -> Expr | None:
             hints=("exp(...), sigmoid(...) and softplus(...) are positive for any tensor",),
         )
     return factor
-
-
-def _union(fields: Fields, terms: tuple[Variant, ...]) -> tuple[Expr, MaskForm]:
-    """The pairs that some term sees."""
-    mask = terms[0].mask
-    for term in terms[1:]:
-        mask = Logic("|", (mask, term.mask))
-    try:
-        return mask, mask_form(mask)
-    except MaskProblem as problem:
-        raise MaskNotAffine(
-            f"the masks of the terms of {fields.name!r}, joined: {problem.message}",
-            where=fields.refuse("terms", "").where,
-        ) from None

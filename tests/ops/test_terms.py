@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from attnc.dsl import loads
+from attnc.dsl import load, loads
 from attnc.errors import InputError, PlanError
 from attnc.ops.draw import Shape
 from attnc.ops.op import Op
@@ -235,3 +236,16 @@ def test_explain_prints_every_term_and_its_derivative(ops):
     assert "term 1     sigmoid(mix[h]) * (exp(s)) where (-i + j >= -19 and i - j >= 0)" in text
     assert "term 2     s**2/2 + s + 1 where (i - j >= 20)" in text
     assert "in term 2:\nw'(s)      = s + 1\n" in ops["windowed"].explain(backward=True)
+
+
+def test_the_example_is_a_window_with_a_polynomial_before_it():
+    """Where the factor is 0 the example is the shipped sliding window of as many keys."""
+    path = Path(__file__).parents[2] / "examples" / "window_taylor.toml"
+    op = compile_op(load(path)["window_taylor"])
+    q, k, v = (torch.randn(1, 140, 2, 64) for _ in range(3))
+    alone = 'feature_map = "softmax"\nscale = "rsqrt(d)"\nmask = "causal & window(63)"\n'
+    window = compile_op(loads(f"[window]\n{alone}")["window"])(q, k, v)
+    out = op(q, k, v, mix=torch.tensor([-1e4, 0.0]))
+    torch.testing.assert_close(out[:, :, 0], window[:, :, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(out[:, :64], window[:, :64], rtol=0, atol=1e-5)
+    assert (out[:, 64:, 1] - window[:, 64:, 1]).abs().amax(-1).min() > 1e-3
