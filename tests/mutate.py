@@ -26,9 +26,11 @@ TESTS = (
     "tests/ops/test_documents.py",
     "tests/ops/test_blocks.py",
     "tests/ops/test_sequences.py",
+    "tests/ops/test_terms.py",
     "-k",
     "gradcheck_passes_for_a_shipped or declared_tensor or states_of or tensor_of_a_sink"
-    " or inside_documents or owes_nothing or of_the_formula or of_each_sequence",
+    " or inside_documents or owes_nothing or of_the_formula or of_each_sequence"
+    " or tensor_of_a_sum_of_terms",
 )
 
 
@@ -78,6 +80,16 @@ MUTATIONS = (
     Mutation("queries' part of a state", f"{GRADIENT}/carry.py",
              "fold_state(builder, chunk, QUERIES)\n    states",
              "fold_state(builder, chunk, KEYS)\n    states"),
+    Mutation("the factor of a term", f"{GRADIENT}/pairs.py",
+             'f"b_p = b_p0 * {part.factor}"', '"b_p = b_p0 * 1.0"'),
+    Mutation("a term's weight under the normaliser", f"{GRADIENT}/pairs.py",
+             "b_dw = b_dp - b_d", "b_dw = b_dp + b_d"),
+    Mutation("the scale of a softmax term", f"{GRADIENT}/pairs.py",
+             'line += f" * {number(facts.scale)}"', 'line += ""'),
+    Mutation("a map's part of dq", f"{GRADIENT}/feature_gradient.py",
+             'f"{into} = {into} + {gradient}"', 'f"{into} = {into} - {gradient}"'),
+    Mutation("the gradient of a factor", f"{GRADIENT}/factor_sums.py",
+             '"b_p0 * (b_dp - b_d[:, None])"', '"b_p0 * (b_d[:, None] - b_dp)"'),
     Mutation("the sink", f"{GRADIENT}/sink_sums.py",
              "b_dsink = -tl.sum", "b_dsink = tl.sum"),
     Mutation("delta's rounding, by rows", f"{GRADIENT}/partial_sums.py",
