@@ -253,13 +253,9 @@ class _Checker:
             )  # fmt: skip
 
     def _rounds_scores(self, shape: Shape, name: str) -> bool:
-        """Whether the kernels' scores are held to what `name` holds, and no more.
-
-        By the hardware's tanh, or by features that are rounded before they are multiplied.
-        """
-        if any(term.feature_map.phi is not None for term in self.variant.terms):
-            return True
-        return "fast_tanh" in self.op.plan(dim=(shape.qk, shape.v), dtype=name).helpers
+        """Whether scores are as exact as `name`, by the hardware's tanh or by rounded features."""
+        mapped = any(term.feature_map.phi is not None for term in self.variant.terms)
+        return mapped or "fast_tanh" in self.op.plan(dim=(shape.qk, shape.v), dtype=name).helpers
 
     def _forms(self, shape: Shape) -> tuple[str, ...]:
         """The forms that this shape allows: only the parallel one knows TQ other than TK.
