@@ -67,13 +67,20 @@ def choice_of(plan: Plan) -> Choice:
 
 def chosen(ranked: Sequence[Plan], choice: Choice) -> Plan | None:
     """The plan of a choice, from passes of any of the ranked plans; None where one is not there."""
-    first = ranked[0]
-    if len(choice) != len(first.passes):
+    names = tuple(line.partition(":")[0] for line in choice)
+    alike = [plan for plan in ranked if way_of(plan)[0] == names]
+    if not alike:
         return None
     passes = []
     for place, wanted in enumerate(choice):
-        step = next((p.passes[place] for p in ranked if str(p.passes[place]) == wanted), None)
+        step = next((p.passes[place] for p in alike if str(p.passes[place]) == wanted), None)
         if step is None:
             return None
         passes.append(step)
-    return replace(first, passes=tuple(passes))
+    return replace(alike[0], passes=tuple(passes))
+
+
+def way_of(plan: Plan) -> tuple[tuple[str, ...], int]:
+    """The names of a plan's passes, and the chunk they share: rivals of one way mix freely."""
+    names = tuple(step.kernel.name for step in plan.passes)
+    return names, plan.passes[-1].tile.get("BC", 0)

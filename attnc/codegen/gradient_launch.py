@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from attnc.codegen.derive import Partial
 from attnc.codegen.kernels.gradient.partial_sums import PartialSum, partial_sum
+from attnc.codegen.kernels.gradient.walk import WALKS
 from attnc.codegen.launch import constant, list_grid, list_workspaces, state_slot, tile_count
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
+from attnc.codegen.work import walk_splits
 from attnc.dsl.variant import Declared
 
 _LENGTHS = {"b": "B", "h": "HQ", "i": "TQ", "j": "TK", "n": "NT"}
@@ -35,6 +37,7 @@ class GradientLaunch:
     exponents: bool
     stateful: bool
     global_sum: bool
+    walk_splits: int
     state_heads_are_query: bool
     acc: str
     head_dim: int
@@ -85,6 +88,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         exponents=exponents if chunked else by_sums,
         stateful=plan.stateful,
         global_sum=plan.algebra.global_sum,
+        walk_splits=_walk_splits(plan),
         state_heads_are_query=plan.algebra.heads_differ,
         acc=TORCH_TYPES[plan.acc],
         head_dim=plan.dims[0],
@@ -98,6 +102,12 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         programs=plan.programs,
         min_chunks=plan.min_chunks,
     )
+
+
+def _walk_splits(plan: Plan) -> int:
+    """The most programs that share a walk of one head; 0 where no program walks."""
+    found = [walk_splits(plan.dims, step.tile) for step in plan.passes if step.kernel.name in WALKS]
+    return max(found, default=0)
 
 
 def _carried_type(plan: Plan) -> str:
@@ -187,9 +197,16 @@ def _splits(plan: Plan, tile: Mapping[str, int]) -> list[str]:
     return [str(count)] if count > 1 else []
 
 
+def _walk_programs(plan: Plan, tile: Mapping[str, int]) -> str:
+    """The programs of one segment of all heads."""
+    splits = walk_splits(plan.dims, tile)
+    return f"{splits} * B * HQ" if splits > 1 else "B * HQ"
+
+
 def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     kernel, tile = step.kernel, step.tile
-    back = _REVERSED if kernel.name in {"dstate", "dscan", "dcarry"} else {}
+    backwards = kernel.name in {"dstate", "dscan", "dcarry", *WALKS[1:]}
+    back = _REVERSED if backwards else {}
     numbers = [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
     scalars = kernel.scalars
     numbers += ["TK" if kernel.name == "gates" and name == "T" else name for name in scalars]
@@ -211,6 +228,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "dquery": lambda: ["NC", "B * HKV"],
         "dkey": lambda: ["NC", "B * HKV"],
         "dvalue": lambda: ["NC", "B * HKV", *_splits(plan, tile)],
+        **dict.fromkeys(WALKS, lambda: [_walk_programs(plan, tile), "NS"]),
     }
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",

@@ -11,6 +11,7 @@ from math import ceil
 from attnc.codegen.device import Device
 from attnc.codegen.graph import STEP, KernelGraph, elements
 from attnc.codegen.plan import DTYPES, PassPlan, Plan, Request
+from attnc.codegen.work import walk_segments, walk_splits
 
 # L2 feeds about twice what HBM does on every device of the table
 _L2_OVER_HBM = 2.0
@@ -27,6 +28,10 @@ _PAIR_WORDS = 144
 _FACTOR_WORDS = 64
 # 128 keys a step of a 64-wide head, seen of flash there
 _WIDE_STEP = 1.2
+# words a thread of a walk past which it spills much, by the compiler; and what it loses where it
+# has an SM alone, and nobody fills in while it waits: seen on an H100
+_WALK_WORDS = 168
+_ALONE = 1.5
 # what a chunk longer than 64 loses to barriers and to scores in registers, seen there too
 _LONG_CHUNK = 1.6
 
@@ -42,6 +47,8 @@ def rank_us(step: PassPlan, request: Request) -> float:
     if step.kernel.name in {"dquery", "dkey", "dvalue"}:
         # one program a chunk waits for its loads: more programs hide that, more warps do not
         return step.cost.time_us * step.num_warps
+    if step.kernel.name.startswith("walk_"):
+        return _walk_us(step, request)
     if "BS" in tile:
         return _attend_us(step, request)
     if "BC" in tile and "BV" in tile:
@@ -100,6 +107,33 @@ def _chunk_us(step: PassPlan, request: Request) -> float:
     moved = steps * tile["BC"] * channels * DTYPES[request.dtype]
     programs = max(work.batch * heads * splits, 2 * request.device.sms)
     return _total(step, request.device, programs, steps, moved)
+
+
+def _walk_us(step: PassPlan, request: Request) -> float:
+    """A walk of a backward: every program reads what its share of the head needs, from L2."""
+    tile, work = step.tile, request.workload
+    splits = walk_splits(request.dims, tile)
+    steps = work.batch * work.hq * ceil(work.tq / tile["BC"]) * splits
+    channels = 2 * sum(request.dims) // splits + sum(request.dims)
+    moved = steps * tile["BC"] * channels * DTYPES[request.dtype]
+    programs = work.batch * work.hq * splits * walk_segments(request, splits)
+    busy = _total(step, request.device, programs, steps, moved)
+    words = walk_words(step.kernel.graph, tile) / (step.num_warps * request.device.warp_size)
+    if words > _WALK_WORDS:
+        busy *= (words / _WALK_WORDS) ** 2
+    alone = step.num_warps > 4 or 2 * step.cost.sram_bytes > request.device.sram_bytes
+    return busy * (_ALONE if alone else 1.0)
+
+
+def walk_words(graph: KernelGraph, tile: Mapping[str, int]) -> int:
+    """Words of what a walk has at once: its state, its outputs, and the pairs of a chunk."""
+    outputs = {
+        node.buffer: elements(node.shape, dict(tile))
+        for node in graph.nodes(STEP)
+        if node.op == "dot" and node.buffer in {"b_dq", "b_dk", "b_dv", "b_df"}
+    }
+    factors = factor_words(graph, tile)
+    return carried_words(graph, tile) + sum(outputs.values()) + factors + 2 * tile["BC"] ** 2
 
 
 def _total(step: PassPlan, device: Device, programs: float, steps: float, moved: float) -> float:

@@ -12,6 +12,7 @@ from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL
 from attnc.codegen.header import header
 from attnc.codegen.kernel import Kernel, Walk
+from attnc.codegen.kernels.gradient.walk import WALKS
 from attnc.codegen.launch import LaunchText, launch_text
 from attnc.codegen.plan import TRITON_TYPES, PassPlan, Plan
 from attnc.codegen.statement import Statement, statements
@@ -29,6 +30,7 @@ _TEMPLATES = {
     "dquery": "dchunk",
     "dkey": "dchunk",
     "dvalue": "dchunk",
+    **dict.fromkeys(WALKS, "walk"),
     "key_blocks": "lists",
     "row_blocks": "lists",
     "dtoeplitz": "toeplitz",
@@ -50,6 +52,7 @@ _STEP_LINES = {
     "scan": (),
     "dscan": (),
     "dchunk": (),
+    "walk": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
     "dq": ("o_s = i_s + r_s", "m_s = o_s < TK"),
     "dkv": ("o_t = i_t + r_t", "m_t = o_t < TQ", "b_i = o_t + (TK - TQ)"),
 }
@@ -68,6 +71,7 @@ _HEADERS = {
     "dquery": "for i_g in range({stop}):",
     "dkey": "for i_g in range({stop}):",
     "dvalue": "for i_g in range({stop}):",
+    **dict.fromkeys(WALKS[1:], "for i_c in range({start}, {stop}, -1):"),
     "toeplitz": "for i_m in range({start}, {stop}):",
     "dtaps": "for i_k in range({start}, {stop}, BK):",
     "fft": "for i_m in range({start}, {stop}):",
@@ -215,6 +219,8 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             global_sum=plan.algebra.global_sum,
             cache=plan.cache,
             summed=plan.algebra.normalize == "sum",
+            backwards=kernel.name in WALKS[1:],
+            splits_k=plan.dims[0] > step.tile.get("BK", plan.dims[0]),
             splits_v=plan.dims[1] > step.tile.get("BV", plan.dims[1]),
         )
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 
 from attnc.codegen.algebra import analyse
-from attnc.codegen.graph import STEP, Node
+from attnc.codegen.graph import STEP, Node, elements
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, Request, item_bytes
 from attnc.dsl.mask import MaskForm
@@ -83,6 +83,8 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
     if kernel.name == "recurrent":
         return _recurrent_work(request, kernel, float(q + k + v + o))
     chunk = tiles["BC"] or 64
+    if kernel.name in {"walk_dq", "walk_dkv", "walk_dk", "walk_dv"}:
+        return _walk_work(request, kernel, tiles)
     splits = ceil(value_dim / tiles["BV"]) if "BV" in tiles else 1
     states = _state_bytes(request, kernel, chunk, splits)
     if kernel.name in {"scan", "dscan"}:
@@ -106,6 +108,42 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
         }
         return float(moved[kernel.name] + kept), flops
     return float(q + k + v + o + states), flops
+
+
+def walk_splits(dims: tuple[int, int], tiles: Mapping[str, int]) -> int:
+    """How many programs share a walk of one head: its columns of k, or of v."""
+    return ceil(dims[0] / tiles["BK"]) * ceil(dims[1] / tiles["BV"])
+
+
+def walk_segments(request: Request, splits: int) -> int:
+    """The segments of a head at the workload: no more than fill the device, as launched."""
+    work = request.workload
+    fill = 2 * request.device.sms // max(1, work.batch * work.hq * splits)
+    return max(1, min(fill, work.tk // 256))
+
+
+def _walk_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tuple[float, float]:
+    """Each tensor once: programs that share a head find in L2 what they have in common."""
+    work = request.workload
+    size = DTYPES[request.dtype]
+    tokens = {"k": work.tk * work.hkv, "v": work.tk * work.hkv}
+    moved = 0.0
+    for tensor in kernel.tensors:
+        name = tensor.name
+        if name in {"q", "k", "v", "do", "dq", "dk", "dv"}:
+            columns = request.dims[1] if name in {"v", "do", "dv"} else request.dims[0]
+            moved += work.batch * tokens.get(name, work.tq * work.hq) * columns * size
+    splits = walk_splits(request.dims, tiles)
+    segments = walk_segments(request, splits)
+    if segments > 1 or request.stateful:
+        held = (elements(node.shape, dict(tiles)) for node in kernel.graph.nodes() if _holds(node))
+        moved += work.batch * work.hq * segments * splits * sum(held) * 4.0
+    chunks = work.batch * work.hq * ceil(work.tq / tiles["BC"])
+    return moved, sum(_dot_flops(kernel, tiles)) * chunks * splits
+
+
+def _holds(node: Node) -> bool:
+    return node.op == "load" and node.tensor == "states" and len(node.shape) == 2
 
 
 def _decode_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tuple[float, float]:

@@ -34,6 +34,7 @@ from attnc.ops.tuning_candidates import (
     fitting,
     rounds,
     trial_of,
+    ways,
     with_pass,
 )
 from attnc.ops.tuning_inputs import launch_facts
@@ -154,16 +155,26 @@ class _Search:
             ThreadPoolExecutor(1) as aside,
         ):
             folder = Path(scratch)
-            groups = rounds(ranked, exhaustive=self.exhaustive)
+            found = ways(ranked, exhaustive=self.exhaustive)
+            groups = [rounds(way, exhaustive=self.exhaustive) for way in found]
+            heads: list[Candidate] = [(None, way[0]) for way in found]
+            candidates = [*heads, *(item for way in groups for group in way for item in group)]
             # the compilers work while the reference is computed, and the worker wakes the device
-            compiling = aside.submit(self._compile, folder, groups)
+            compiling = aside.submit(self._compile, folder, candidates)
             _save_inputs(job, ranked[0], self.device, folder / "inputs.pt")
             kernels = compiling.result()
             bench.load(folder / "inputs.pt")
-            best = ranked[0]
-            for group in groups:
-                best = self._round(job, best, group, kernels, bench, journal, until, everything,
-                                   show)  # fmt: skip
+            finalists: list[Plan] = []
+            for way, of_way in zip(found, groups, strict=True):
+                best = way[0]
+                for group in of_way:
+                    best = self._round(job, best, group, kernels, bench, journal, until,
+                                       everything, show)  # fmt: skip
+                finalists.append(best)
+            if len(finalists) > 1:
+                group = [(None, plan) for plan in finalists]
+                best = self._round(job, finalists[0], group, kernels, bench, journal, until,
+                                   everything, show)  # fmt: skip
         text = "; ".join(choice_of(best))
         last = next(
             (t for t in reversed(everything) if t.text == text and t.samples and not t.problem),
@@ -177,12 +188,8 @@ class _Search:
         journal.close()
         return Result(job, answer, best, tuple(everything))
 
-    def _compile(
-        self, folder: Path, groups: Sequence[Sequence[Candidate]]
-    ) -> CandidateKernels | None:
-        if self.pool is None:
-            return None
-        return CandidateKernels(self.pool, folder, [item for group in groups for item in group])
+    def _compile(self, folder: Path, candidates: Sequence[Candidate]) -> CandidateKernels | None:
+        return None if self.pool is None else CandidateKernels(self.pool, folder, candidates)
 
     def _round(
         self,

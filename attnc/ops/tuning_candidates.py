@@ -14,7 +14,7 @@ from attnc.autotune.measure import Trial
 from attnc.autotune.module_cache import store_module
 from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled, Verdict
-from attnc.codegen.choice import choice_of
+from attnc.codegen.choice import choice_of, way_of
 from attnc.codegen.kernel_spec import KernelSpec
 from attnc.codegen.plan import Plan, Request
 from attnc.codegen.rank import rank_us
@@ -23,6 +23,8 @@ from attnc.codegen.signature import kernel_specs
 
 # that many are measured a kernel; an exhaustive search measures all
 MOST = 10
+# and that many ways
+_MOST_WAYS = 3
 # what spills more bytes a thread than this is dropped where something else is left
 _SPILLED = 1024
 
@@ -30,6 +32,16 @@ _SPILLED = 1024
 Step = tuple[int, str]
 # a candidate: the place of the pass that it varies, None for all of them, and the plan it is from
 Candidate = tuple[int | None, Plan]
+
+
+def ways(ranked: Sequence[Plan], *, exhaustive: bool) -> list[list[Plan]]:
+    """The ranked plans by their passes: each way is tuned, then the best race each other."""
+    if ranked[0].phase == "forward":
+        return [list(ranked)]
+    found: dict[tuple[tuple[str, ...], int], list[Plan]] = {}
+    for plan in ranked:
+        found.setdefault(way_of(plan), []).append(plan)
+    return list(found.values())[: None if exhaustive else _MOST_WAYS]
 
 
 def rounds(ranked: Sequence[Plan], *, exhaustive: bool) -> list[list[Candidate]]:
@@ -47,8 +59,8 @@ def rounds(ranked: Sequence[Plan], *, exhaustive: bool) -> list[list[Candidate]]
 
 
 def with_pass(best: Plan, place: int | None, plan: Plan) -> Plan:
-    """The best plan so far with one pass of another, or the other itself."""
-    if place is None:
+    """The best plan so far with one pass of another, or the other itself if it goes another way."""
+    if place is None or way_of(best) != way_of(plan):
         return plan
     passes = (*best.passes[:place], plan.passes[place], *best.passes[place + 1 :])
     return replace(best, passes=passes)

@@ -7,13 +7,10 @@ plan        state: BC=64 BK=64 BV=64, 4 warps, 3 stages
 plan        scan: BC=64 BE=512, 4 warps, 1 stages
 plan        dstate: BC=64 BK=64 BV=64, 4 warps, 3 stages
 plan        dscan: BC=64 BE=512, 4 warps, 1 stages
-plan        carry: BC=64 BK=64 BV=64, 4 warps, 3 stages
-plan        dcarry: BC=64 BK=64 BV=64, 4 warps, 3 stages
-plan        dquery: BC=64 BK=64 BV=64, 4 warps, 1 stages
-plan        dkey: BC=64 BK=64 BV=64, 4 warps, 1 stages
-plan        dvalue: BC=64 BK=64 BV=64, 4 warps, 1 stages
-sram        155648 of 232448 bytes (h100)
-digest      423989089572366a
+plan        walk_dq: BC=64 BK=64 BV=64, 8 warps, 3 stages
+plan        walk_dkv: BC=64 BK=64 BV=64, 8 warps, 3 stages
+sram        214144 of 232448 bytes (h100)
+digest      b41a00a28ab62231
 regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16 --backward
 """
@@ -448,14 +445,22 @@ def based_dscan(
         b_h = b_h + b_x
 
 
-@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS", "NC"])
-def based_carry(
+@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
+def based_walk_dq(
+    q,  # [B, T, HQ, K]
     k,  # [B, T, HKV, K]
     v,  # [B, T, HKV, V]
+    do,  # [B, T, HQ, V]
+    norm,  # [B, HQ, T]: sums of weights
+    delta,  # [B, HQ, T]: what normalising gives back
     index,  # [ORDER, FP]: factors of each feature
+    weight,  # [FP]: weight of each feature
     states,  # [B, HS, NS, SLOT]: FP * V, then FP sums
-    carried,  # [B, HS, NC, FP, V]
-    sums,  # [B, HS, NC, FP]
+    dq,  # [B, T, HQ, K]
+    stride_q_b,
+    stride_q_t,
+    stride_q_h,
+    stride_q_k,
     stride_k_b,
     stride_k_t,
     stride_k_h,
@@ -464,13 +469,16 @@ def based_carry(
     stride_v_t,
     stride_v_h,
     stride_v_v,
+    stride_do_b,
+    stride_do_t,
+    stride_do_h,
+    stride_do_v,
     T,
     HQ,
     HKV,
     HS,
     NS,
     CPS,
-    NC,
     K: tl.constexpr,
     V: tl.constexpr,
     BC: tl.constexpr,
@@ -478,30 +486,33 @@ def based_carry(
     BV: tl.constexpr,
     FP: tl.constexpr,
 ):
-    # one program: BV columns of one segment of one state head
-    NV = tl.cdiv(V, BV)
-    i_v = tl.program_id(0) % NV
+    # one program: one segment of one query head
+    i_bh = tl.program_id(0).to(tl.int64)
     i_n = tl.program_id(1)
-    i_bh = (tl.program_id(0) // NV).to(tl.int64)
-    i_b = i_bh // HS
-    i_hs = i_bh % HS
-    i_hkv = i_hs // (HS // HKV)
+    i_b = i_bh // HQ
+    i_h = i_bh % HQ
+    i_hs = i_h // (HQ // HS)
+    i_hkv = i_h // (HQ // HKV)
     first = i_n * CPS
     last = tl.minimum(first + CPS, tl.cdiv(T, BC))
 
     r_c = tl.arange(0, BC)
     o_k = tl.arange(0, BK)
-    o_v = i_v * BV + tl.arange(0, BV)
+    o_v = tl.arange(0, BV)
     m_k = o_k < K
     # the first segment starts from zero: it loads no row of a state
     n_f = tl.where(i_n > 0, FP, 0)
 
+    p_q = q + i_b * stride_q_b + i_h * stride_q_h
     p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
     p_v = v + i_b * stride_v_b + i_hkv * stride_v_h
-    p_states = states + (i_bh * NS + i_n) * (FP * V + FP)
-    p_carried = carried + i_bh * NC * FP * V
-    p_sums = sums + i_bh * NC * FP
+    p_do = do + i_b * stride_do_b + i_h * stride_do_h
+    p_norm = norm + i_bh * T
+    p_delta = delta + i_bh * T
+    p_dq = dq + (i_b * T * HQ + i_h) * K
+    p_states = states + ((i_b * HS + i_hs) * NS + i_n) * (FP * V + FP)
     p_index = index
+    p_weight = weight
 
     # columns 0 to 127: which factors each takes
     o_f0 = tl.arange(0, 128)
@@ -509,6 +520,9 @@ def based_carry(
     b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
     b_i01 = tl.load(p_index + FP + o_f0)
     b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
+
+    # c_m * scale**m * m!/alpha!, zero in padding
+    b_w0 = tl.load(p_weight + o_f0)
 
     # columns 128 to 152: which factors each takes
     o_f1 = 128 + tl.arange(0, 64)
@@ -518,6 +532,9 @@ def based_carry(
     b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
     b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
     b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
+
+    # c_m * scale**m * m!/alpha!, zero in padding
+    b_w1 = tl.load(p_weight + o_f1)
 
     # the state before this segment
     r_f0 = tl.arange(0, 128)
@@ -566,322 +583,6 @@ def based_carry(
             other=0.0,
         )
 
-        # the state at this chunk
-        r_f0 = tl.arange(0, 128)
-        p_kept = p_carried + i_c * FP * V
-        tl.store(p_kept + r_f0[:, None] * V + o_v[None, :], b_h0.to(carried.dtype.element_ty))
-        tl.store(p_sums + i_c * FP + r_f0, b_z0)
-        r_f1 = 128 + tl.arange(0, 64)
-        tl.store(p_kept + r_f1[:, None] * V + o_v[None, :], b_h1.to(carried.dtype.element_ty))
-        tl.store(p_sums + i_c * FP + r_f1, b_z1)
-
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
-        b_x0 = tl.dot(b_k, b_e00)
-
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
-        b_x1 = tl.dot(b_k, b_e01)
-        b_f0 = b_x0 * b_x1
-        b_f0 = b_f0.to(v.dtype.element_ty)
-
-        # factor 0 of features 128: [BC, BK] @ [BK, 64]
-        b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
-
-        # factor 1 of features 128: [BC, BK] @ [BK, 64]
-        b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
-        b_f1 = b_x0 * b_x1
-        b_f1 = b_f1.to(v.dtype.element_ty)
-        b_z0 = b_z0 + tl.sum(b_f0.to(tl.float32), 0)
-
-        # [128, BC] @ [BC, BV]
-        b_h0 = tl.dot(tl.trans(b_f0), b_v, b_h0)
-        b_z1 = b_z1 + tl.sum(tl.where(m_t[:, None], b_f1.to(tl.float32), 0.0), 0)
-
-        # [64, BC] @ [BC, BV]
-        b_h1 = tl.dot(tl.trans(b_f1), b_v, b_h1)
-
-
-@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS", "NC"])
-def based_dcarry(
-    q,  # [B, T, HQ, K]
-    do,  # [B, T, HQ, V]
-    norm,  # [B, HQ, T]: sums of weights
-    delta,  # [B, HQ, T]: what normalising gives back
-    index,  # [ORDER, FP]: factors of each feature
-    weight,  # [FP]: weight of each feature
-    states,  # [B, HQ, NS, SLOT]: FP * V, then FP sums
-    carried,  # [B, HQ, NC, FP, V]
-    sums,  # [B, HQ, NC, FP]
-    stride_q_b,
-    stride_q_t,
-    stride_q_h,
-    stride_q_k,
-    stride_do_b,
-    stride_do_t,
-    stride_do_h,
-    stride_do_v,
-    T,
-    HQ,
-    HKV,
-    HS,
-    NS,
-    CPS,
-    NC,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BC: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    FP: tl.constexpr,
-):
-    # one program: BV columns of one segment of one query head
-    NV = tl.cdiv(V, BV)
-    i_v = tl.program_id(0) % NV
-    i_n = tl.program_id(1)
-    i_bh = (tl.program_id(0) // NV).to(tl.int64)
-    i_b = i_bh // HQ
-    i_h = i_bh % HQ
-    first = i_n * CPS
-    last = tl.minimum(first + CPS, tl.cdiv(T, BC))
-
-    r_c = tl.arange(0, BC)
-    o_k = tl.arange(0, BK)
-    o_v = i_v * BV + tl.arange(0, BV)
-    m_k = o_k < K
-    # the last segment starts from zero: it loads no row of a state
-    n_f = tl.where(i_n < NS - 1, FP, 0)
-
-    p_q = q + i_b * stride_q_b + i_h * stride_q_h
-    p_do = do + i_b * stride_do_b + i_h * stride_do_h
-    p_norm = norm + i_bh * T
-    p_delta = delta + i_bh * T
-    p_states = states + (i_bh * NS + i_n) * (FP * V + FP)
-    p_carried = carried + i_bh * NC * FP * V
-    p_sums = sums + i_bh * NC * FP
-    p_index = index
-    p_weight = weight
-
-    # columns 0 to 127: which factors each takes
-    o_f0 = tl.arange(0, 128)
-    b_i00 = tl.load(p_index + o_f0)
-    b_e00 = (o_k[:, None] == b_i00[None, :]).to(do.dtype.element_ty)
-    b_i01 = tl.load(p_index + FP + o_f0)
-    b_e01 = (o_k[:, None] == b_i01[None, :]).to(do.dtype.element_ty)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w0 = tl.load(p_weight + o_f0)
-
-    # columns 128 to 152: which factors each takes
-    o_f1 = 128 + tl.arange(0, 64)
-    b_i10 = tl.load(p_index + o_f1)
-    b_e10 = (o_k[:, None] == b_i10[None, :]).to(do.dtype.element_ty)
-    b_i11 = tl.load(p_index + FP + o_f1)
-    b_e11 = (o_k[:, None] == b_i11[None, :]).to(do.dtype.element_ty)
-    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
-    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w1 = tl.load(p_weight + o_f1)
-
-    # the state before this segment
-    r_f0 = tl.arange(0, 128)
-    b_h0 = tl.load(
-        p_states + r_f0[:, None] * V + o_v[None, :],
-        mask=(r_f0[:, None] < n_f),
-        other=0.0,
-    )
-    b_z0 = tl.load(
-        p_states + FP * V + r_f0,
-        mask=r_f0 < n_f,
-        other=0.0,
-    )
-
-    # the state before this segment
-    r_f1 = 128 + tl.arange(0, 64)
-    b_h1 = tl.load(
-        p_states + r_f1[:, None] * V + o_v[None, :],
-        mask=(r_f1[:, None] < n_f),
-        other=0.0,
-    )
-    b_z1 = tl.load(
-        p_states + FP * V + r_f1,
-        mask=r_f1 < n_f,
-        other=0.0,
-    )
-
-    # the chunks of this segment, the last one first
-    for i_c in range(last - 1, first - 1, -1):
-        o_t = i_c * BC + r_c
-        m_t = o_t < T
-
-        # [BC, BK]
-        p_qt = p_q + tl.cast(i_c * BC, tl.int64) * stride_q_t
-        b_q = tl.load(
-            p_qt + r_c[:, None] * stride_q_t + o_k[None, :] * stride_q_k,
-            mask=m_t[:, None] & m_k[None, :],
-            other=0.0,
-        )
-
-        # [BC, BV]
-        p_dot = p_do + tl.cast(i_c * BC, tl.int64) * stride_do_t
-        b_do = tl.load(
-            p_dot + r_c[:, None] * stride_do_t + o_v[None, :] * stride_do_v,
-            mask=m_t[:, None],
-            other=0.0,
-        )
-        b_n = tl.load(
-            p_norm + o_t,
-            mask=m_t,
-            other=0.0,
-        )
-        b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)
-        b_d = tl.load(
-            p_delta + o_t,
-            mask=m_t,
-            other=0.0,
-        )
-        b_do = b_do * b_n[:, None]
-        b_do = b_do.to(do.dtype.element_ty)
-
-        # the state at this chunk
-        r_f0 = tl.arange(0, 128)
-        p_kept = p_carried + i_c * FP * V
-        tl.store(p_kept + r_f0[:, None] * V + o_v[None, :], b_h0.to(carried.dtype.element_ty))
-        tl.store(p_sums + i_c * FP + r_f0, b_z0)
-        r_f1 = 128 + tl.arange(0, 64)
-        tl.store(p_kept + r_f1[:, None] * V + o_v[None, :], b_h1.to(carried.dtype.element_ty))
-        tl.store(p_sums + i_c * FP + r_f1, b_z1)
-
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
-        b_x0 = tl.dot(b_q, b_e00)
-
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
-        b_x1 = tl.dot(b_q, b_e01)
-        b_p0 = b_x0 * b_x1 * b_w0[None, :]
-        b_p0 = b_p0.to(do.dtype.element_ty)
-
-        # factor 0 of features 128: [BC, BK] @ [BK, 64]
-        b_x0 = tl.dot(b_q, b_e10) + b_u10[None, :]
-
-        # factor 1 of features 128: [BC, BK] @ [BK, 64]
-        b_x1 = tl.dot(b_q, b_e11) + b_u11[None, :]
-        b_p1 = b_x0 * b_x1 * b_w1[None, :]
-        b_p1 = b_p1.to(do.dtype.element_ty)
-        b_z0 = b_z0 + tl.sum(b_p0.to(tl.float32) * b_d[:, None], 0)
-
-        # [128, BC] @ [BC, BV]
-        b_h0 = tl.dot(tl.trans(b_p0), b_do, b_h0)
-        b_z1 = b_z1 + tl.sum(b_p1.to(tl.float32) * b_d[:, None], 0)
-
-        # [64, BC] @ [BC, BV]
-        b_h1 = tl.dot(tl.trans(b_p1), b_do, b_h1)
-
-
-@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NC"])
-def based_dquery(
-    q,  # [B, T, HQ, K]
-    k,  # [B, T, HKV, K]
-    v,  # [B, T, HKV, V]
-    do,  # [B, T, HQ, V]
-    norm,  # [B, HQ, T]: sums of weights
-    delta,  # [B, HQ, T]: what normalising gives back
-    index,  # [ORDER, FP]: factors of each feature
-    weight,  # [FP]: weight of each feature
-    carried,  # [B, HS, NC, FP, V]: states before chunks
-    sums,  # [B, HS, NC, FP]
-    dq,  # [B, T, HQ, K]
-    stride_q_b,
-    stride_q_t,
-    stride_q_h,
-    stride_q_k,
-    stride_k_b,
-    stride_k_t,
-    stride_k_h,
-    stride_k_k,
-    stride_v_b,
-    stride_v_t,
-    stride_v_h,
-    stride_v_v,
-    stride_do_b,
-    stride_do_t,
-    stride_do_h,
-    stride_do_v,
-    T,
-    HQ,
-    HKV,
-    HS,
-    NC,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BC: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    FP: tl.constexpr,
-):
-    # one program: one chunk of one key/value head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
-    i_b = i_bh // HKV
-    i_hkv = i_bh % HKV
-
-    r_c = tl.arange(0, BC)
-    o_t = i_c * BC + r_c
-    o_k = tl.arange(0, BK)
-    o_v = tl.arange(0, BV)
-    m_t = o_t < T
-    m_k = o_k < K
-
-    p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
-    p_v = v + i_b * stride_v_b + i_hkv * stride_v_h
-    p_index = index
-    p_weight = weight
-
-    # columns 0 to 127: which factors each takes
-    o_f0 = tl.arange(0, 128)
-    b_i00 = tl.load(p_index + o_f0)
-    b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
-    b_i01 = tl.load(p_index + FP + o_f0)
-    b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w0 = tl.load(p_weight + o_f0)
-
-    # columns 128 to 152: which factors each takes
-    o_f1 = 128 + tl.arange(0, 64)
-    b_i10 = tl.load(p_index + o_f1)
-    b_e10 = (o_k[:, None] == b_i10[None, :]).to(v.dtype.element_ty)
-    b_i11 = tl.load(p_index + FP + o_f1)
-    b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
-    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
-    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w1 = tl.load(p_weight + o_f1)
-
-    # [BC, BK]
-    p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t
-    b_k = tl.load(
-        p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
-        mask=m_t[:, None] & m_k[None, :],
-        other=0.0,
-    )
-
-    # [BC, BV]
-    p_vt = p_v + tl.cast(i_c * BC, tl.int64) * stride_v_t
-    b_v = tl.load(
-        p_vt + r_c[:, None] * stride_v_t + o_v[None, :] * stride_v_v,
-        mask=m_t[:, None],
-        other=0.0,
-    )
-
-    # the query heads that read this key/value head
-    for i_g in range(HQ // HKV):
-        i_h = i_hkv * (HQ // HKV) + i_g
-        i_hs = i_h // (HQ // HS)
-        p_q = q + i_b * stride_q_b + i_h * stride_q_h
-        p_do = do + i_b * stride_do_b + i_h * stride_do_h
-        p_norm = norm + (i_b * HQ + i_h) * T
-        p_delta = delta + (i_b * HQ + i_h) * T
-
         # [BC, BK]
         p_qt = p_q + tl.cast(i_c * BC, tl.int64) * stride_q_t
         b_q = tl.load(
@@ -929,12 +630,6 @@ def based_dquery(
         # [BC, BC] @ [BC, BK]
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k)
 
-        # the state before the chunk
-        r_f0 = tl.arange(0, 128)
-        p_carried = carried + ((i_b * HS + i_hs) * NC + i_c) * FP * V
-        b_h0 = tl.load(p_carried + r_f0[:, None] * V + o_v[None, :])
-        b_z0 = tl.load(sums + ((i_b * HS + i_hs) * NC + i_c) * FP + r_f0)
-
         # factor 0 of features 0: [BC, BK] @ [BK, 128]
         b_x0 = tl.dot(b_q, b_e00)
 
@@ -944,7 +639,7 @@ def based_dquery(
         b_p0 = b_p0.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 128]
-        b_df = tl.dot(b_do, tl.trans(b_h0))
+        b_df = tl.dot(b_do, tl.trans(b_h0.to(v.dtype.element_ty)))
         b_df = b_df + b_d[:, None] * b_z0[None, :]
 
         # each factor gets the product of the others
@@ -959,11 +654,17 @@ def based_dquery(
         # [BC, 128] @ [128, BK]
         b_dq = tl.dot(b_dx, tl.trans(b_e01), b_dq)
 
-        # the state before the chunk
-        r_f1 = 128 + tl.arange(0, 64)
-        p_carried = carried + ((i_b * HS + i_hs) * NC + i_c) * FP * V
-        b_h1 = tl.load(p_carried + r_f1[:, None] * V + o_v[None, :])
-        b_z1 = tl.load(sums + ((i_b * HS + i_hs) * NC + i_c) * FP + r_f1)
+        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        b_x0 = tl.dot(b_k, b_e00)
+
+        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        b_x1 = tl.dot(b_k, b_e01)
+        b_f0 = b_x0 * b_x1
+        b_f0 = b_f0.to(v.dtype.element_ty)
+        b_z0 = b_z0 + tl.sum(b_f0.to(tl.float32), 0)
+
+        # [128, BC] @ [BC, BV]
+        b_h0 = tl.dot(tl.trans(b_f0), b_v, b_h0)
 
         # factor 0 of features 128: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_q, b_e10) + b_u10[None, :]
@@ -974,7 +675,7 @@ def based_dquery(
         b_p1 = b_p1.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 64]
-        b_df = tl.dot(b_do, tl.trans(b_h1))
+        b_df = tl.dot(b_do, tl.trans(b_h1.to(v.dtype.element_ty)))
         b_df = b_df + b_d[:, None] * b_z1[None, :]
 
         # each factor gets the product of the others
@@ -989,16 +690,29 @@ def based_dquery(
         # [BC, 64] @ [64, BK]
         b_dq = tl.dot(b_dx, tl.trans(b_e11), b_dq)
 
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
+        b_f1 = b_x0 * b_x1
+        b_f1 = b_f1.to(v.dtype.element_ty)
+        b_z1 = b_z1 + tl.sum(tl.where(m_t[:, None], b_f1.to(tl.float32), 0.0), 0)
+
+        # [64, BC] @ [BC, BV]
+        b_h1 = tl.dot(tl.trans(b_f1), b_v, b_h1)
+
         # [BC, BK]
+        p_dqt = p_dq + tl.cast(i_c * BC, tl.int64) * HQ * K
         tl.store(
-            dq + ((i_b * T + o_t) * HQ + i_h)[:, None] * K + o_k[None, :],
+            p_dqt + r_c[:, None] * HQ * K + o_k[None, :],
             b_dq.to(dq.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
 
 
-@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NC"])
-def based_dkey(
+@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
+def based_walk_dkv(
     q,  # [B, T, HQ, K]
     k,  # [B, T, HKV, K]
     v,  # [B, T, HKV, V]
@@ -1006,9 +720,10 @@ def based_dkey(
     norm,  # [B, HQ, T]: sums of weights
     delta,  # [B, HQ, T]: what normalising gives back
     index,  # [ORDER, FP]: factors of each feature
-    dcarried,  # [B, HQ, NC, FP, V]: gradients of states after chunks
-    dsums,  # [B, HQ, NC, FP]
-    dk,  # [B, T, HKV, K]
+    weight,  # [FP]: weight of each feature
+    states,  # [B, HQ, NS, SLOT]: FP * V, then FP sums
+    dk,  # [B, T, HQ, K]
+    dv,  # [B, T, HQ, V]
     stride_q_b,
     stride_q_t,
     stride_q_h,
@@ -1029,7 +744,8 @@ def based_dkey(
     HQ,
     HKV,
     HS,
-    NC,
+    NS,
+    CPS,
     K: tl.constexpr,
     V: tl.constexpr,
     BC: tl.constexpr,
@@ -1037,22 +753,33 @@ def based_dkey(
     BV: tl.constexpr,
     FP: tl.constexpr,
 ):
-    # one program: one chunk of one key/value head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
-    i_b = i_bh // HKV
-    i_hkv = i_bh % HKV
+    # one program: one segment of one query head
+    i_bh = tl.program_id(0).to(tl.int64)
+    i_n = tl.program_id(1)
+    i_b = i_bh // HQ
+    i_h = i_bh % HQ
+    i_hkv = i_h // (HQ // HKV)
+    first = i_n * CPS
+    last = tl.minimum(first + CPS, tl.cdiv(T, BC))
 
     r_c = tl.arange(0, BC)
-    o_t = i_c * BC + r_c
     o_k = tl.arange(0, BK)
     o_v = tl.arange(0, BV)
-    m_t = o_t < T
     m_k = o_k < K
+    # the last segment starts from zero: it loads no row of a state
+    n_f = tl.where(i_n < NS - 1, FP, 0)
 
+    p_q = q + i_b * stride_q_b + i_h * stride_q_h
     p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
     p_v = v + i_b * stride_v_b + i_hkv * stride_v_h
+    p_do = do + i_b * stride_do_b + i_h * stride_do_h
+    p_norm = norm + i_bh * T
+    p_delta = delta + i_bh * T
+    p_dk = dk + (i_b * T * HQ + i_h) * K
+    p_dv = dv + (i_b * T * HQ + i_h) * V
+    p_states = states + (i_bh * NS + i_n) * (FP * V + FP)
     p_index = index
+    p_weight = weight
 
     # columns 0 to 127: which factors each takes
     o_f0 = tl.arange(0, 128)
@@ -1060,6 +787,9 @@ def based_dkey(
     b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
     b_i01 = tl.load(p_index + FP + o_f0)
     b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
+
+    # c_m * scale**m * m!/alpha!, zero in padding
+    b_w0 = tl.load(p_weight + o_f0)
 
     # columns 128 to 152: which factors each takes
     o_f1 = 128 + tl.arange(0, 64)
@@ -1070,32 +800,55 @@ def based_dkey(
     b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
     b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
 
-    # [BC, BK]
-    p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t
-    b_k = tl.load(
-        p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
-        mask=m_t[:, None] & m_k[None, :],
+    # c_m * scale**m * m!/alpha!, zero in padding
+    b_w1 = tl.load(p_weight + o_f1)
+
+    # what the state after this segment leads to
+    r_f0 = tl.arange(0, 128)
+    b_h0 = tl.load(
+        p_states + r_f0[:, None] * V + o_v[None, :],
+        mask=(r_f0[:, None] < n_f),
+        other=0.0,
+    )
+    b_z0 = tl.load(
+        p_states + FP * V + r_f0,
+        mask=r_f0 < n_f,
         other=0.0,
     )
 
-    # [BC, BV]
-    p_vt = p_v + tl.cast(i_c * BC, tl.int64) * stride_v_t
-    b_v = tl.load(
-        p_vt + r_c[:, None] * stride_v_t + o_v[None, :] * stride_v_v,
-        mask=m_t[:, None],
+    # what the state after this segment leads to
+    r_f1 = 128 + tl.arange(0, 64)
+    b_h1 = tl.load(
+        p_states + r_f1[:, None] * V + o_v[None, :],
+        mask=(r_f1[:, None] < n_f),
+        other=0.0,
+    )
+    b_z1 = tl.load(
+        p_states + FP * V + r_f1,
+        mask=r_f1 < n_f,
         other=0.0,
     )
 
-    # dk of the chunk
-    b_dk = tl.zeros([BC, BK], tl.float32)
+    # the chunks of this segment, the last one first
+    for i_c in range(last - 1, first - 1, -1):
+        o_t = i_c * BC + r_c
+        m_t = o_t < T
 
-    # the query heads that read this key/value head
-    for i_g in range(HQ // HKV):
-        i_h = i_hkv * (HQ // HKV) + i_g
-        p_q = q + i_b * stride_q_b + i_h * stride_q_h
-        p_do = do + i_b * stride_do_b + i_h * stride_do_h
-        p_norm = norm + (i_b * HQ + i_h) * T
-        p_delta = delta + (i_b * HQ + i_h) * T
+        # [BC, BK]
+        p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t
+        b_k = tl.load(
+            p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
+            mask=m_t[:, None] & m_k[None, :],
+            other=0.0,
+        )
+
+        # [BC, BV]
+        p_vt = p_v + tl.cast(i_c * BC, tl.int64) * stride_v_t
+        b_v = tl.load(
+            p_vt + r_c[:, None] * stride_v_t + o_v[None, :] * stride_v_v,
+            mask=m_t[:, None],
+            other=0.0,
+        )
 
         # [BC, BK]
         p_qt = p_q + tl.cast(i_c * BC, tl.int64) * stride_q_t
@@ -1132,6 +885,9 @@ def based_dkey(
         # the weight's derivative, a polynomial of s
         b_y = 0.25 * b_s + 1.0
         b_y = b_y * 0.25
+        b_p = 0.03125 * b_s + 0.25
+        b_p = b_p * b_s + 1.0
+        b_p = tl.where(r_c[None, :] >= r_c[:, None], b_p, 0.0)
 
         # gradient of the weights
         b_dw = tl.dot(b_v, tl.trans(b_do))
@@ -1142,23 +898,22 @@ def based_dkey(
         b_ds = tl.where(r_c[None, :] >= r_c[:, None], b_ds, 0.0)
 
         # [BC, BC] @ [BC, BK]
-        b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk)
+        b_dk = tl.dot(b_ds.to(b_q.dtype), b_q)
 
-        # what the state after the chunk leads to
-        r_f0 = tl.arange(0, 128)
-        p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V
-        b_j0 = tl.load(p_dcarried + r_f0[:, None] * V + o_v[None, :])
-        b_dz0 = tl.load(dsums + ((i_b * HQ + i_h) * NC + i_c) * FP + r_f0)
+        # [BC, BC] @ [BC, BV]
+        b_dv = tl.dot(b_p.to(b_do.dtype), b_do)
 
         # factor 0 of features 0: [BC, BK] @ [BK, 128]
         b_x0 = tl.dot(b_k, b_e00)
 
         # factor 1 of features 0: [BC, BK] @ [BK, 128]
         b_x1 = tl.dot(b_k, b_e01)
+        b_f0 = b_x0 * b_x1
+        b_f0 = b_f0.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 128]
-        b_df = tl.dot(b_v, tl.trans(b_j0))
-        b_df = b_df + b_dz0[None, :]
+        b_df = tl.dot(b_v, tl.trans(b_h0.to(v.dtype.element_ty)))
+        b_df = b_df + b_z0[None, :]
 
         # each factor gets the product of the others
         b_dx = b_df * b_x1
@@ -1172,21 +927,32 @@ def based_dkey(
         # [BC, 128] @ [128, BK]
         b_dk = tl.dot(b_dx, tl.trans(b_e01), b_dk)
 
-        # what the state after the chunk leads to
-        r_f1 = 128 + tl.arange(0, 64)
-        p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V
-        b_j1 = tl.load(p_dcarried + r_f1[:, None] * V + o_v[None, :])
-        b_dz1 = tl.load(dsums + ((i_b * HQ + i_h) * NC + i_c) * FP + r_f1)
+        # [BC, 128] @ [128, BV]
+        b_dv = tl.dot(b_f0, b_h0.to(v.dtype.element_ty), b_dv)
+
+        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        b_x0 = tl.dot(b_q, b_e00)
+
+        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        b_x1 = tl.dot(b_q, b_e01)
+        b_p0 = b_x0 * b_x1 * b_w0[None, :]
+        b_p0 = b_p0.to(v.dtype.element_ty)
+        b_z0 = b_z0 + tl.sum(b_p0.to(tl.float32) * b_d[:, None], 0)
+
+        # [128, BC] @ [BC, BV]
+        b_h0 = tl.dot(tl.trans(b_p0), b_do, b_h0)
 
         # factor 0 of features 128: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
 
         # factor 1 of features 128: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
+        b_f1 = b_x0 * b_x1
+        b_f1 = b_f1.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 64]
-        b_df = tl.dot(b_v, tl.trans(b_j1))
-        b_df = b_df + b_dz1[None, :]
+        b_df = tl.dot(b_v, tl.trans(b_h1.to(v.dtype.element_ty)))
+        b_df = b_df + b_z1[None, :]
 
         # each factor gets the product of the others
         b_dx = b_df * b_x1
@@ -1200,168 +966,36 @@ def based_dkey(
         # [BC, 64] @ [64, BK]
         b_dk = tl.dot(b_dx, tl.trans(b_e11), b_dk)
 
-    # [BC, BK]
-    tl.store(
-        dk + ((i_b * T + o_t) * HKV + i_hkv)[:, None] * K + o_k[None, :],
-        b_dk.to(dk.dtype.element_ty),
-        mask=m_t[:, None] & m_k[None, :],
-    )
+        # [BC, 64] @ [64, BV]
+        b_dv = tl.dot(b_f1, b_h1.to(v.dtype.element_ty), b_dv)
 
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e10) + b_u10[None, :]
 
-@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NC"])
-def based_dvalue(
-    q,  # [B, T, HQ, K]
-    k,  # [B, T, HKV, K]
-    do,  # [B, T, HQ, V]
-    norm,  # [B, HQ, T]: sums of weights
-    index,  # [ORDER, FP]: factors of each feature
-    dcarried,  # [B, HQ, NC, FP, V]: gradients of states after chunks
-    dv,  # [B, T, HKV, V]
-    stride_q_b,
-    stride_q_t,
-    stride_q_h,
-    stride_q_k,
-    stride_k_b,
-    stride_k_t,
-    stride_k_h,
-    stride_k_k,
-    stride_do_b,
-    stride_do_t,
-    stride_do_h,
-    stride_do_v,
-    T,
-    HQ,
-    HKV,
-    HS,
-    NC,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BC: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    FP: tl.constexpr,
-):
-    # one program: one chunk of one key/value head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
-    i_b = i_bh // HKV
-    i_hkv = i_bh % HKV
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e11) + b_u11[None, :]
+        b_p1 = b_x0 * b_x1 * b_w1[None, :]
+        b_p1 = b_p1.to(v.dtype.element_ty)
+        b_z1 = b_z1 + tl.sum(b_p1.to(tl.float32) * b_d[:, None], 0)
 
-    r_c = tl.arange(0, BC)
-    o_t = i_c * BC + r_c
-    o_k = tl.arange(0, BK)
-    o_v = tl.arange(0, BV)
-    m_t = o_t < T
-    m_k = o_k < K
-
-    p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
-    p_index = index
-
-    # columns 0 to 127: which factors each takes
-    o_f0 = tl.arange(0, 128)
-    b_i00 = tl.load(p_index + o_f0)
-    b_e00 = (o_k[:, None] == b_i00[None, :]).to(do.dtype.element_ty)
-    b_i01 = tl.load(p_index + FP + o_f0)
-    b_e01 = (o_k[:, None] == b_i01[None, :]).to(do.dtype.element_ty)
-
-    # columns 128 to 152: which factors each takes
-    o_f1 = 128 + tl.arange(0, 64)
-    b_i10 = tl.load(p_index + o_f1)
-    b_e10 = (o_k[:, None] == b_i10[None, :]).to(do.dtype.element_ty)
-    b_i11 = tl.load(p_index + FP + o_f1)
-    b_e11 = (o_k[:, None] == b_i11[None, :]).to(do.dtype.element_ty)
-    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
-    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
-
-    # [BC, BK]
-    p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t
-    b_k = tl.load(
-        p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
-        mask=m_t[:, None] & m_k[None, :],
-        other=0.0,
-    )
-
-    # dv of the chunk
-    b_dv = tl.zeros([BC, BV], tl.float32)
-
-    # the query heads that read this key/value head
-    for i_g in range(HQ // HKV):
-        i_h = i_hkv * (HQ // HKV) + i_g
-        p_q = q + i_b * stride_q_b + i_h * stride_q_h
-        p_do = do + i_b * stride_do_b + i_h * stride_do_h
-        p_norm = norm + (i_b * HQ + i_h) * T
+        # [64, BC] @ [BC, BV]
+        b_h1 = tl.dot(tl.trans(b_p1), b_do, b_h1)
 
         # [BC, BK]
-        p_qt = p_q + tl.cast(i_c * BC, tl.int64) * stride_q_t
-        b_q = tl.load(
-            p_qt + r_c[:, None] * stride_q_t + o_k[None, :] * stride_q_k,
+        p_dkt = p_dk + tl.cast(i_c * BC, tl.int64) * HQ * K
+        tl.store(
+            p_dkt + r_c[:, None] * HQ * K + o_k[None, :],
+            b_dk.to(dk.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
-            other=0.0,
         )
 
         # [BC, BV]
-        p_dot = p_do + tl.cast(i_c * BC, tl.int64) * stride_do_t
-        b_do = tl.load(
-            p_dot + r_c[:, None] * stride_do_t + o_v[None, :] * stride_do_v,
+        p_dvt = p_dv + tl.cast(i_c * BC, tl.int64) * HQ * V
+        tl.store(
+            p_dvt + r_c[:, None] * HQ * V + o_v[None, :],
+            b_dv.to(dv.dtype.element_ty),
             mask=m_t[:, None],
-            other=0.0,
         )
-        b_n = tl.load(
-            p_norm + o_t,
-            mask=m_t,
-            other=0.0,
-        )
-        b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)
-        b_do = b_do * b_n[:, None]
-        b_do = b_do.to(do.dtype.element_ty)
-
-        # inside the chunk: the scores again
-        b_s = tl.dot(b_k, tl.trans(b_q))
-        b_p = 0.03125 * b_s + 0.25
-        b_p = b_p * b_s + 1.0
-        b_p = tl.where(r_c[None, :] >= r_c[:, None], b_p, 0.0)
-
-        # [BC, BC] @ [BC, BV]
-        b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv)
-
-        # what the state after the chunk leads to
-        r_f0 = tl.arange(0, 128)
-        p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V
-        b_j0 = tl.load(p_dcarried + r_f0[:, None] * V + o_v[None, :])
-
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
-        b_x0 = tl.dot(b_k, b_e00)
-
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
-        b_x1 = tl.dot(b_k, b_e01)
-        b_f0 = b_x0 * b_x1
-        b_f0 = b_f0.to(do.dtype.element_ty)
-
-        # [BC, 128] @ [128, BV]
-        b_dv = tl.dot(b_f0, b_j0, b_dv)
-
-        # what the state after the chunk leads to
-        r_f1 = 128 + tl.arange(0, 64)
-        p_dcarried = dcarried + ((i_b * HQ + i_h) * NC + i_c) * FP * V
-        b_j1 = tl.load(p_dcarried + r_f1[:, None] * V + o_v[None, :])
-
-        # factor 0 of features 128: [BC, BK] @ [BK, 64]
-        b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
-
-        # factor 1 of features 128: [BC, BK] @ [BK, 64]
-        b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
-        b_f1 = b_x0 * b_x1
-        b_f1 = b_f1.to(do.dtype.element_ty)
-
-        # [BC, 64] @ [64, BV]
-        b_dv = tl.dot(b_f1, b_j1, b_dv)
-
-    # [BC, BV]
-    tl.store(
-        dv + ((i_b * T + o_t) * HKV + i_hkv)[:, None] * V + o_v[None, :],
-        b_dv.to(dv.dtype.element_ty),
-        mask=m_t[:, None],
-    )
 
 
 _TABLES: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -1400,23 +1034,19 @@ def backward(q, k, v, o, norm, do):
     HS = HKV
     NV = triton.cdiv(64, 64)
     dq = torch.empty((B, T, HQ, 16), dtype=q.dtype, device=q.device)
-    dk = torch.empty((B, T, HKV, 16), dtype=q.dtype, device=q.device)
-    dv = torch.empty((B, T, HKV, 64), dtype=q.dtype, device=q.device)
+    dk = torch.empty((B, T, HQ, 16), dtype=q.dtype, device=q.device)
+    dv = torch.empty((B, T, HQ, 64), dtype=q.dtype, device=q.device)
     index, weight = feature_tables(q.device)
 
-    # enough segments to fill 264 programs, each at least 4 chunks long
+    # as many segments as 264 programs hold, each at least 4 chunks long
     NC = triton.cdiv(T, 64)
-    NS = max(1, min(triton.cdiv(264, B * HQ * NV), NC // 4))
+    NS = max(1, min(264 // (B * HQ), NC // 4))
     CPS = triton.cdiv(NC, NS)
     NS = triton.cdiv(NC, CPS)
 
-    # states of segments, then states before every chunk and gradients of states after it
+    # the state before each segment, and the gradient of the state after it
     states = torch.empty((B, HS, NS, 12480), dtype=torch.float32, device=q.device)
     dstates = torch.empty((B, HQ, NS, 12480), dtype=torch.float32, device=q.device)
-    carried = torch.empty((B, HS, NC, 12288), dtype=q.dtype, device=q.device)
-    dcarried = torch.empty((B, HQ, NC, 12288), dtype=q.dtype, device=q.device)
-    sums = torch.empty((B, HS, NC, 192), dtype=torch.float32, device=q.device)
-    dsums = torch.empty((B, HQ, NC, 192), dtype=torch.float32, device=q.device)
     delta = torch.empty((B, HQ, T), dtype=torch.float32, device=q.device)
 
     based_delta[(triton.cdiv(T, 64) * B * HQ,)](
@@ -1518,72 +1148,16 @@ def backward(q, k, v, o, norm, do):
             num_stages=1,
         )
 
-    based_carry[(NV * B * HS, NS)](
+    based_walk_dq[(B * HQ, NS)](
+        q,
         k,
         v,
+        do,
+        norm,
+        delta,
         index,
+        weight,
         states,
-        carried,
-        sums,
-        *k.stride(),
-        *v.stride(),
-        T,
-        HQ,
-        HKV,
-        HS,
-        NS,
-        CPS,
-        NC,
-        K=16,
-        V=64,
-        BC=64,
-        BK=64,
-        BV=64,
-        FP=192,
-        num_warps=4,
-        num_stages=3,
-    )
-
-    based_dcarry[(NV * B * HQ, NS)](
-        q,
-        do,
-        norm,
-        delta,
-        index,
-        weight,
-        dstates,
-        dcarried,
-        dsums,
-        *q.stride(),
-        *do.stride(),
-        T,
-        HQ,
-        HKV,
-        HS,
-        NS,
-        CPS,
-        NC,
-        K=16,
-        V=64,
-        BC=64,
-        BK=64,
-        BV=64,
-        FP=192,
-        num_warps=4,
-        num_stages=3,
-    )
-
-    based_dquery[(NC, B * HKV)](
-        q,
-        k,
-        v,
-        do,
-        norm,
-        delta,
-        index,
-        weight,
-        carried,
-        sums,
         dq,
         *q.stride(),
         *k.stride(),
@@ -1593,18 +1167,19 @@ def backward(q, k, v, o, norm, do):
         HQ,
         HKV,
         HS,
-        NC,
+        NS,
+        CPS,
         K=16,
         V=64,
         BC=64,
         BK=64,
         BV=64,
         FP=192,
-        num_warps=4,
-        num_stages=1,
+        num_warps=8,
+        num_stages=3,
     )
 
-    based_dkey[(NC, B * HKV)](
+    based_walk_dkv[(B * HQ, NS)](
         q,
         k,
         v,
@@ -1612,9 +1187,10 @@ def backward(q, k, v, o, norm, do):
         norm,
         delta,
         index,
-        dcarried,
-        dsums,
+        weight,
+        dstates,
         dk,
+        dv,
         *q.stride(),
         *k.stride(),
         *v.stride(),
@@ -1623,41 +1199,19 @@ def backward(q, k, v, o, norm, do):
         HQ,
         HKV,
         HS,
-        NC,
+        NS,
+        CPS,
         K=16,
         V=64,
         BC=64,
         BK=64,
         BV=64,
         FP=192,
-        num_warps=4,
-        num_stages=1,
+        num_warps=8,
+        num_stages=3,
     )
 
-    based_dvalue[(NC, B * HKV)](
-        q,
-        k,
-        do,
-        norm,
-        index,
-        dcarried,
-        dv,
-        *q.stride(),
-        *k.stride(),
-        *do.stride(),
-        T,
-        HQ,
-        HKV,
-        HS,
-        NC,
-        K=16,
-        V=64,
-        BC=64,
-        BK=64,
-        BV=64,
-        FP=192,
-        num_warps=4,
-        num_stages=1,
-    )
-
+    if HQ > HKV:
+        # a key/value head's gradients are the sums of those of its group
+        dk, dv = (x.unflatten(2, (HKV, -1)).sum(3) for x in (dk, dv))
     return dq, dk, dv

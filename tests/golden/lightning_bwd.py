@@ -254,11 +254,11 @@ def lightning_dstate(
         b_gl = n_c * b_c
 
         # decay from the chunk's start to each row, and over the whole chunk
-        b_u = tl.exp2(b_g)
+        b_rl = tl.exp2(b_g)
         b_l = tl.exp2(b_gl)
 
         # the decayed value in two parts, its rounding and what that left
-        b_ul = b_do * b_u[:, None]
+        b_ul = b_do * b_rl[:, None]
         b_dou = b_ul.to(do.dtype.element_ty)
         b_ul = (b_ul - b_dou.to(tl.float32)).to(do.dtype.element_ty)
         b_h0 = b_h0 * b_l
@@ -530,11 +530,11 @@ def lightning_dcarry(
         tl.store(p_kept + r_f0[:, None] * V + o_v[None, :], b_h0.to(carried.dtype.element_ty))
 
         # decay from the chunk's start to each row, and over the whole chunk
-        b_u = tl.exp2(b_g)
+        b_rl = tl.exp2(b_g)
         b_l = tl.exp2(b_gl)
 
         # the decayed value in two parts, its rounding and what that left
-        b_ul = b_do * b_u[:, None]
+        b_ul = b_do * b_rl[:, None]
         b_dou = b_ul.to(do.dtype.element_ty)
         b_ul = (b_ul - b_dou.to(tl.float32)).to(do.dtype.element_ty)
         b_h0 = b_h0 * b_l
@@ -667,7 +667,7 @@ def lightning_dquery(
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k)
 
         # decay from the chunk's start to each row
-        b_l = tl.exp2(b_g)
+        b_rl = tl.exp2(b_g)
 
         # the state before the chunk
         r_f0 = tl.arange(0, 64)
@@ -676,7 +676,7 @@ def lightning_dquery(
 
         # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_do, tl.trans(b_h0.to(v.dtype.element_ty)))
-        b_df = b_df * b_l[:, None]
+        b_df = b_df * b_rl[:, None]
         b_r = b_r + tl.sum(b_q * b_df, 1)
         b_dq = b_dq + b_df
         tl.store(

@@ -20,6 +20,7 @@ from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
+from attnc.codegen.kernels.monomials import column_text
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.value import CHUNKED, load_value, map_value, setup_nodes
 from attnc.codegen.printer import Printer, number
@@ -42,7 +43,7 @@ class Fold:
     """What enters a state: features of `rows`, times `value`, decayed to where the state stands.
 
     Keys fold forward to the chunk's end; in the backward, queries fold back to its start, and
-    `weight` is what a row adds to the normaliser's sums.
+    `weight` is what a row adds to the normaliser's sums. `ends` holds the decays of the rows.
     """
 
     rows: str
@@ -50,6 +51,7 @@ class Fold:
     value: str
     decay: str
     note: str
+    ends: str = "b_u"
     weight: str = ""
 
 
@@ -59,7 +61,8 @@ KEYS = Fold(
 )  # fmt: skip
 QUERIES = Fold(
     "b_q", "b_p", "b_do", "tl.exp2(b_g)",
-    "decay from the chunk's start to each row, and over the whole chunk", weight="b_d",
+    "decay from the chunk's start to each row, and over the whole chunk",
+    ends="b_rl", weight="b_d",
 )  # fmt: skip
 
 
@@ -70,7 +73,8 @@ class ChunkFacts:
     `min_channels` and `min_columns` are the narrowest tiles of K's and of V's channels. With
     `exact_folds` a decayed value enters a state as two parts: a decay near 1 is lost in bf16's
     rounding, the same way token after token, and a gradient of the decay would sum that up; for
-    the same reason the states at chunks are kept unrounded.
+    the same reason the states at chunks are kept unrounded. Where a program `walks`, the state
+    stays in its registers, and where features are channels it holds BK of its rows.
     """
 
     variant: Variant
@@ -82,11 +86,13 @@ class ChunkFacts:
     min_columns: int
     min_channels: int = 16
     exact_folds: bool = False
+    walks: bool = False
 
     @property
     def carried(self) -> str:
         """The type of the states that a backward keeps at chunks."""
-        return "acc" if self.exact_folds or self.algebra.global_sum else "io"
+        wide = self.exact_folds or self.algebra.global_sum or self.walks
+        return "acc" if wide else "io"
 
     def carried_text(self, buffer: str) -> str:
         """Such a state as the operand of a product."""
@@ -116,6 +122,18 @@ class ChunkFacts:
     def slot(self) -> str:
         """Elements of one state in a workspace, as a factor of an address."""
         return "(FP * V + FP)" if self.summed else "FP * V"
+
+    def state_rows(self, n: int) -> str:
+        """How many rows of tile n of the state a program holds, as a letter or a number."""
+        shared = self.walks and self.features.direct
+        return "BK" if shared else str(self.features.tiles[n].width)
+
+    def row_numbers(self, n: int) -> str:
+        """Which rows of the state these are."""
+        if self.walks and self.features.direct:
+            return "o_k"
+        tile = self.features.tiles[n]
+        return column_text(tile.start, tile.width)
 
     def features_of(self, fold: Fold, n: int) -> str:
         """The buffer that holds tile n of the features that a fold reads."""

@@ -19,12 +19,20 @@ def _row_text(row: int) -> str:
     return {0: "", 1: "FP + "}.get(row, f"{row} * FP + ")
 
 
-def selection_nodes(features: Features, *, weights: bool) -> tuple[Node, ...]:
-    """Before the loop: the 0/1 matrices of every tile, and the query side's weights."""
+def selection_nodes(
+    features: Features, *, weights: bool, only: int | None = None, region: str = SETUP
+) -> tuple[Node, ...]:
+    """The 0/1 matrices of every tile, or of one alone, and the query side's weights.
+
+    They stand before the loop, unless a program has no registers to keep them in: loads in the
+    loop stay there.
+    """
     if features.direct:
         return ()
     nodes: list[Node] = []
     for n, tile in enumerate(features.tiles):
+        if only not in {None, n}:
+            continue
         width = str(tile.width)
         columns = f"o_f{n}"
         lines = [f"{columns} = {column_text(tile.start, tile.width)}"]
@@ -41,7 +49,7 @@ def selection_nodes(features: Features, *, weights: bool) -> tuple[Node, ...]:
                 f"selection {n}",
                 "load",
                 f"b_e{n}",
-                SETUP,
+                region,
                 ("BK", width),
                 "io",
                 note=note,
@@ -55,7 +63,7 @@ def selection_nodes(features: Features, *, weights: bool) -> tuple[Node, ...]:
                     f"load b_w{n}",
                     "load",
                     f"b_w{n}",
-                    SETUP,
+                    region,
                     (width,),
                     "acc",
                     note="c_m * scale**m * m!/alpha!, zero in padding",

@@ -15,11 +15,11 @@ def pairs_inside(
 ) -> None:
     """Pairs inside the chunk: with `values` the weights `b_p`, with `scores` `b_ds` of the scores.
 
-    Rows are queries in `dquery` and keys in the others, so that either tile is the left operand of
-    the product that it goes into, straight from registers.
+    Rows are queries where dq is made and keys elsewhere, so that either tile is the left operand
+    of the product that it goes into, straight from registers.
     """
     algebra = facts.algebra
-    by_keys = builder.kernel != "dquery"
+    by_keys = builder.kernel not in {"dquery", "walk_dq"}
     i, j = ("[None, :]", "[:, None]") if by_keys else ("[:, None]", "[None, :]")
     slope = weight_slope_lines("b_y", "b_s", facts) if scores else ()
     seen = f"r_c{i} >= r_c{j}"

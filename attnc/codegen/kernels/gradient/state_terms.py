@@ -18,27 +18,32 @@ from attnc.codegen.kernels.operand import join_guards
 
 def from_state_before(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
     """Add to dq, and to a decay's `b_r`, what the state before the chunk gives."""
-    outputs = "b_do"
-    if chunk.algebra.decay is not None:
-        note = "decay from the chunk's start to each row"
-        builder.map("b_l", STEP, ("BC",), "b_l = tl.exp2(b_g)", reads=("b_g",), note=note)
-    if chunk.algebra.decay is not None and not facts.derivation.decay:
-        outputs = "b_dog"
-        line = "b_dog = b_do * b_l[:, None]"
-        builder.map("b_dog", STEP, ("BC", "BV"), line, dtype="io", reads=("b_do", "b_l"))
+    outputs = decayed_outputs(builder, chunk, facts)
     for n in range(len(chunk.features.tiles)):
         _load_tile(builder, chunk, n, "b_h", "carried", "the state before the chunk")
-        _queries(builder, chunk, facts, n, outputs)
+        query_terms(builder, chunk, facts, n, outputs)
+
+
+def decayed_outputs(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> str:
+    """The buffer of do as the state before the chunk meets it: decayed from the chunk's start."""
+    if chunk.algebra.decay is None:
+        return "b_do"
+    note = "decay from the chunk's start to each row"
+    builder.map("b_rl", STEP, ("BC",), "b_rl = tl.exp2(b_g)", reads=("b_g",), note=note)
+    if facts.derivation.decay:
+        return "b_do"
+    line = "b_dog = b_do * b_rl[:, None]"
+    builder.map("b_dog", STEP, ("BC", "BV"), line, dtype="io", reads=("b_do", "b_rl"))
+    return "b_dog"
 
 
 def dkey_from_state(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> None:
     """Add to dk, and to a decay's `b_cj` and `b_dd`, what the state after the chunk leads to."""
     values = "b_v"
     decay = bool(facts.derivation.decay)
-    if chunk.algebra.decay is not None and not decay:
-        values = "b_vu"
-        _to_end(builder, "b_v", "b_vu", "BV")
-    if decay:
+    if not decay:
+        values = decayed_values(builder, chunk)
+    else:
         note = "decay from each key to the chunk's end"
         line = "b_u = tl.exp2(b_gl - b_g)"
         builder.map("b_u", STEP, ("BC",), line, reads=("b_g", "b_gl"), note=note)
@@ -46,7 +51,7 @@ def dkey_from_state(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFac
         builder.map("b_dd", STEP, (), "b_dd = tl.zeros([], ACC)")
     for n in range(len(chunk.features.tiles)):
         _load_tile(builder, chunk, n, "b_j", "dcarried", "what the state after the chunk leads to")
-        _keys(builder, chunk, facts, n, values)
+        key_terms(builder, chunk, facts, n, values)
         if decay:
             _load_tile(builder, chunk, n, "b_h", "carried", "the state before the chunk")
             _boundary(builder, chunk, n)
@@ -56,36 +61,73 @@ def dkey_from_state(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFac
         builder.map("b_dd", STEP, (), line, name="across", reads=("b_dd", "b_gl"), note=note)
 
 
+def decayed_values(builder: GraphBuilder, chunk: ChunkFacts) -> str:
+    """The buffer of v as the state after the chunk meets it: decayed to the chunk's end."""
+    if chunk.algebra.decay is None:
+        return "b_v"
+    _to_end(builder, "b_v", "b_vu", "BV")
+    return "b_vu"
+
+
 def dvalue_from_state(builder: GraphBuilder, chunk: ChunkFacts, total: str) -> None:
     """Add to `total` what the state after the chunk leads to."""
-    features, decayed = chunk.features, chunk.algebra.decay is not None
-    if decayed and features.direct:
-        _to_end(builder, "b_k", "b_ku", "BK")
-    for n, tile in enumerate(features.tiles):
-        width = str(tile.width)
+    keys = decayed_keys(builder, chunk)
+    for n in range(len(chunk.features.tiles)):
         _load_tile(builder, chunk, n, "b_j", "dcarried", "what the state after the chunk leads to")
-        key = "b_ku" if decayed else "b_k"
-        if not features.direct:
-            key = f"b_f{n}"
+        value_term(builder, chunk, n, total, keys)
+
+
+def decayed_keys(builder: GraphBuilder, chunk: ChunkFacts, *, known: bool = False) -> str:
+    """The buffer of k as the state after the chunk meets it; monomials are decayed by tiles.
+
+    `known` says that the decays to the chunk's end are there.
+    """
+    if chunk.algebra.decay is None or not chunk.features.direct:
+        return "b_k"
+    _to_end(builder, "b_k", "b_ku", "BK", known=known)
+    return "b_ku"
+
+
+def value_term(
+    builder: GraphBuilder, chunk: ChunkFacts, n: int, total: str, key: str, *, made: bool = False
+) -> None:
+    """Add to `total` what tile n of that state gives; `made` says that its features are there."""
+    features, width = chunk.features, chunk.state_rows(n)
+    state = f"{_after(chunk)[0]}{n}"
+    if not features.direct:
+        key = f"b_f{n}"
+        if not made:
             builder.extend(tile_nodes(features, n, "b_k", "b_f", rows="BC", weighted=False))
-            if decayed:
-                _to_end(builder, key, f"{key}u", width)
-                key = f"{key}u"
-        builder.dot(
-            total, STEP, ("BC", "BV"), Operand(key, key, ("BC", width)),
-            Operand(f"b_j{n}", chunk.carried_text(f"b_j{n}"), (width, "BV")),
-            name=f"state dv{n}", into=total, carried=True, note=f"[BC, {width}] @ [{width}, BV]",
-        )  # fmt: skip
+        if chunk.algebra.decay is not None:
+            _to_end(builder, key, f"{key}u", width, known=made)
+            key = f"{key}u"
+    builder.dot(
+        total, STEP, ("BC", "BV"), Operand(key, key, ("BC", width)),
+        Operand(state, chunk.carried_text(state), (width, "BV")), name=f"state dv{n}",
+        into=total, carried=_over_heads(builder), note=f"[BC, {width}] @ [{width}, BV]",
+    )  # fmt: skip
 
 
-def _to_end(builder: GraphBuilder, source: str, target: str, columns: str) -> None:
+def _after(chunk: ChunkFacts) -> tuple[str, str]:
+    """The buffers of the state after the chunk and of its sums: a walk holds no other state."""
+    return ("b_h", "b_z") if chunk.walks else ("b_j", "b_dz")
+
+
+def _over_heads(builder: GraphBuilder) -> bool:
+    """Whether dk and dv are carried over the heads of a group."""
+    return builder.kernel in {"dkey", "dvalue"}
+
+
+def _to_end(
+    builder: GraphBuilder, source: str, target: str, columns: str, *, known: bool = False
+) -> None:
     """`target` = rows of `source` decayed from each key to the chunk's end."""
     lines = ["b_u = tl.exp2(b_gl - b_g)", f"{target} = {source} * b_u[:, None]"]
     note = "decay from each key to the chunk's end"
     reads = (source, "b_g", "b_gl")
-    builder.map(
-        "b_u", STEP, ("BC",), lines[0], name=f"to the end, {target}", reads=reads, note=note
-    )
+    if not known:
+        name = f"to the end, {target}"
+        builder.map("b_u", STEP, ("BC",), lines[0], name=name, reads=reads, note=note)
     builder.map(target, STEP, ("BC", columns), lines[1], dtype="io", reads=(source, "b_u"))
 
 
@@ -122,11 +164,11 @@ def _both(builder: GraphBuilder) -> bool:
     return builder.kernel == "dkey"
 
 
-def _queries(
+def query_terms(
     builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, n: int, outputs: str
 ) -> None:
     """dq from the state before the chunk."""
-    features, width = chunk.features, str(chunk.features.tiles[n].width)
+    features, width = chunk.features, chunk.state_rows(n)
     decayed = chunk.algebra.decay is not None
     if not features.direct:
         builder.extend(tile_nodes(features, n, "b_q", "b_p", rows="BC", weighted=True))
@@ -139,25 +181,25 @@ def _queries(
     # a gradient of the decay is a sum over all rows: they are decayed after the product, unrounded
     late = bool(facts.derivation.decay)
     if chunk.summed:
-        row = "(b_d * b_l)[:, None]" if decayed and not late else "b_d[:, None]"
+        row = "(b_d * b_rl)[:, None]" if decayed and not late else "b_d[:, None]"
         sums = f" + {row} * b_z{n}[None, :]"
     if features.direct and not facts.derivation.decay:
         shape = ("BC", "BK")
         builder.dot("b_dq", STEP, shape, left, right, name="state dq", into="b_dq", note=note)
         if sums:
             line = f"b_dq = b_dq{sums}"
-            reads = ("b_dq", "b_d", f"b_z{n}", "b_l")
+            reads = ("b_dq", "b_d", f"b_z{n}", "b_rl")
             builder.map("b_dq", STEP, shape, line, name="sums dq", reads=reads)
         return
     builder.dot("b_df", STEP, ("BC", width), left, right, name=f"state dq{n}", note=note)
     if sums:
-        reads = ("b_df", "b_d", f"b_z{n}", "b_l")
+        reads = ("b_df", "b_d", f"b_z{n}", "b_rl")
         line = f"b_df = b_df{sums}"
         builder.map("b_df", STEP, ("BC", width), line, name=f"sums dq{n}", reads=reads)
     if late:
-        line = "b_df = b_df * b_l[:, None]"
+        line = "b_df = b_df * b_rl[:, None]"
         name = f"decay dq{n}"
-        builder.map("b_df", STEP, ("BC", width), line, name=name, reads=("b_df", "b_l"))
+        builder.map("b_df", STEP, ("BC", width), line, name=name, reads=("b_df", "b_rl"))
     source = "b_q" if features.direct else f"b_p{n}"
     if facts.derivation.decay:
         line = f"b_r = b_r + tl.sum({source} * b_df, 1)"
@@ -165,39 +207,45 @@ def _queries(
     _through(builder, chunk, n, "b_dq", weighted=True)
 
 
-def _keys(
-    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, n: int, values: str
+def key_terms(
+    builder: GraphBuilder,
+    chunk: ChunkFacts,
+    facts: GradientFacts,
+    n: int,
+    values: str,
+    *,
+    feature: bool = False,
 ) -> None:
-    """dk from the gradient of the state after the chunk."""
-    features, width = chunk.features, str(chunk.features.tiles[n].width)
+    """dk from the gradient of the state after the chunk; `feature` keeps a monomial for dv."""
+    features, width = chunk.features, chunk.state_rows(n)
     decayed = chunk.algebra.decay is not None
     source = "b_k" if features.direct else f"b_f{n}"
     if not features.direct:
         nodes = tile_nodes(features, n, "b_k", "b_f", rows="BC", weighted=False)
         # the factors are what the derivative needs; the feature itself a decay's gradient alone
-        builder.extend(nodes if facts.derivation.decay else nodes[:-1])
+        builder.extend(nodes if facts.derivation.decay or feature else nodes[:-1])
+    state, gathered = (f"{name}{n}" for name in _after(chunk))
     left = Operand(values, values, ("BC", "BV"))
-    right = Operand(
-        f"b_j{n}", f"tl.trans({chunk.carried_text(f'b_j{n}')})", ("BV", width), transposed=True
-    )
+    right = Operand(state, f"tl.trans({chunk.carried_text(state)})", ("BV", width), transposed=True)
     note = f"[BC, BV] @ [BV, {width}]"
     sums = ""
     if chunk.summed:
         early = decayed and not facts.derivation.decay
-        sums = f" + b_u[:, None] * b_dz{n}[None, :]" if early else f" + b_dz{n}[None, :]"
+        sums = f" + b_u[:, None] * {gathered}[None, :]" if early else f" + {gathered}[None, :]"
     if features.direct and not facts.derivation.decay:
         builder.dot(
-            "b_dk", STEP, ("BC", "BK"), left, right, name="state dk", into="b_dk", carried=True,
-            note=note,
+            "b_dk", STEP, ("BC", "BK"), left, right, name="state dk", into="b_dk",
+            carried=_over_heads(builder), note=note,
         )  # fmt: skip
         if sums:
             line = f"b_dk = b_dk{sums}"
-            reads = ("b_dk", f"b_dz{n}", "b_u")
-            builder.fold("b_dk", STEP, ("BC", "BK"), line, name="sums dk", reads=reads)
+            reads = ("b_dk", gathered, "b_u")
+            add = builder.fold if _over_heads(builder) else builder.map
+            add("b_dk", STEP, ("BC", "BK"), line, name="sums dk", reads=reads)
         return
     builder.dot("b_df", STEP, ("BC", width), left, right, name=f"state dk{n}", note=note)
     if sums:
-        reads = ("b_df", f"b_dz{n}", "b_u")
+        reads = ("b_df", gathered, "b_u")
         line = f"b_df = b_df{sums}"
         builder.map("b_df", STEP, ("BC", width), line, name=f"sums dk{n}", reads=reads)
     if facts.derivation.decay:
@@ -213,7 +261,7 @@ def _through(
     builder: GraphBuilder, chunk: ChunkFacts, n: int, target: str, *, weighted: bool
 ) -> None:
     """Add b_df, the gradient of one tile of features, to that of the channels."""
-    carried = target == "b_dk"
+    carried = target == "b_dk" and _over_heads(builder)
     if chunk.features.direct:
         line = f"{target} = {target} + b_df"
         add = builder.fold if carried else builder.map

@@ -1,0 +1,150 @@
+"""The chunked backward's ways: walks that hold the state, or a program a chunk that loads it.
+
+Walks move no state of a chunk through memory and come first wherever they compute all that is
+wanted. A way is one list of passes with their candidates; its passes share the length of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+from attnc.codegen.candidate import is_wide
+from attnc.codegen.features import Features
+from attnc.codegen.kernels.chunk import ChunkFacts
+from attnc.codegen.kernels.gradient.carry import carry_kernel, dcarry_kernel, dstate_kernel
+from attnc.codegen.kernels.gradient.chunk_gradient import (
+    dkey_kernel,
+    dquery_kernel,
+    dvalue_kernel,
+)
+from attnc.codegen.kernels.gradient.delta import delta_kernel
+from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.global_gradient import (
+    global_dkey_kernel,
+    global_dquery_kernel,
+    global_dvalue_kernel,
+)
+from attnc.codegen.kernels.gradient.reverse_scan import dscan_kernel
+from attnc.codegen.kernels.gradient.value_gradient import sums_channels
+from attnc.codegen.kernels.gradient.walk import why_no_walk
+from attnc.codegen.kernels.scan import scan_kernel
+from attnc.codegen.kernels.state import state_kernel
+from attnc.codegen.plan import Request
+from attnc.codegen.rank import rank_us
+from attnc.codegen.ranked_passes import (
+    Candidates,
+    RankedPass,
+    fixed_pass,
+    least_channels,
+    rank_pass,
+    whole_heads,
+)
+from attnc.codegen.walk_candidates import chunk_sizes, walk_ways
+
+Way = list[RankedPass]
+
+
+def chunk_ways(request: Request, facts: GradientFacts, features: Features) -> list[Way]:
+    """Every way that fits, the fastest by prediction first; where none does, one that does not."""
+    chunk = ChunkFacts(
+        request.variant, facts.algebra, features, request.dims, facts.printer, request.stateful,
+        facts.min_columns, facts.min_columns,
+        exact_folds=bool(facts.derivation.decay) and request.dtype in {"bf16", "fp16"},
+    )  # fmt: skip
+    walks = [] if why_no_walk(facts) else _walks(request, facts, chunk)
+    chunks = _chunk_passes(request, facts, chunk)
+    return [*walks, chunks] if not walks or _fits(chunks) else walks
+
+
+def _walks(request: Request, facts: GradientFacts, chunk: ChunkFacts) -> list[Way]:
+    walking = replace(chunk, walks=True)
+    found: list[Way] = []
+    for size in chunk_sizes(request, chunk):
+        before = _folds(request, facts, chunk, size, kept=False)
+        ways = [[*before, *last] for last in walk_ways(request, facts, walking, size)]
+        found += [way for way in ways if _fits(way)]
+        # products of 16 rows are worth no trial where longer chunks fit
+        if found and (size <= 32 or isinstance(request.variant.chunk, int)):
+            break
+    return sorted(found, key=lambda way: _us(way, request))
+
+
+def _fits(way: Way) -> bool:
+    return all(ranked.steps for ranked in way)
+
+
+def _us(way: Way, request: Request) -> float:
+    return sum(rank_us(ranked.steps[0], request) for ranked in way)
+
+
+def _chunk_passes(request: Request, facts: GradientFacts, chunk: ChunkFacts) -> Way:
+    """All passes of one chunk size: the largest at which the last pass fits, and the rest of it."""
+    makers = (dquery_kernel, dkey_kernel, dvalue_kernel)
+    if facts.algebra.global_sum:
+        makers = (global_dquery_kernel, global_dkey_kernel, global_dvalue_kernel)
+    found: Way = []
+    for size in chunk_sizes(request, chunk):
+        last = [
+            rank_pass(request, kernel, _chunk_tiles(request, facts, kernel.name, size))
+            for kernel in (make(chunk, facts) for make in makers)
+        ]
+        found = [*_folds(request, facts, chunk, size, kept=True), *last]
+        if all(ranked.steps for ranked in found):
+            return found
+    return found
+
+
+def _chunk_tiles(request: Request, facts: GradientFacts, kernel: str, rows: int) -> Candidates:
+    """Whole heads; only columns of dv do not depend on each other, and may be split.
+
+    Where the declared value has a gradient summed over channels they do.
+    """
+    tile_k, tile_v = whole_heads(request)
+    splits = kernel == "dvalue" and not sums_channels(facts)
+    widths = (tile_v, tile_v // 2, tile_v // 4) if splits else (tile_v,)
+    for width, warps in product(widths, (4, 8)):
+        if width == tile_v or width >= max(64, least_channels(request)):
+            yield {"BC": rows, "BK": tile_k, "BV": width}, warps, 1
+
+
+def _fold_tiles(request: Request, rows: int) -> Candidates:
+    tile_k, tile_v = whole_heads(request)
+    least = least_channels(request)
+    widths = [width for width in (256, 128, 64, 32, 16) if least <= width <= tile_v]
+    if is_wide(request):
+        widths = [width for width in widths if width <= 64]
+    for width, warps, stages in product(widths[:3], (8, 4), (3, 2, 1)):
+        if rows >= 16 * warps or (warps == 4 and rows <= 64):
+            yield {"BC": rows, "BK": tile_k, "BV": width}, warps, stages
+
+
+def _folds(
+    request: Request, facts: GradientFacts, chunk: ChunkFacts, rows: int, *, kept: bool
+) -> Way:
+    """States at segments, and where `kept` at chunks; folds whose programs split V alike."""
+    tile_v = whole_heads(request)[1]
+    passes: Way = []
+    if facts.summed:
+        passes.append(fixed_pass(request, delta_kernel(facts), {"BT": 64, "BV": tile_v}))
+    kernels = [state_kernel(chunk), dstate_kernel(chunk, facts)]
+    if kept and not facts.algebra.global_sum:
+        kernels += [carry_kernel(chunk), dcarry_kernel(chunk, facts)]
+    folds = [rank_pass(request, kernel, _fold_tiles(request, rows)) for kernel in kernels]
+    widths = [step.tile["BV"] for step in folds[0].steps]
+    for width in dict.fromkeys(widths):
+        alike = [
+            RankedPass(tuple(s for s in fold.steps if s.tile["BV"] == width), fold.rejected)
+            for fold in folds
+        ]
+        if all(fold.steps for fold in alike):
+            folds = alike
+            break
+    if facts.algebra.global_sum:
+        return [*passes, *folds]
+    state, dstate, *at_chunks = folds
+    scans = [
+        fixed_pass(request, kernel, {"BC": rows, "BE": 512})
+        for kernel in (scan_kernel(chunk), dscan_kernel(chunk))
+    ]
+    return [*passes, state, scans[0], dstate, scans[1], *at_chunks]
