@@ -27,10 +27,11 @@ TESTS = (
     "tests/ops/test_blocks.py",
     "tests/ops/test_sequences.py",
     "tests/ops/test_terms.py",
+    "tests/ops/test_walks.py",
     "-k",
     "gradcheck_passes_for_a_shipped or declared_tensor or states_of or tensor_of_a_sink"
     " or inside_documents or owes_nothing or of_the_formula or of_each_sequence"
-    " or tensor_of_a_sum_of_terms",
+    " or tensor_of_a_sum_of_terms or of_a_walk_are or given_on_both",
 )
 
 
@@ -80,6 +81,15 @@ MUTATIONS = (
     Mutation("queries' part of a state", f"{GRADIENT}/carry.py",
              "fold_state(builder, chunk, QUERIES)\n    states",
              "fold_state(builder, chunk, KEYS)\n    states"),
+    Mutation("queries' part of a walk's state", f"{GRADIENT}/walk.py",
+             "fold_tile(builder, chunk, n, QUERIES, sums=keys)",
+             "fold_tile(builder, chunk, n, KEYS, sums=keys)"),
+    Mutation("the decay of what a walk hands to keys", f"{GRADIENT}/state_terms.py",
+             '"b_u = tl.exp2(b_gl - b_g)", f"{target}', '"b_u = tl.exp2(b_g)", f"{target}'),
+    Mutation("a walk's sums", f"{GRADIENT}/state_terms.py",
+             'sums = f" + b_u[:, None] * {gathered}', 'sums = f" - b_u[:, None] * {gathered}'),
+    Mutation("the state before a segment", "attnc/templates/walk.jinja",
+             "i_n < NS - 1", "i_n < NS"),
     Mutation("the factor of a term", f"{GRADIENT}/pairs.py",
              'f"b_p = b_p0 * {part.factor}"', '"b_p = b_p0 * 1.0"'),
     Mutation("a term's weight under the normaliser", f"{GRADIENT}/pairs.py",

@@ -112,7 +112,10 @@ def _no_fit(request: Request, why: str) -> PlanError:
 
 def _features(request: Request, algebra: Algebra) -> Features:
     least = least_channels(request)
-    return features_of(algebra, request.dims[0], narrowest=least, channels=least)
+    # a tile of monomials has its factors and their gradients beside it, all in registers
+    widest = max(64, least)
+    dim = request.dims[0]
+    return features_of(algebra, dim, narrowest=least, widest=widest, channels=least)
 
 
 def _pair_passes(request: Request, facts: GradientFacts) -> list[RankedPass]:

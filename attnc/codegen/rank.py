@@ -28,9 +28,11 @@ _PAIR_WORDS = 144
 _FACTOR_WORDS = 64
 # 128 keys a step of a 64-wide head, seen of flash there
 _WIDE_STEP = 1.2
-# words a thread of a walk past which it spills much, by the compiler; and what it loses where it
-# has an SM alone, and nobody fills in while it waits: seen on an H100
-_WALK_WORDS = 168
+# words a thread of a walk past which it spills, by the compiler, and what eight warps of it spill
+# over four of half the chunk where it makes monomials; what it loses where it has an SM alone, and
+# nobody fills in while it waits: seen on an H100
+_WALK_WORDS = 150
+_WIDE_MONOMIALS = 2.5
 _ALONE = 1.5
 # what a chunk longer than 64 loses to barriers and to scores in registers, seen there too
 _LONG_CHUNK = 1.6
@@ -120,7 +122,9 @@ def _walk_us(step: PassPlan, request: Request) -> float:
     busy = _total(step, request.device, programs, steps, moved)
     words = walk_words(step.kernel.graph, tile) / (step.num_warps * request.device.warp_size)
     if words > _WALK_WORDS:
-        busy *= (words / _WALK_WORDS) ** 2
+        busy *= (words / _WALK_WORDS) ** 3
+    if step.num_warps > 4 and factor_words(step.kernel.graph, tile):
+        busy *= _WIDE_MONOMIALS
     alone = step.num_warps > 4 or 2 * step.cost.sram_bytes > request.device.sram_bytes
     return busy * (_ALONE if alone else 1.0)
 

@@ -6,11 +6,21 @@ import importlib.util
 
 import pytest
 
+from attnc.dsl import loads
 from attnc.ops.op import compile as compile_op
 from tests.codegen.emitted import all_variants
 from tests.conftest import GOLDEN
 
 NAMES = ("flash", "flash_window", "flash_alibi", "based", "lightning", "linear", "gated")
+RETENTION = """
+[retention]
+feature_map = "identity"
+scale = "rsqrt(d)"
+log_decay = "-slope[h]"
+mask = "causal"
+normalize = "none"
+params.slope = { shape = ["h"] }
+"""
 BACKWARD = ("flash_alibi", "based", "lightning")
 
 
@@ -26,6 +36,12 @@ def test_the_golden_backward_is_what_is_emitted(name, golden):
     dims = (16, 64) if name == "based" else (64, 64)
     op = compile_op(all_variants()[name], device="h100")
     golden(f"{name}_bwd.py", op.source(dim=dims, dtype="bf16", backward=True))
+
+
+def test_the_golden_walk_is_what_is_emitted(golden):
+    """A decay that has no gradient: the chunks of a head are walked."""
+    op = compile_op(loads(RETENTION)["retention"], device="h100")
+    golden("retention_bwd.py", op.source(dim=(64, 64), dtype="bf16", backward=True))
 
 
 def test_the_golden_gluon_kernel_is_what_is_emitted(golden):

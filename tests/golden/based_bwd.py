@@ -9,7 +9,7 @@ plan        dstate: BC=64 BK=64 BV=64, 4 warps, 3 stages
 plan        dscan: BC=64 BE=512, 4 warps, 1 stages
 plan        walk_dq: BC=64 BK=64 BV=64, 8 warps, 3 stages
 plan        walk_dkv: BC=64 BK=64 BV=64, 8 warps, 3 stages
-sram        214144 of 232448 bytes (h100)
+sram        215552 of 232448 bytes (h100)
 digest      b41a00a28ab62231
 regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16 --backward
@@ -131,29 +131,40 @@ def based_state(
     p_states = states + (i_bh * NS + i_n) * (FP * V + FP)
     p_index = index
 
-    # columns 0 to 127: which factors each takes
-    o_f0 = tl.arange(0, 128)
+    # columns 0 to 63: which factors each takes
+    o_f0 = tl.arange(0, 64)
     b_i00 = tl.load(p_index + o_f0)
     b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
     b_i01 = tl.load(p_index + FP + o_f0)
     b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
 
-    # columns 128 to 152: which factors each takes
-    o_f1 = 128 + tl.arange(0, 64)
+    # columns 64 to 127: which factors each takes
+    o_f1 = 64 + tl.arange(0, 64)
     b_i10 = tl.load(p_index + o_f1)
     b_e10 = (o_k[:, None] == b_i10[None, :]).to(v.dtype.element_ty)
     b_i11 = tl.load(p_index + FP + o_f1)
     b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
-    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
-    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
+
+    # columns 128 to 152: which factors each takes
+    o_f2 = 128 + tl.arange(0, 64)
+    b_i20 = tl.load(p_index + o_f2)
+    b_e20 = (o_k[:, None] == b_i20[None, :]).to(v.dtype.element_ty)
+    b_i21 = tl.load(p_index + FP + o_f2)
+    b_e21 = (o_k[:, None] == b_i21[None, :]).to(v.dtype.element_ty)
+    b_u21 = tl.where(b_i21 < 0, 1.0, 0.0)
+    b_u20 = tl.where(b_i20 < 0, 1.0, 0.0)
 
     # the state of this segment, from zero
-    b_h0 = tl.zeros([128, BV], tl.float32)
-    b_z0 = tl.zeros([128], tl.float32)
+    b_h0 = tl.zeros([64, BV], tl.float32)
+    b_z0 = tl.zeros([64], tl.float32)
 
     # the state of this segment, from zero
     b_h1 = tl.zeros([64, BV], tl.float32)
     b_z1 = tl.zeros([64], tl.float32)
+
+    # the state of this segment, from zero
+    b_h2 = tl.zeros([64, BV], tl.float32)
+    b_z2 = tl.zeros([64], tl.float32)
 
     # the chunks of this segment, in order
     for i_c in range(first, last):
@@ -176,39 +187,56 @@ def based_state(
             other=0.0,
         )
 
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_k, b_e00)
 
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_k, b_e01)
         b_f0 = b_x0 * b_x1
         b_f0 = b_f0.to(v.dtype.element_ty)
 
-        # factor 0 of features 128: [BC, BK] @ [BK, 64]
-        b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e10)
 
-        # factor 1 of features 128: [BC, BK] @ [BK, 64]
-        b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e11)
         b_f1 = b_x0 * b_x1
         b_f1 = b_f1.to(v.dtype.element_ty)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e21) + b_u21[None, :]
+        b_f2 = b_x0 * b_x1
+        b_f2 = b_f2.to(v.dtype.element_ty)
         b_z0 = b_z0 + tl.sum(b_f0.to(tl.float32), 0)
 
-        # [128, BC] @ [BC, BV]
+        # [64, BC] @ [BC, BV]
         b_h0 = tl.dot(tl.trans(b_f0), b_v, b_h0)
-        b_z1 = b_z1 + tl.sum(tl.where(m_t[:, None], b_f1.to(tl.float32), 0.0), 0)
+        b_z1 = b_z1 + tl.sum(b_f1.to(tl.float32), 0)
 
         # [64, BC] @ [BC, BV]
         b_h1 = tl.dot(tl.trans(b_f1), b_v, b_h1)
+        b_z2 = b_z2 + tl.sum(tl.where(m_t[:, None], b_f2.to(tl.float32), 0.0), 0)
 
-    # rows 0 to 127 of the state
-    r_f0 = tl.arange(0, 128)
+        # [64, BC] @ [BC, BV]
+        b_h2 = tl.dot(tl.trans(b_f2), b_v, b_h2)
+
+    # rows 0 to 63 of the state
+    r_f0 = tl.arange(0, 64)
     tl.store(p_states + r_f0[:, None] * V + o_v[None, :], b_h0)
     tl.store(p_states + FP * V + r_f0, b_z0)
 
-    # rows 128 to 191 of the state
-    r_f1 = 128 + tl.arange(0, 64)
+    # rows 64 to 127 of the state
+    r_f1 = 64 + tl.arange(0, 64)
     tl.store(p_states + r_f1[:, None] * V + o_v[None, :], b_h1)
     tl.store(p_states + FP * V + r_f1, b_z1)
+
+    # rows 128 to 191 of the state
+    r_f2 = 128 + tl.arange(0, 64)
+    tl.store(p_states + r_f2[:, None] * V + o_v[None, :], b_h2)
+    tl.store(p_states + FP * V + r_f2, b_z2)
 
 
 @triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
@@ -305,8 +333,8 @@ def based_dstate(
     p_index = index
     p_weight = weight
 
-    # columns 0 to 127: which factors each takes
-    o_f0 = tl.arange(0, 128)
+    # columns 0 to 63: which factors each takes
+    o_f0 = tl.arange(0, 64)
     b_i00 = tl.load(p_index + o_f0)
     b_e00 = (o_k[:, None] == b_i00[None, :]).to(do.dtype.element_ty)
     b_i01 = tl.load(p_index + FP + o_f0)
@@ -315,25 +343,39 @@ def based_dstate(
     # c_m * scale**m * m!/alpha!, zero in padding
     b_w0 = tl.load(p_weight + o_f0)
 
-    # columns 128 to 152: which factors each takes
-    o_f1 = 128 + tl.arange(0, 64)
+    # columns 64 to 127: which factors each takes
+    o_f1 = 64 + tl.arange(0, 64)
     b_i10 = tl.load(p_index + o_f1)
     b_e10 = (o_k[:, None] == b_i10[None, :]).to(do.dtype.element_ty)
     b_i11 = tl.load(p_index + FP + o_f1)
     b_e11 = (o_k[:, None] == b_i11[None, :]).to(do.dtype.element_ty)
-    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
-    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
 
     # c_m * scale**m * m!/alpha!, zero in padding
     b_w1 = tl.load(p_weight + o_f1)
 
+    # columns 128 to 152: which factors each takes
+    o_f2 = 128 + tl.arange(0, 64)
+    b_i20 = tl.load(p_index + o_f2)
+    b_e20 = (o_k[:, None] == b_i20[None, :]).to(do.dtype.element_ty)
+    b_i21 = tl.load(p_index + FP + o_f2)
+    b_e21 = (o_k[:, None] == b_i21[None, :]).to(do.dtype.element_ty)
+    b_u21 = tl.where(b_i21 < 0, 1.0, 0.0)
+    b_u20 = tl.where(b_i20 < 0, 1.0, 0.0)
+
+    # c_m * scale**m * m!/alpha!, zero in padding
+    b_w2 = tl.load(p_weight + o_f2)
+
     # the state of this segment, from zero
-    b_h0 = tl.zeros([128, BV], tl.float32)
-    b_z0 = tl.zeros([128], tl.float32)
+    b_h0 = tl.zeros([64, BV], tl.float32)
+    b_z0 = tl.zeros([64], tl.float32)
 
     # the state of this segment, from zero
     b_h1 = tl.zeros([64, BV], tl.float32)
     b_z1 = tl.zeros([64], tl.float32)
+
+    # the state of this segment, from zero
+    b_h2 = tl.zeros([64, BV], tl.float32)
+    b_z2 = tl.zeros([64], tl.float32)
 
     # the chunks of this segment, the last one first
     for i_c in range(last - 1, first - 1, -1):
@@ -369,39 +411,56 @@ def based_dstate(
         b_do = b_do * b_n[:, None]
         b_do = b_do.to(do.dtype.element_ty)
 
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_q, b_e00)
 
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_q, b_e01)
         b_p0 = b_x0 * b_x1 * b_w0[None, :]
         b_p0 = b_p0.to(do.dtype.element_ty)
 
-        # factor 0 of features 128: [BC, BK] @ [BK, 64]
-        b_x0 = tl.dot(b_q, b_e10) + b_u10[None, :]
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e10)
 
-        # factor 1 of features 128: [BC, BK] @ [BK, 64]
-        b_x1 = tl.dot(b_q, b_e11) + b_u11[None, :]
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e11)
         b_p1 = b_x0 * b_x1 * b_w1[None, :]
         b_p1 = b_p1.to(do.dtype.element_ty)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e21) + b_u21[None, :]
+        b_p2 = b_x0 * b_x1 * b_w2[None, :]
+        b_p2 = b_p2.to(do.dtype.element_ty)
         b_z0 = b_z0 + tl.sum(b_p0.to(tl.float32) * b_d[:, None], 0)
 
-        # [128, BC] @ [BC, BV]
+        # [64, BC] @ [BC, BV]
         b_h0 = tl.dot(tl.trans(b_p0), b_do, b_h0)
         b_z1 = b_z1 + tl.sum(b_p1.to(tl.float32) * b_d[:, None], 0)
 
         # [64, BC] @ [BC, BV]
         b_h1 = tl.dot(tl.trans(b_p1), b_do, b_h1)
+        b_z2 = b_z2 + tl.sum(b_p2.to(tl.float32) * b_d[:, None], 0)
 
-    # rows 0 to 127 of the state
-    r_f0 = tl.arange(0, 128)
+        # [64, BC] @ [BC, BV]
+        b_h2 = tl.dot(tl.trans(b_p2), b_do, b_h2)
+
+    # rows 0 to 63 of the state
+    r_f0 = tl.arange(0, 64)
     tl.store(p_states + r_f0[:, None] * V + o_v[None, :], b_h0)
     tl.store(p_states + FP * V + r_f0, b_z0)
 
-    # rows 128 to 191 of the state
-    r_f1 = 128 + tl.arange(0, 64)
+    # rows 64 to 127 of the state
+    r_f1 = 64 + tl.arange(0, 64)
     tl.store(p_states + r_f1[:, None] * V + o_v[None, :], b_h1)
     tl.store(p_states + FP * V + r_f1, b_z1)
+
+    # rows 128 to 191 of the state
+    r_f2 = 128 + tl.arange(0, 64)
+    tl.store(p_states + r_f2[:, None] * V + o_v[None, :], b_h2)
+    tl.store(p_states + FP * V + r_f2, b_z2)
 
 
 @triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
@@ -514,30 +573,8 @@ def based_walk_dq(
     p_index = index
     p_weight = weight
 
-    # columns 0 to 127: which factors each takes
-    o_f0 = tl.arange(0, 128)
-    b_i00 = tl.load(p_index + o_f0)
-    b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
-    b_i01 = tl.load(p_index + FP + o_f0)
-    b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w0 = tl.load(p_weight + o_f0)
-
-    # columns 128 to 152: which factors each takes
-    o_f1 = 128 + tl.arange(0, 64)
-    b_i10 = tl.load(p_index + o_f1)
-    b_e10 = (o_k[:, None] == b_i10[None, :]).to(v.dtype.element_ty)
-    b_i11 = tl.load(p_index + FP + o_f1)
-    b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
-    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
-    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w1 = tl.load(p_weight + o_f1)
-
     # the state before this segment
-    r_f0 = tl.arange(0, 128)
+    r_f0 = tl.arange(0, 64)
     b_h0 = tl.load(
         p_states + r_f0[:, None] * V + o_v[None, :],
         mask=(r_f0[:, None] < n_f),
@@ -550,7 +587,7 @@ def based_walk_dq(
     )
 
     # the state before this segment
-    r_f1 = 128 + tl.arange(0, 64)
+    r_f1 = 64 + tl.arange(0, 64)
     b_h1 = tl.load(
         p_states + r_f1[:, None] * V + o_v[None, :],
         mask=(r_f1[:, None] < n_f),
@@ -559,6 +596,19 @@ def based_walk_dq(
     b_z1 = tl.load(
         p_states + FP * V + r_f1,
         mask=r_f1 < n_f,
+        other=0.0,
+    )
+
+    # the state before this segment
+    r_f2 = 128 + tl.arange(0, 64)
+    b_h2 = tl.load(
+        p_states + r_f2[:, None] * V + o_v[None, :],
+        mask=(r_f2[:, None] < n_f),
+        other=0.0,
+    )
+    b_z2 = tl.load(
+        p_states + FP * V + r_f2,
+        mask=r_f2 < n_f,
         other=0.0,
     )
 
@@ -630,15 +680,25 @@ def based_walk_dq(
         # [BC, BC] @ [BC, BK]
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k)
 
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        # columns 0 to 63: which factors each takes
+        o_f0 = tl.arange(0, 64)
+        b_i00 = tl.load(p_index + o_f0)
+        b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
+        b_i01 = tl.load(p_index + FP + o_f0)
+        b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w0 = tl.load(p_weight + o_f0)
+
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_q, b_e00)
 
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_q, b_e01)
         b_p0 = b_x0 * b_x1 * b_w0[None, :]
         b_p0 = b_p0.to(v.dtype.element_ty)
 
-        # [BC, BV] @ [BV, 128]
+        # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_do, tl.trans(b_h0.to(v.dtype.element_ty)))
         b_df = b_df + b_d[:, None] * b_z0[None, :]
 
@@ -646,31 +706,41 @@ def based_walk_dq(
         b_dx = b_df * b_x1 * b_w0[None, :]
         b_dx = b_dx.to(v.dtype.element_ty)
 
-        # [BC, 128] @ [128, BK]
+        # [BC, 64] @ [64, BK]
         b_dq = tl.dot(b_dx, tl.trans(b_e00), b_dq)
         b_dx = b_df * b_x0 * b_w0[None, :]
         b_dx = b_dx.to(v.dtype.element_ty)
 
-        # [BC, 128] @ [128, BK]
+        # [BC, 64] @ [64, BK]
         b_dq = tl.dot(b_dx, tl.trans(b_e01), b_dq)
 
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_k, b_e00)
 
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_k, b_e01)
         b_f0 = b_x0 * b_x1
         b_f0 = b_f0.to(v.dtype.element_ty)
         b_z0 = b_z0 + tl.sum(b_f0.to(tl.float32), 0)
 
-        # [128, BC] @ [BC, BV]
+        # [64, BC] @ [BC, BV]
         b_h0 = tl.dot(tl.trans(b_f0), b_v, b_h0)
 
-        # factor 0 of features 128: [BC, BK] @ [BK, 64]
-        b_x0 = tl.dot(b_q, b_e10) + b_u10[None, :]
+        # columns 64 to 127: which factors each takes
+        o_f1 = 64 + tl.arange(0, 64)
+        b_i10 = tl.load(p_index + o_f1)
+        b_e10 = (o_k[:, None] == b_i10[None, :]).to(v.dtype.element_ty)
+        b_i11 = tl.load(p_index + FP + o_f1)
+        b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
 
-        # factor 1 of features 128: [BC, BK] @ [BK, 64]
-        b_x1 = tl.dot(b_q, b_e11) + b_u11[None, :]
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w1 = tl.load(p_weight + o_f1)
+
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e10)
+
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e11)
         b_p1 = b_x0 * b_x1 * b_w1[None, :]
         b_p1 = b_p1.to(v.dtype.element_ty)
 
@@ -690,17 +760,65 @@ def based_walk_dq(
         # [BC, 64] @ [64, BK]
         b_dq = tl.dot(b_dx, tl.trans(b_e11), b_dq)
 
-        # factor 0 of features 128: [BC, BK] @ [BK, 64]
-        b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e10)
 
-        # factor 1 of features 128: [BC, BK] @ [BK, 64]
-        b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e11)
         b_f1 = b_x0 * b_x1
         b_f1 = b_f1.to(v.dtype.element_ty)
-        b_z1 = b_z1 + tl.sum(tl.where(m_t[:, None], b_f1.to(tl.float32), 0.0), 0)
+        b_z1 = b_z1 + tl.sum(b_f1.to(tl.float32), 0)
 
         # [64, BC] @ [BC, BV]
         b_h1 = tl.dot(tl.trans(b_f1), b_v, b_h1)
+
+        # columns 128 to 152: which factors each takes
+        o_f2 = 128 + tl.arange(0, 64)
+        b_i20 = tl.load(p_index + o_f2)
+        b_e20 = (o_k[:, None] == b_i20[None, :]).to(v.dtype.element_ty)
+        b_i21 = tl.load(p_index + FP + o_f2)
+        b_e21 = (o_k[:, None] == b_i21[None, :]).to(v.dtype.element_ty)
+        b_u21 = tl.where(b_i21 < 0, 1.0, 0.0)
+        b_u20 = tl.where(b_i20 < 0, 1.0, 0.0)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w2 = tl.load(p_weight + o_f2)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e21) + b_u21[None, :]
+        b_p2 = b_x0 * b_x1 * b_w2[None, :]
+        b_p2 = b_p2.to(v.dtype.element_ty)
+
+        # [BC, BV] @ [BV, 64]
+        b_df = tl.dot(b_do, tl.trans(b_h2.to(v.dtype.element_ty)))
+        b_df = b_df + b_d[:, None] * b_z2[None, :]
+
+        # each factor gets the product of the others
+        b_dx = b_df * b_x1 * b_w2[None, :]
+        b_dx = b_dx.to(v.dtype.element_ty)
+
+        # [BC, 64] @ [64, BK]
+        b_dq = tl.dot(b_dx, tl.trans(b_e20), b_dq)
+        b_dx = b_df * b_x0 * b_w2[None, :]
+        b_dx = b_dx.to(v.dtype.element_ty)
+
+        # [BC, 64] @ [64, BK]
+        b_dq = tl.dot(b_dx, tl.trans(b_e21), b_dq)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e21) + b_u21[None, :]
+        b_f2 = b_x0 * b_x1
+        b_f2 = b_f2.to(v.dtype.element_ty)
+        b_z2 = b_z2 + tl.sum(tl.where(m_t[:, None], b_f2.to(tl.float32), 0.0), 0)
+
+        # [64, BC] @ [BC, BV]
+        b_h2 = tl.dot(tl.trans(b_f2), b_v, b_h2)
 
         # [BC, BK]
         p_dqt = p_dq + tl.cast(i_c * BC, tl.int64) * HQ * K
@@ -781,30 +899,8 @@ def based_walk_dkv(
     p_index = index
     p_weight = weight
 
-    # columns 0 to 127: which factors each takes
-    o_f0 = tl.arange(0, 128)
-    b_i00 = tl.load(p_index + o_f0)
-    b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
-    b_i01 = tl.load(p_index + FP + o_f0)
-    b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w0 = tl.load(p_weight + o_f0)
-
-    # columns 128 to 152: which factors each takes
-    o_f1 = 128 + tl.arange(0, 64)
-    b_i10 = tl.load(p_index + o_f1)
-    b_e10 = (o_k[:, None] == b_i10[None, :]).to(v.dtype.element_ty)
-    b_i11 = tl.load(p_index + FP + o_f1)
-    b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
-    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
-    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w1 = tl.load(p_weight + o_f1)
-
     # what the state after this segment leads to
-    r_f0 = tl.arange(0, 128)
+    r_f0 = tl.arange(0, 64)
     b_h0 = tl.load(
         p_states + r_f0[:, None] * V + o_v[None, :],
         mask=(r_f0[:, None] < n_f),
@@ -817,7 +913,7 @@ def based_walk_dkv(
     )
 
     # what the state after this segment leads to
-    r_f1 = 128 + tl.arange(0, 64)
+    r_f1 = 64 + tl.arange(0, 64)
     b_h1 = tl.load(
         p_states + r_f1[:, None] * V + o_v[None, :],
         mask=(r_f1[:, None] < n_f),
@@ -826,6 +922,19 @@ def based_walk_dkv(
     b_z1 = tl.load(
         p_states + FP * V + r_f1,
         mask=r_f1 < n_f,
+        other=0.0,
+    )
+
+    # what the state after this segment leads to
+    r_f2 = 128 + tl.arange(0, 64)
+    b_h2 = tl.load(
+        p_states + r_f2[:, None] * V + o_v[None, :],
+        mask=(r_f2[:, None] < n_f),
+        other=0.0,
+    )
+    b_z2 = tl.load(
+        p_states + FP * V + r_f2,
+        mask=r_f2 < n_f,
         other=0.0,
     )
 
@@ -903,15 +1012,25 @@ def based_walk_dkv(
         # [BC, BC] @ [BC, BV]
         b_dv = tl.dot(b_p.to(b_do.dtype), b_do)
 
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        # columns 0 to 63: which factors each takes
+        o_f0 = tl.arange(0, 64)
+        b_i00 = tl.load(p_index + o_f0)
+        b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
+        b_i01 = tl.load(p_index + FP + o_f0)
+        b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w0 = tl.load(p_weight + o_f0)
+
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_k, b_e00)
 
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_k, b_e01)
         b_f0 = b_x0 * b_x1
         b_f0 = b_f0.to(v.dtype.element_ty)
 
-        # [BC, BV] @ [BV, 128]
+        # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_v, tl.trans(b_h0.to(v.dtype.element_ty)))
         b_df = b_df + b_z0[None, :]
 
@@ -919,34 +1038,44 @@ def based_walk_dkv(
         b_dx = b_df * b_x1
         b_dx = b_dx.to(v.dtype.element_ty)
 
-        # [BC, 128] @ [128, BK]
+        # [BC, 64] @ [64, BK]
         b_dk = tl.dot(b_dx, tl.trans(b_e00), b_dk)
         b_dx = b_df * b_x0
         b_dx = b_dx.to(v.dtype.element_ty)
 
-        # [BC, 128] @ [128, BK]
+        # [BC, 64] @ [64, BK]
         b_dk = tl.dot(b_dx, tl.trans(b_e01), b_dk)
 
-        # [BC, 128] @ [128, BV]
+        # [BC, 64] @ [64, BV]
         b_dv = tl.dot(b_f0, b_h0.to(v.dtype.element_ty), b_dv)
 
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_q, b_e00)
 
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_q, b_e01)
         b_p0 = b_x0 * b_x1 * b_w0[None, :]
         b_p0 = b_p0.to(v.dtype.element_ty)
         b_z0 = b_z0 + tl.sum(b_p0.to(tl.float32) * b_d[:, None], 0)
 
-        # [128, BC] @ [BC, BV]
+        # [64, BC] @ [BC, BV]
         b_h0 = tl.dot(tl.trans(b_p0), b_do, b_h0)
 
-        # factor 0 of features 128: [BC, BK] @ [BK, 64]
-        b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
+        # columns 64 to 127: which factors each takes
+        o_f1 = 64 + tl.arange(0, 64)
+        b_i10 = tl.load(p_index + o_f1)
+        b_e10 = (o_k[:, None] == b_i10[None, :]).to(v.dtype.element_ty)
+        b_i11 = tl.load(p_index + FP + o_f1)
+        b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
 
-        # factor 1 of features 128: [BC, BK] @ [BK, 64]
-        b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w1 = tl.load(p_weight + o_f1)
+
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e10)
+
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e11)
         b_f1 = b_x0 * b_x1
         b_f1 = b_f1.to(v.dtype.element_ty)
 
@@ -969,17 +1098,68 @@ def based_walk_dkv(
         # [BC, 64] @ [64, BV]
         b_dv = tl.dot(b_f1, b_h1.to(v.dtype.element_ty), b_dv)
 
-        # factor 0 of features 128: [BC, BK] @ [BK, 64]
-        b_x0 = tl.dot(b_q, b_e10) + b_u10[None, :]
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e10)
 
-        # factor 1 of features 128: [BC, BK] @ [BK, 64]
-        b_x1 = tl.dot(b_q, b_e11) + b_u11[None, :]
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e11)
         b_p1 = b_x0 * b_x1 * b_w1[None, :]
         b_p1 = b_p1.to(v.dtype.element_ty)
         b_z1 = b_z1 + tl.sum(b_p1.to(tl.float32) * b_d[:, None], 0)
 
         # [64, BC] @ [BC, BV]
         b_h1 = tl.dot(tl.trans(b_p1), b_do, b_h1)
+
+        # columns 128 to 152: which factors each takes
+        o_f2 = 128 + tl.arange(0, 64)
+        b_i20 = tl.load(p_index + o_f2)
+        b_e20 = (o_k[:, None] == b_i20[None, :]).to(v.dtype.element_ty)
+        b_i21 = tl.load(p_index + FP + o_f2)
+        b_e21 = (o_k[:, None] == b_i21[None, :]).to(v.dtype.element_ty)
+        b_u21 = tl.where(b_i21 < 0, 1.0, 0.0)
+        b_u20 = tl.where(b_i20 < 0, 1.0, 0.0)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w2 = tl.load(p_weight + o_f2)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e21) + b_u21[None, :]
+        b_f2 = b_x0 * b_x1
+        b_f2 = b_f2.to(v.dtype.element_ty)
+
+        # [BC, BV] @ [BV, 64]
+        b_df = tl.dot(b_v, tl.trans(b_h2.to(v.dtype.element_ty)))
+        b_df = b_df + b_z2[None, :]
+
+        # each factor gets the product of the others
+        b_dx = b_df * b_x1
+        b_dx = b_dx.to(v.dtype.element_ty)
+
+        # [BC, 64] @ [64, BK]
+        b_dk = tl.dot(b_dx, tl.trans(b_e20), b_dk)
+        b_dx = b_df * b_x0
+        b_dx = b_dx.to(v.dtype.element_ty)
+
+        # [BC, 64] @ [64, BK]
+        b_dk = tl.dot(b_dx, tl.trans(b_e21), b_dk)
+
+        # [BC, 64] @ [64, BV]
+        b_dv = tl.dot(b_f2, b_h2.to(v.dtype.element_ty), b_dv)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e21) + b_u21[None, :]
+        b_p2 = b_x0 * b_x1 * b_w2[None, :]
+        b_p2 = b_p2.to(v.dtype.element_ty)
+        b_z2 = b_z2 + tl.sum(b_p2.to(tl.float32) * b_d[:, None], 0)
+
+        # [64, BC] @ [BC, BV]
+        b_h2 = tl.dot(tl.trans(b_p2), b_do, b_h2)
 
         # [BC, BK]
         p_dkt = p_dk + tl.cast(i_c * BC, tl.int64) * HQ * K

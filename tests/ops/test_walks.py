@@ -101,16 +101,16 @@ def backward_plans(op: Op, dims: tuple[int, int], wanted: tuple[str, ...] = ()) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("tokens", "heads"), [(63, (2, 1)), (300, (2, 2)), (700, (4, 2))])
+@pytest.mark.parametrize(("tokens", "heads"), [(63, (2, 1)), (530, (4, 2))])
 def test_gradients_of_a_walk_are_those_of_the_formula(name, tokens, heads, walked):
     """One segment, and several; a ragged last chunk; groups of query heads."""
     hold(walked[name], Shape(1, tokens, tokens, *heads, 24, 16), state=False)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("tokens", [1, 63, 700])
+@pytest.mark.parametrize("tokens", [1, 530])
 def test_a_walk_starts_from_the_states_that_are_given_on_both_sides(name, tokens, walked):
-    hold(walked[name], Shape(2, tokens, tokens, 2, 1, 16, 24), state=True)
+    hold(walked[name], Shape(1, tokens, tokens, 2, 1, 16, 24), state=True)
 
 
 @pytest.mark.parametrize("split", [False, True])
