@@ -3,14 +3,15 @@
 variant     feature_map taylor(2), scale rsqrt(d), mask causal, normalize sum
 dims        K=16 V=64, bf16 in, fp32 accumulators
 plan        delta: BT=64 BV=64, 4 warps, 1 stages
-plan        state: BC=64 BK=64 BV=64, 4 warps, 3 stages
-plan        scan: BC=64 BE=512, 4 warps, 1 stages
-plan        dstate: BC=64 BK=64 BV=64, 4 warps, 3 stages
-plan        dscan: BC=64 BE=512, 4 warps, 1 stages
-plan        walk_dq: BC=64 BK=64 BV=64, 8 warps, 3 stages
-plan        walk_dkv: BC=64 BK=64 BV=64, 8 warps, 3 stages
-sram        215552 of 232448 bytes (h100)
-digest      b41a00a28ab62231
+plan        state: BC=32 BK=64 BV=64, 4 warps, 3 stages
+plan        scan: BC=32 BE=512, 4 warps, 1 stages
+plan        dstate: BC=32 BK=64 BV=64, 4 warps, 3 stages
+plan        dscan: BC=32 BE=512, 4 warps, 1 stages
+plan        walk_dq: BC=32 BK=64 BV=64, 4 warps, 2 stages
+plan        walk_dk: BC=32 BK=64 BV=64, 4 warps, 2 stages
+plan        walk_dv: BC=32 BK=64 BV=64, 4 warps, 2 stages
+sram        87040 of 232448 bytes (h100)
+digest      8fb605d42b1c8980
 regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16 --backward
 """
@@ -830,7 +831,7 @@ def based_walk_dq(
 
 
 @triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
-def based_walk_dkv(
+def based_walk_dk(
     q,  # [B, T, HQ, K]
     k,  # [B, T, HKV, K]
     v,  # [B, T, HKV, V]
@@ -841,7 +842,6 @@ def based_walk_dkv(
     weight,  # [FP]: weight of each feature
     states,  # [B, HQ, NS, SLOT]: FP * V, then FP sums
     dk,  # [B, T, HQ, K]
-    dv,  # [B, T, HQ, V]
     stride_q_b,
     stride_q_t,
     stride_q_h,
@@ -894,7 +894,6 @@ def based_walk_dkv(
     p_norm = norm + i_bh * T
     p_delta = delta + i_bh * T
     p_dk = dk + (i_b * T * HQ + i_h) * K
-    p_dv = dv + (i_b * T * HQ + i_h) * V
     p_states = states + (i_bh * NS + i_n) * (FP * V + FP)
     p_index = index
     p_weight = weight
@@ -994,9 +993,6 @@ def based_walk_dkv(
         # the weight's derivative, a polynomial of s
         b_y = 0.25 * b_s + 1.0
         b_y = b_y * 0.25
-        b_p = 0.03125 * b_s + 0.25
-        b_p = b_p * b_s + 1.0
-        b_p = tl.where(r_c[None, :] >= r_c[:, None], b_p, 0.0)
 
         # gradient of the weights
         b_dw = tl.dot(b_v, tl.trans(b_do))
@@ -1008,9 +1004,6 @@ def based_walk_dkv(
 
         # [BC, BC] @ [BC, BK]
         b_dk = tl.dot(b_ds.to(b_q.dtype), b_q)
-
-        # [BC, BC] @ [BC, BV]
-        b_dv = tl.dot(b_p.to(b_do.dtype), b_do)
 
         # columns 0 to 63: which factors each takes
         o_f0 = tl.arange(0, 64)
@@ -1027,8 +1020,6 @@ def based_walk_dkv(
 
         # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_k, b_e01)
-        b_f0 = b_x0 * b_x1
-        b_f0 = b_f0.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_v, tl.trans(b_h0.to(v.dtype.element_ty)))
@@ -1045,9 +1036,6 @@ def based_walk_dkv(
 
         # [BC, 64] @ [64, BK]
         b_dk = tl.dot(b_dx, tl.trans(b_e01), b_dk)
-
-        # [BC, 64] @ [64, BV]
-        b_dv = tl.dot(b_f0, b_h0.to(v.dtype.element_ty), b_dv)
 
         # factor 0 of features 0: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_q, b_e00)
@@ -1076,8 +1064,6 @@ def based_walk_dkv(
 
         # factor 1 of features 64: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_k, b_e11)
-        b_f1 = b_x0 * b_x1
-        b_f1 = b_f1.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_v, tl.trans(b_h1.to(v.dtype.element_ty)))
@@ -1094,9 +1080,6 @@ def based_walk_dkv(
 
         # [BC, 64] @ [64, BK]
         b_dk = tl.dot(b_dx, tl.trans(b_e11), b_dk)
-
-        # [BC, 64] @ [64, BV]
-        b_dv = tl.dot(b_f1, b_h1.to(v.dtype.element_ty), b_dv)
 
         # factor 0 of features 64: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_q, b_e10)
@@ -1127,8 +1110,6 @@ def based_walk_dkv(
 
         # factor 1 of features 128: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_k, b_e21) + b_u21[None, :]
-        b_f2 = b_x0 * b_x1
-        b_f2 = b_f2.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_v, tl.trans(b_h2.to(v.dtype.element_ty)))
@@ -1145,9 +1126,6 @@ def based_walk_dkv(
 
         # [BC, 64] @ [64, BK]
         b_dk = tl.dot(b_dx, tl.trans(b_e21), b_dk)
-
-        # [BC, 64] @ [64, BV]
-        b_dv = tl.dot(b_f2, b_h2.to(v.dtype.element_ty), b_dv)
 
         # factor 0 of features 128: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_q, b_e20) + b_u20[None, :]
@@ -1168,6 +1146,235 @@ def based_walk_dkv(
             b_dk.to(dk.dtype.element_ty),
             mask=m_t[:, None] & m_k[None, :],
         )
+
+
+@triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
+def based_walk_dv(
+    q,  # [B, T, HQ, K]
+    k,  # [B, T, HKV, K]
+    do,  # [B, T, HQ, V]
+    norm,  # [B, HQ, T]: sums of weights
+    index,  # [ORDER, FP]: factors of each feature
+    weight,  # [FP]: weight of each feature
+    states,  # [B, HQ, NS, SLOT]: FP * V, then FP sums
+    dv,  # [B, T, HQ, V]
+    stride_q_b,
+    stride_q_t,
+    stride_q_h,
+    stride_q_k,
+    stride_k_b,
+    stride_k_t,
+    stride_k_h,
+    stride_k_k,
+    stride_do_b,
+    stride_do_t,
+    stride_do_h,
+    stride_do_v,
+    T,
+    HQ,
+    HKV,
+    HS,
+    NS,
+    CPS,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BC: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    FP: tl.constexpr,
+):
+    # one program: one segment of one query head
+    i_bh = tl.program_id(0).to(tl.int64)
+    i_n = tl.program_id(1)
+    i_b = i_bh // HQ
+    i_h = i_bh % HQ
+    i_hkv = i_h // (HQ // HKV)
+    first = i_n * CPS
+    last = tl.minimum(first + CPS, tl.cdiv(T, BC))
+
+    r_c = tl.arange(0, BC)
+    o_k = tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_k = o_k < K
+    # the last segment starts from zero: it loads no row of a state
+    n_f = tl.where(i_n < NS - 1, FP, 0)
+
+    p_q = q + i_b * stride_q_b + i_h * stride_q_h
+    p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
+    p_do = do + i_b * stride_do_b + i_h * stride_do_h
+    p_norm = norm + i_bh * T
+    p_dv = dv + (i_b * T * HQ + i_h) * V
+    p_states = states + (i_bh * NS + i_n) * (FP * V + FP)
+    p_index = index
+    p_weight = weight
+
+    # what the state after this segment leads to
+    r_f0 = tl.arange(0, 64)
+    b_h0 = tl.load(
+        p_states + r_f0[:, None] * V + o_v[None, :],
+        mask=(r_f0[:, None] < n_f),
+        other=0.0,
+    )
+
+    # what the state after this segment leads to
+    r_f1 = 64 + tl.arange(0, 64)
+    b_h1 = tl.load(
+        p_states + r_f1[:, None] * V + o_v[None, :],
+        mask=(r_f1[:, None] < n_f),
+        other=0.0,
+    )
+
+    # what the state after this segment leads to
+    r_f2 = 128 + tl.arange(0, 64)
+    b_h2 = tl.load(
+        p_states + r_f2[:, None] * V + o_v[None, :],
+        mask=(r_f2[:, None] < n_f),
+        other=0.0,
+    )
+
+    # the chunks of this segment, the last one first
+    for i_c in range(last - 1, first - 1, -1):
+        o_t = i_c * BC + r_c
+        m_t = o_t < T
+
+        # [BC, BK]
+        p_kt = p_k + tl.cast(i_c * BC, tl.int64) * stride_k_t
+        b_k = tl.load(
+            p_kt + r_c[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
+            mask=m_t[:, None] & m_k[None, :],
+            other=0.0,
+        )
+
+        # [BC, BK]
+        p_qt = p_q + tl.cast(i_c * BC, tl.int64) * stride_q_t
+        b_q = tl.load(
+            p_qt + r_c[:, None] * stride_q_t + o_k[None, :] * stride_q_k,
+            mask=m_t[:, None] & m_k[None, :],
+            other=0.0,
+        )
+
+        # [BC, BV]
+        p_dot = p_do + tl.cast(i_c * BC, tl.int64) * stride_do_t
+        b_do = tl.load(
+            p_dot + r_c[:, None] * stride_do_t + o_v[None, :] * stride_do_v,
+            mask=m_t[:, None],
+            other=0.0,
+        )
+        b_n = tl.load(
+            p_norm + o_t,
+            mask=m_t,
+            other=0.0,
+        )
+        b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)
+        b_do = b_do * b_n[:, None]
+        b_do = b_do.to(do.dtype.element_ty)
+
+        # inside the chunk: the scores again
+        b_s = tl.dot(b_k, tl.trans(b_q))
+        b_p = 0.03125 * b_s + 0.25
+        b_p = b_p * b_s + 1.0
+        b_p = tl.where(r_c[None, :] >= r_c[:, None], b_p, 0.0)
+
+        # [BC, BC] @ [BC, BV]
+        b_dv = tl.dot(b_p.to(b_do.dtype), b_do)
+
+        # columns 0 to 63: which factors each takes
+        o_f0 = tl.arange(0, 64)
+        b_i00 = tl.load(p_index + o_f0)
+        b_e00 = (o_k[:, None] == b_i00[None, :]).to(do.dtype.element_ty)
+        b_i01 = tl.load(p_index + FP + o_f0)
+        b_e01 = (o_k[:, None] == b_i01[None, :]).to(do.dtype.element_ty)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w0 = tl.load(p_weight + o_f0)
+
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e00)
+
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e01)
+        b_f0 = b_x0 * b_x1
+        b_f0 = b_f0.to(do.dtype.element_ty)
+
+        # [BC, 64] @ [64, BV]
+        b_dv = tl.dot(b_f0, b_h0.to(do.dtype.element_ty), b_dv)
+
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e00)
+
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e01)
+        b_p0 = b_x0 * b_x1 * b_w0[None, :]
+        b_p0 = b_p0.to(do.dtype.element_ty)
+
+        # [64, BC] @ [BC, BV]
+        b_h0 = tl.dot(tl.trans(b_p0), b_do, b_h0)
+
+        # columns 64 to 127: which factors each takes
+        o_f1 = 64 + tl.arange(0, 64)
+        b_i10 = tl.load(p_index + o_f1)
+        b_e10 = (o_k[:, None] == b_i10[None, :]).to(do.dtype.element_ty)
+        b_i11 = tl.load(p_index + FP + o_f1)
+        b_e11 = (o_k[:, None] == b_i11[None, :]).to(do.dtype.element_ty)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w1 = tl.load(p_weight + o_f1)
+
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e10)
+
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e11)
+        b_f1 = b_x0 * b_x1
+        b_f1 = b_f1.to(do.dtype.element_ty)
+
+        # [BC, 64] @ [64, BV]
+        b_dv = tl.dot(b_f1, b_h1.to(do.dtype.element_ty), b_dv)
+
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e10)
+
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e11)
+        b_p1 = b_x0 * b_x1 * b_w1[None, :]
+        b_p1 = b_p1.to(do.dtype.element_ty)
+
+        # [64, BC] @ [BC, BV]
+        b_h1 = tl.dot(tl.trans(b_p1), b_do, b_h1)
+
+        # columns 128 to 152: which factors each takes
+        o_f2 = 128 + tl.arange(0, 64)
+        b_i20 = tl.load(p_index + o_f2)
+        b_e20 = (o_k[:, None] == b_i20[None, :]).to(do.dtype.element_ty)
+        b_i21 = tl.load(p_index + FP + o_f2)
+        b_e21 = (o_k[:, None] == b_i21[None, :]).to(do.dtype.element_ty)
+        b_u21 = tl.where(b_i21 < 0, 1.0, 0.0)
+        b_u20 = tl.where(b_i20 < 0, 1.0, 0.0)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w2 = tl.load(p_weight + o_f2)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e21) + b_u21[None, :]
+        b_f2 = b_x0 * b_x1
+        b_f2 = b_f2.to(do.dtype.element_ty)
+
+        # [BC, 64] @ [64, BV]
+        b_dv = tl.dot(b_f2, b_h2.to(do.dtype.element_ty), b_dv)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e21) + b_u21[None, :]
+        b_p2 = b_x0 * b_x1 * b_w2[None, :]
+        b_p2 = b_p2.to(do.dtype.element_ty)
+
+        # [64, BC] @ [BC, BV]
+        b_h2 = tl.dot(tl.trans(b_p2), b_do, b_h2)
 
         # [BC, BV]
         p_dvt = p_dv + tl.cast(i_c * BC, tl.int64) * HQ * V
@@ -1219,7 +1426,7 @@ def backward(q, k, v, o, norm, do):
     index, weight = feature_tables(q.device)
 
     # as many segments as 264 programs hold, each at least 4 chunks long
-    NC = triton.cdiv(T, 64)
+    NC = triton.cdiv(T, 32)
     NS = max(1, min(264 // (B * HQ), NC // 4))
     CPS = triton.cdiv(NC, NS)
     NS = triton.cdiv(NC, CPS)
@@ -1260,7 +1467,7 @@ def backward(q, k, v, o, norm, do):
             CPS,
             K=16,
             V=64,
-            BC=64,
+            BC=32,
             BK=64,
             BV=64,
             FP=192,
@@ -1277,7 +1484,7 @@ def backward(q, k, v, o, norm, do):
             NS,
             CPS,
             V=64,
-            BC=64,
+            BC=32,
             BE=512,
             F=153,
             FP=192,
@@ -1303,7 +1510,7 @@ def backward(q, k, v, o, norm, do):
             CPS,
             K=16,
             V=64,
-            BC=64,
+            BC=32,
             BK=64,
             BV=64,
             FP=192,
@@ -1320,7 +1527,7 @@ def backward(q, k, v, o, norm, do):
             NS,
             CPS,
             V=64,
-            BC=64,
+            BC=32,
             BE=512,
             F=153,
             FP=192,
@@ -1351,15 +1558,15 @@ def backward(q, k, v, o, norm, do):
         CPS,
         K=16,
         V=64,
-        BC=64,
+        BC=32,
         BK=64,
         BV=64,
         FP=192,
-        num_warps=8,
-        num_stages=3,
+        num_warps=4,
+        num_stages=2,
     )
 
-    based_walk_dkv[(B * HQ, NS)](
+    based_walk_dk[(B * HQ, NS)](
         q,
         k,
         v,
@@ -1370,7 +1577,6 @@ def backward(q, k, v, o, norm, do):
         weight,
         dstates,
         dk,
-        dv,
         *q.stride(),
         *k.stride(),
         *v.stride(),
@@ -1383,12 +1589,40 @@ def backward(q, k, v, o, norm, do):
         CPS,
         K=16,
         V=64,
-        BC=64,
+        BC=32,
         BK=64,
         BV=64,
         FP=192,
-        num_warps=8,
-        num_stages=3,
+        num_warps=4,
+        num_stages=2,
+    )
+
+    based_walk_dv[(B * HQ, NS)](
+        q,
+        k,
+        do,
+        norm,
+        index,
+        weight,
+        dstates,
+        dv,
+        *q.stride(),
+        *k.stride(),
+        *do.stride(),
+        T,
+        HQ,
+        HKV,
+        HS,
+        NS,
+        CPS,
+        K=16,
+        V=64,
+        BC=32,
+        BK=64,
+        BV=64,
+        FP=192,
+        num_warps=4,
+        num_stages=2,
     )
 
     if HQ > HKV:
