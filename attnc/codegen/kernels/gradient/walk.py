@@ -30,7 +30,7 @@ from attnc.codegen.kernels.chunk import (
 from attnc.codegen.kernels.gradient.carry import BACK, load_outputs, output_tensors, slots
 from attnc.codegen.kernels.gradient.chunk_pairs import SQUARE, pairs_inside, row_gradients
 from attnc.codegen.kernels.gradient.facts import GradientFacts
-from attnc.codegen.kernels.gradient.rows import chain
+from attnc.codegen.kernels.gradient.feature_gradient import chain
 from attnc.codegen.kernels.gradient.state_terms import (
     decayed_keys,
     decayed_outputs,
