@@ -70,7 +70,9 @@ def digits(device: str) -> tuple[Tensor, Tensor]:
     """Pixels [N, 64] around 0, and labels [N], in an order of their own."""
     try:
         from sklearn.datasets import load_digits
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "sklearn":
+            raise  # it is there, and cannot be imported: its own words say why
         sys.exit(
             "this example trains on scikit-learn's digits, and scikit-learn is not installed\n"
             "  pip install scikit-learn, or pip install 'attnc[examples]'"
@@ -102,7 +104,7 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += float(loss)
+            total += float(loss.detach())
         mean = total / (steps // options.epochs)
         print(
             f"{name} epoch {epoch}: loss {mean:.4f}, {time.monotonic() - start:.1f} s", flush=True

@@ -28,10 +28,12 @@ TESTS = (
     "tests/ops/test_sequences.py",
     "tests/ops/test_terms.py",
     "tests/ops/test_walks.py",
+    "tests/ops/test_fft.py",
     "-k",
     "gradcheck_passes_for_a_shipped or declared_tensor or states_of or tensor_of_a_sink"
     " or inside_documents or owes_nothing or of_the_formula or of_each_sequence"
-    " or tensor_of_a_sum_of_terms or of_a_walk_are or given_on_both",
+    " or tensor_of_a_sum_of_terms or of_a_walk_are or given_on_both"
+    " or gradcheck_passes_by_transforms",
 )
 
 
@@ -116,6 +118,10 @@ MUTATIONS = (
              "plane if lists.of_rows else plane.mirrored", "plane"),
     Mutation("dk's order of features", f"{GRADIENT}/state_terms.py",
              "if other != r]", "if other == r]"),
+    Mutation("the spectrum's gradient", f"{CODEGEN}/convolution/spectrum.py",
+             "b_ur * b_zi - b_ui * b_zr", "b_ur * b_zi + b_ui * b_zr"),
+    Mutation("the mirrored filter's spectrum", f"{CODEGEN}/convolution/fft.py",
+             '("+", "-") if mirrored', '("-", "+") if mirrored'),
 )  # fmt: skip
 
 

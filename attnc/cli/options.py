@@ -29,7 +29,9 @@ Sram = Annotated[
 Form = Annotated[
     str | None,
     typer.Option(
-        "--form", metavar="FORM", help="online, parallel, chunked or recurrent; else chosen."
+        "--form",
+        metavar="FORM",
+        help="online, parallel, chunked, recurrent, toeplitz or fft; else chosen.",
     ),
 ]
 Shape = Annotated[

@@ -10,6 +10,7 @@ from attnc.dsl import loads
 from attnc.ops.op import compile as compile_op
 from tests.codegen.emitted import all_variants
 from tests.conftest import GOLDEN
+from tests.ops.convolutions import CONVOLUTIONS
 
 NAMES = ("flash", "flash_window", "flash_alibi", "based", "lightning", "linear", "gated")
 RETENTION = """
@@ -47,6 +48,11 @@ def test_the_golden_walk_is_what_is_emitted(golden):
 def test_the_golden_gluon_kernel_is_what_is_emitted(golden):
     op = compile_op(all_variants()["flash_alibi"], device="h100", backend="gluon")
     golden("flash_alibi_gluon_fwd.py", op.source(dim=(128, 128), dtype="bf16"))
+
+
+def test_the_golden_convolution_is_what_is_emitted(golden):
+    op = compile_op(CONVOLUTIONS["past"], device="h100")
+    golden("past_fft_bwd.py", op.source(dtype="bf16", form="fft", backward=True))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,8 @@ from attnc.dsl.convolution import Convolution, Filter
 # N1, N2, warps: both factors feed a product, whose inner side is 16 at least, N1 / 2 too. The
 # compiler's figures for sm_90: two factors beyond 128 x 64 hold more than the registers do.
 _HALF_TYPES = ((128, 64, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (32, 16, 4))
+# without a warp group's instruction, more points than these spill tens of kilobytes (cuda:80)
+_WARP_GROUPS, _POINTS_WITHOUT = (90, 100), 2048
 # each fp32 product is split in three: larger ones spill kilobytes, and take a minute to compile
 _FULL_TYPES = ((32, 64, 8), (32, 32, 4), (32, 16, 4))
 
@@ -26,7 +28,10 @@ def transform_passes(
     wide = request.dtype in {"fp32", "fp64"}
     found: list[tuple[PassPlan, ...]] = []
     rejected: list[Rejected] = []
+    grouped = request.device.capability in _WARP_GROUPS
     for n1, n2, warps in _FULL_TYPES if wide else _HALF_TYPES:
+        if not grouped and n1 * n2 > _POINTS_WITHOUT:
+            continue
         tiles = factors_of(n1, n2)
         pieces = request.workload.tk > tiles["NH"] * n2
         steps = tuple(

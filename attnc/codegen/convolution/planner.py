@@ -37,6 +37,8 @@ _Form = Callable[[Request, "frozenset[str] | None"], _Passes]
 # those of fewer than 64 rows go without a warp group's instruction, for N1 = 64 the last stage's.
 _GATHERED = 2.5
 _SLOWER = ((128, 1.8), (64, 2.0), (0, 2.9))
+# a loop over pieces carries a spectrum in registers, and loads tokens and spectra again
+_PIECES = 1.2
 
 
 def convolution_plans(request: Request) -> tuple[Plan, ...]:
@@ -247,6 +249,7 @@ def _step_us(step: PassPlan, request: Request) -> float:
     device, work, tile = request.device, request.workload, step.tile
     if "N1" in tile:
         slow = next(slow for least, slow in _SLOWER if tile["N1"] >= least)
+        slow *= _PIECES if work.tk > tile["NH"] * tile["N2"] else 1.0
         rows = 2 * tile["NH"] * tile["N2"]
     else:
         slow = _GATHERED * (1 + 64 / tile["BR"] if "BR" in tile else 1.0)
