@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from attnc.codegen.plan import Plan
-from attnc.dsl.toml_file import loads
+from attnc.dsl.toml_file import load, loads
 from attnc.dsl.variant import Variant
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 DIMS = {"based": ((16, 64), (16, 48))}
 GATED = loads(
     """
@@ -25,8 +27,8 @@ inputs.g = { shape = ["b", "t", "h"], grad = true }
 
 
 def all_variants() -> dict[str, Variant]:
-    """The shipped variants, and one whose decay is a gate a token."""
-    return {**shipped(), "gated": GATED}
+    """The shipped variants, one whose decay is a gate a token, and a sum of terms."""
+    return {**load(EXAMPLES / "window_taylor.toml"), **shipped(), "gated": GATED}
 
 
 def all_plans() -> Iterator[tuple[str, Plan]]:

@@ -12,7 +12,16 @@ from tests.codegen.emitted import all_variants
 from tests.conftest import GOLDEN
 from tests.ops.convolutions import CONVOLUTIONS
 
-NAMES = ("flash", "flash_window", "flash_alibi", "based", "lightning", "linear", "gated")
+NAMES = (
+    "flash",
+    "flash_window",
+    "flash_alibi",
+    "based",
+    "lightning",
+    "linear",
+    "gated",
+    "window_taylor",
+)
 RETENTION = """
 [retention]
 feature_map = "identity"
@@ -22,7 +31,7 @@ mask = "causal"
 normalize = "none"
 params.slope = { shape = ["h"] }
 """
-BACKWARD = ("flash_alibi", "based", "lightning")
+BACKWARD = ("flash_alibi", "based", "lightning", "window_taylor")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,358 @@
+"""window_taylor: online forward, emitted by attnc.
+
+variant     term (softmax, scale rsqrt(d), mask causal & window(63)), term (taylor(2), scale
+            rsqrt(d), mask i - j >= 64, factor sigmoid(mix[h])), normalize sum
+dims        K=64 V=64, bf16 in, fp32 accumulators
+plan        online: BT=128 BS=64 BK=64 BV=64, 8 warps, 3 stages
+sram        65536 of 232448 bytes (h100)
+digest      35500f5dc1c01695
+regenerate  attnc emit window_taylor --dim 64,64 --dtype bf16 --device h100 --form online
+            --shape 4,4096 --heads 16,16
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sigmoid(x):
+    # exp of what is at most 0: no overflow on either side
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x < 0.0, small, 1.0) / (1.0 + small)
+
+
+@triton.jit(do_not_specialize=["TQ", "TK", "HQ", "HKV"])
+def window_taylor_online(
+    q,  # [B, TQ, HQ, K]
+    k,  # [B, TK, HKV, K]
+    v,  # [B, TK, HKV, V]
+    u_mix,  # [h]
+    o,  # [B, TQ, HQ, V]
+    lse,  # [B, HQ, TQ]: natural log
+    stride_q_b,
+    stride_q_t,
+    stride_q_h,
+    stride_q_k,
+    stride_k_b,
+    stride_k_t,
+    stride_k_h,
+    stride_k_k,
+    stride_v_b,
+    stride_v_t,
+    stride_v_h,
+    stride_v_v,
+    stride_u_mix_h,
+    TQ,
+    TK,
+    HQ,
+    HKV,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BS: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+):
+    # one program: BT rows of one query head
+    NT = tl.cdiv(TQ, BT)
+    # the last rows see the most keys: they start first
+    i_t = NT - 1 - tl.program_id(0) % NT
+    i_bh = (tl.program_id(0) // NT).to(tl.int64)
+    i_b = i_bh // HQ
+    i_h = i_bh % HQ
+    i_hkv = i_h // (HQ // HKV)
+
+    # r_ counts in the tile, o_ in the tensor; b_i is the row's position, aligned to the last key
+    r_t = tl.arange(0, BT)
+    r_s = tl.arange(0, BS)
+    o_t = i_t * BT + r_t
+    o_k = tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_t = o_t < TQ
+    m_v = o_v < V
+    b_i = o_t + (TK - TQ)
+
+    p_q = q + i_b * stride_q_b + i_h * stride_q_h + tl.cast(i_t * BT, tl.int64) * stride_q_t
+    p_k = k + i_b * stride_k_b + i_hkv * stride_k_h
+    p_v = v + i_b * stride_v_b + i_hkv * stride_v_h
+    p_o = o + ((i_b * TQ + i_t * BT) * HQ + i_h) * V
+    p_lse = lse + i_bh * TQ + i_t * BT
+
+    # positions of the first and the last row
+    first = i_t * BT + TK - TQ
+    last = tl.minimum(first + BT, TK) - 1
+    b_u_mix = tl.load(u_mix + i_h * stride_u_mix_h).to(tl.float32)
+
+    # [BT, BK]
+    b_q = tl.load(
+        p_q + r_t[:, None] * stride_q_t + o_k[None, :] * stride_q_k,
+        mask=m_t[:, None],
+        other=0.0,
+    )
+
+    # the factor of term 2
+    b_f2 = sigmoid(b_u_mix)
+
+    # running maximum, in log2
+    b_m = tl.full([BT], float("-inf"), tl.float32)
+
+    # running sum
+    b_l = tl.zeros([BT], tl.float32)
+
+    # accumulator
+    b_o = tl.zeros([BT, BV], tl.float32)
+
+    # term 1: exp(s)
+    # some row sees a key of [lo, hi); every row sees all of [full_lo, full_hi)
+    hi = tl.minimum(TK, tl.maximum(last + 1, 0))
+    full_hi = tl.minimum(TK, tl.maximum(first + 1, 0))
+    lo = tl.maximum(0, first - 63)
+    full_lo = tl.maximum(0, last - 63)
+    lo = tl.minimum(lo, hi) // BS * BS
+    full_lo = tl.minimum(tl.cdiv(full_lo, BS) * BS, tl.cdiv(hi, BS) * BS)
+    full_hi = tl.maximum(full_hi // BS * BS, full_lo)
+
+    # keys left of the full tiles: the mask decides
+    for i_s in range(lo, full_lo, BS):
+        o_s = i_s + r_s
+        m_s = o_s < TK
+
+        # [BS, BK]
+        p_kt = p_k + tl.cast(i_s, tl.int64) * stride_k_t
+        b_k = tl.load(
+            p_kt + r_s[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
+            mask=m_s[:, None],
+            other=0.0,
+        )
+
+        # [BT, BK] @ [BK, BS]
+        b_s = tl.dot(b_q, tl.trans(b_k))
+
+        # what the mask hides weighs exp(-inf) = 0
+        m_st = (o_s[None, :] >= b_i[:, None] - 63) & (o_s[None, :] <= b_i[:, None])
+        b_s = tl.where(m_st, b_s, float("-inf"))
+
+        # online softmax: the new maximum rescales what was summed so far
+        b_mn = tl.maximum(b_m, tl.max(b_s, 1) * 0.18033688011112042)
+        b_ms = tl.where(b_mn == float("-inf"), 0.0, b_mn)
+        b_a = tl.exp2(b_m - b_ms)
+        b_p = tl.exp2(b_s * 0.18033688011112042 - b_ms[:, None])
+        b_l = b_l * b_a + tl.sum(b_p, 1)
+        b_m = b_mn
+        b_o = b_o * b_a[:, None]
+
+        # [BS, BV]
+        p_vt = p_v + tl.cast(i_s, tl.int64) * stride_v_t
+        b_v = tl.load(
+            p_vt + r_s[:, None] * stride_v_t + o_v[None, :] * stride_v_v,
+            mask=m_s[:, None],
+            other=0.0,
+        )
+
+        # [BT, BS] @ [BS, BV]
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o)
+
+    # full tiles: every row sees every key, no mask
+    for i_s in range(full_lo, full_hi, BS):
+        # [BS, BK]
+        p_kt = p_k + tl.cast(i_s, tl.int64) * stride_k_t
+        b_k = tl.load(p_kt + r_s[:, None] * stride_k_t + o_k[None, :] * stride_k_k)
+
+        # [BT, BK] @ [BK, BS]
+        b_s = tl.dot(b_q, tl.trans(b_k))
+
+        # online softmax: the new maximum rescales what was summed so far
+        b_mn = tl.maximum(b_m, tl.max(b_s, 1) * 0.18033688011112042)
+        b_ms = tl.where(b_mn == float("-inf"), 0.0, b_mn)
+        b_a = tl.exp2(b_m - b_ms)
+        b_p = tl.exp2(b_s * 0.18033688011112042 - b_ms[:, None])
+        b_l = b_l * b_a + tl.sum(b_p, 1)
+        b_m = b_mn
+        b_o = b_o * b_a[:, None]
+
+        # [BS, BV]
+        p_vt = p_v + tl.cast(i_s, tl.int64) * stride_v_t
+        b_v = tl.load(p_vt + r_s[:, None] * stride_v_t + o_v[None, :] * stride_v_v)
+
+        # [BT, BS] @ [BS, BV]
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o)
+
+    # keys right of the full tiles: the mask decides
+    for i_s in range(full_hi, hi, BS):
+        o_s = i_s + r_s
+        m_s = o_s < TK
+
+        # [BS, BK]
+        p_kt = p_k + tl.cast(i_s, tl.int64) * stride_k_t
+        b_k = tl.load(
+            p_kt + r_s[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
+            mask=m_s[:, None],
+            other=0.0,
+        )
+
+        # [BT, BK] @ [BK, BS]
+        b_s = tl.dot(b_q, tl.trans(b_k))
+
+        # what the mask hides weighs exp(-inf) = 0
+        m_st = (o_s[None, :] >= b_i[:, None] - 63) & (o_s[None, :] <= b_i[:, None])
+        b_s = tl.where(m_st, b_s, float("-inf"))
+
+        # online softmax: the new maximum rescales what was summed so far
+        b_mn = tl.maximum(b_m, tl.max(b_s, 1) * 0.18033688011112042)
+        b_ms = tl.where(b_mn == float("-inf"), 0.0, b_mn)
+        b_a = tl.exp2(b_m - b_ms)
+        b_p = tl.exp2(b_s * 0.18033688011112042 - b_ms[:, None])
+        b_l = b_l * b_a + tl.sum(b_p, 1)
+        b_m = b_mn
+        b_o = b_o * b_a[:, None]
+
+        # [BS, BV]
+        p_vt = p_v + tl.cast(i_s, tl.int64) * stride_v_t
+        b_v = tl.load(
+            p_vt + r_s[:, None] * stride_v_t + o_v[None, :] * stride_v_v,
+            mask=m_s[:, None],
+            other=0.0,
+        )
+
+        # [BT, BS] @ [BS, BV]
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o)
+
+    # term 2: sigmoid(mix[h]) * (s**2/2 + s + 1)
+    # some row sees a key of [lo, hi); every row sees all of [full_lo, full_hi)
+    hi = tl.minimum(TK, tl.maximum(last - 63, 0))
+    full_hi = tl.minimum(TK, tl.maximum(first - 63, 0))
+    full_hi = full_hi // BS * BS
+
+    # full tiles: every row sees every key, no mask
+    for i_s in range(0, full_hi, BS):
+        # [BS, BK]
+        p_kt = p_k + tl.cast(i_s, tl.int64) * stride_k_t
+        b_k = tl.load(p_kt + r_s[:, None] * stride_k_t + o_k[None, :] * stride_k_k)
+
+        # [BT, BK] @ [BK, BS]
+        b_s = tl.dot(b_q, tl.trans(b_k))
+
+        # the weight, a polynomial of s
+        b_w = 0.0078125 * b_s + 0.125
+        b_w = b_w * b_s + 1.0
+        b_w = b_w * b_f2
+
+        # online softmax: the new maximum rescales what was summed so far
+        b_mn = tl.maximum(b_m, tl.log2(tl.max(b_w, 1)))
+        b_ms = tl.where(b_mn == float("-inf"), 0.0, b_mn)
+        b_a = tl.exp2(b_m - b_ms)
+
+        # over the largest weight so far, as exp2(s - maximum) is
+        b_p = b_w * tl.exp2(-tl.maximum(b_ms, -126.0))[:, None]
+        b_l = b_l * b_a + tl.sum(b_p, 1)
+        b_m = b_mn
+        b_o = b_o * b_a[:, None]
+
+        # [BS, BV]
+        p_vt = p_v + tl.cast(i_s, tl.int64) * stride_v_t
+        b_v = tl.load(p_vt + r_s[:, None] * stride_v_t + o_v[None, :] * stride_v_v)
+
+        # [BT, BS] @ [BS, BV]
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o)
+
+    # keys right of the full tiles: the mask decides
+    for i_s in range(full_hi, hi, BS):
+        o_s = i_s + r_s
+        m_s = o_s < TK
+
+        # [BS, BK]
+        p_kt = p_k + tl.cast(i_s, tl.int64) * stride_k_t
+        b_k = tl.load(
+            p_kt + r_s[:, None] * stride_k_t + o_k[None, :] * stride_k_k,
+            mask=m_s[:, None],
+            other=0.0,
+        )
+
+        # [BT, BK] @ [BK, BS]
+        b_s = tl.dot(b_q, tl.trans(b_k))
+
+        # the weight, a polynomial of s
+        b_w = 0.0078125 * b_s + 0.125
+        b_w = b_w * b_s + 1.0
+        b_w = b_w * b_f2
+
+        # what the mask hides weighs 0
+        m_st = o_s[None, :] <= b_i[:, None] - 64
+        b_w = tl.where(m_st, b_w, 0.0)
+
+        # online softmax: the new maximum rescales what was summed so far
+        b_mn = tl.maximum(b_m, tl.log2(tl.max(b_w, 1)))
+        b_ms = tl.where(b_mn == float("-inf"), 0.0, b_mn)
+        b_a = tl.exp2(b_m - b_ms)
+
+        # over the largest weight so far, as exp2(s - maximum) is
+        b_p = b_w * tl.exp2(-tl.maximum(b_ms, -126.0))[:, None]
+        b_l = b_l * b_a + tl.sum(b_p, 1)
+        b_m = b_mn
+        b_o = b_o * b_a[:, None]
+
+        # [BS, BV]
+        p_vt = p_v + tl.cast(i_s, tl.int64) * stride_v_t
+        b_v = tl.load(
+            p_vt + r_s[:, None] * stride_v_t + o_v[None, :] * stride_v_v,
+            mask=m_s[:, None],
+            other=0.0,
+        )
+
+        # [BT, BS] @ [BS, BV]
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o)
+
+    # a row that saw nothing gives 0, and a log-sum-exp of -inf
+    b_o = b_o / tl.where(b_l > 0.0, b_l, 1.0)[:, None]
+    b_lse = b_m * 0.6931471805599453 + tl.log(b_l)
+    tl.store(
+        p_lse + r_t,
+        b_lse,
+        mask=m_t,
+    )
+
+    # [BT, BV]
+    tl.store(
+        p_o + r_t[:, None] * HQ * V + o_v[None, :],
+        b_o.to(o.dtype.element_ty),
+        mask=m_t[:, None] & m_v[None, :],
+    )
+
+
+def forward(q, k, v, mix):
+    """Attention by the online form, for K = 64, V = 64.
+
+    q [B, TQ, HQ, K], k [B, TK, HKV, K], v [B, TK, HKV, V].
+    Returns o [B, TQ, HQ, V] and lse [B, HQ, TQ].
+    """
+    B, TQ, HQ, _ = q.shape
+    TK, HKV = k.shape[1:3]
+    o = torch.empty((B, TQ, HQ, 64), dtype=q.dtype, device=q.device)
+    lse = torch.empty((B, HQ, TQ), dtype=torch.float32, device=q.device)
+    window_taylor_online[(triton.cdiv(TQ, 128) * B * HQ,)](
+        q,
+        k,
+        v,
+        mix,
+        o,
+        lse,
+        *q.stride(),
+        *k.stride(),
+        *v.stride(),
+        *mix.stride(),
+        TQ,
+        TK,
+        HQ,
+        HKV,
+        K=64,
+        V=64,
+        BT=128,
+        BS=64,
+        BK=64,
+        BV=64,
+        num_warps=8,
+        num_stages=3,
+    )
+
+    return o, lse
