@@ -171,7 +171,8 @@ def _features(request: Request, algebra: Algebra) -> Features:
     head_dim = request.dims[0]
     # one step of 16 columns is right at any width; longer products want the device's least
     narrowest = MIN_TILE if head_dim <= MIN_TILE else request.device.min_columns
-    return features_of(algebra, head_dim, narrowest=narrowest)
+    # the factors of a tile of monomials are all in registers: the fewer, the longer the chunk
+    return features_of(algebra, head_dim, narrowest=narrowest, widest=64)
 
 
 def _attend_kernel(request: Request, algebra: Algebra, printer: Printer) -> Kernel:

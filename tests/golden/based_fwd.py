@@ -2,11 +2,11 @@
 
 variant     feature_map taylor(2), scale rsqrt(d), mask causal, normalize sum
 dims        K=16 V=64, bf16 in, fp32 accumulators
-plan        state: BC=32 BK=16 BV=64, 4 warps, 3 stages
-plan        scan: BC=32 BE=512, 4 warps, 1 stages
-plan        output: BC=32 BK=16 BV=64, 4 warps, 3 stages
-sram        38912 of 232448 bytes (h100)
-digest      b01736b69acf7bd7
+plan        state: BC=64 BK=16 BV=64, 4 warps, 3 stages
+plan        scan: BC=64 BE=512, 4 warps, 1 stages
+plan        output: BC=64 BK=16 BV=64, 4 warps, 3 stages
+sram        60672 of 232448 bytes (h100)
+digest      96ee66f0d2fa9f49
 regenerate  attnc emit based --dim 16,64 --dtype bf16 --device h100 --form chunked --shape
             4,4096 --heads 16,16
 """
@@ -63,29 +63,40 @@ def based_state(
     p_states = states + (i_bh * NS + i_n) * (FP * V + FP)
     p_index = index
 
-    # columns 0 to 127: which factors each takes
-    o_f0 = tl.arange(0, 128)
+    # columns 0 to 63: which factors each takes
+    o_f0 = tl.arange(0, 64)
     b_i00 = tl.load(p_index + o_f0)
     b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
     b_i01 = tl.load(p_index + FP + o_f0)
     b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
 
-    # columns 128 to 152: which factors each takes
-    o_f1 = 128 + tl.arange(0, 32)
+    # columns 64 to 127: which factors each takes
+    o_f1 = 64 + tl.arange(0, 64)
     b_i10 = tl.load(p_index + o_f1)
     b_e10 = (o_k[:, None] == b_i10[None, :]).to(v.dtype.element_ty)
     b_i11 = tl.load(p_index + FP + o_f1)
     b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
-    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
-    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
+
+    # columns 128 to 152: which factors each takes
+    o_f2 = 128 + tl.arange(0, 32)
+    b_i20 = tl.load(p_index + o_f2)
+    b_e20 = (o_k[:, None] == b_i20[None, :]).to(v.dtype.element_ty)
+    b_i21 = tl.load(p_index + FP + o_f2)
+    b_e21 = (o_k[:, None] == b_i21[None, :]).to(v.dtype.element_ty)
+    b_u21 = tl.where(b_i21 < 0, 1.0, 0.0)
+    b_u20 = tl.where(b_i20 < 0, 1.0, 0.0)
 
     # the state of this segment, from zero
-    b_h0 = tl.zeros([128, BV], tl.float32)
-    b_z0 = tl.zeros([128], tl.float32)
+    b_h0 = tl.zeros([64, BV], tl.float32)
+    b_z0 = tl.zeros([64], tl.float32)
 
     # the state of this segment, from zero
-    b_h1 = tl.zeros([32, BV], tl.float32)
-    b_z1 = tl.zeros([32], tl.float32)
+    b_h1 = tl.zeros([64, BV], tl.float32)
+    b_z1 = tl.zeros([64], tl.float32)
+
+    # the state of this segment, from zero
+    b_h2 = tl.zeros([32, BV], tl.float32)
+    b_z2 = tl.zeros([32], tl.float32)
 
     # the chunks of this segment, in order
     for i_c in range(first, last):
@@ -108,39 +119,56 @@ def based_state(
             other=0.0,
         )
 
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_k, b_e00)
 
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_k, b_e01)
         b_f0 = b_x0 * b_x1
         b_f0 = b_f0.to(v.dtype.element_ty)
 
-        # factor 0 of features 128: [BC, BK] @ [BK, 32]
-        b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e10)
 
-        # factor 1 of features 128: [BC, BK] @ [BK, 32]
-        b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e11)
         b_f1 = b_x0 * b_x1
         b_f1 = b_f1.to(v.dtype.element_ty)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 32]
+        b_x0 = tl.dot(b_k, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 32]
+        b_x1 = tl.dot(b_k, b_e21) + b_u21[None, :]
+        b_f2 = b_x0 * b_x1
+        b_f2 = b_f2.to(v.dtype.element_ty)
         b_z0 = b_z0 + tl.sum(b_f0.to(tl.float32), 0)
 
-        # [128, BC] @ [BC, BV]
+        # [64, BC] @ [BC, BV]
         b_h0 = tl.dot(tl.trans(b_f0), b_v, b_h0)
-        b_z1 = b_z1 + tl.sum(tl.where(m_t[:, None], b_f1.to(tl.float32), 0.0), 0)
+        b_z1 = b_z1 + tl.sum(b_f1.to(tl.float32), 0)
+
+        # [64, BC] @ [BC, BV]
+        b_h1 = tl.dot(tl.trans(b_f1), b_v, b_h1)
+        b_z2 = b_z2 + tl.sum(tl.where(m_t[:, None], b_f2.to(tl.float32), 0.0), 0)
 
         # [32, BC] @ [BC, BV]
-        b_h1 = tl.dot(tl.trans(b_f1), b_v, b_h1)
+        b_h2 = tl.dot(tl.trans(b_f2), b_v, b_h2)
 
-    # rows 0 to 127 of the state
-    r_f0 = tl.arange(0, 128)
+    # rows 0 to 63 of the state
+    r_f0 = tl.arange(0, 64)
     tl.store(p_states + r_f0[:, None] * V + o_v[None, :], b_h0)
     tl.store(p_states + FP * V + r_f0, b_z0)
 
-    # rows 128 to 159 of the state
-    r_f1 = 128 + tl.arange(0, 32)
+    # rows 64 to 127 of the state
+    r_f1 = 64 + tl.arange(0, 64)
     tl.store(p_states + r_f1[:, None] * V + o_v[None, :], b_h1)
     tl.store(p_states + FP * V + r_f1, b_z1)
+
+    # rows 128 to 159 of the state
+    r_f2 = 128 + tl.arange(0, 32)
+    tl.store(p_states + r_f2[:, None] * V + o_v[None, :], b_h2)
+    tl.store(p_states + FP * V + r_f2, b_z2)
 
 
 @triton.jit(do_not_specialize=["T", "HQ", "HKV", "HS", "NS", "CPS"])
@@ -247,30 +275,8 @@ def based_output(
     p_index = index
     p_weight = weight
 
-    # columns 0 to 127: which factors each takes
-    o_f0 = tl.arange(0, 128)
-    b_i00 = tl.load(p_index + o_f0)
-    b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
-    b_i01 = tl.load(p_index + FP + o_f0)
-    b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w0 = tl.load(p_weight + o_f0)
-
-    # columns 128 to 152: which factors each takes
-    o_f1 = 128 + tl.arange(0, 32)
-    b_i10 = tl.load(p_index + o_f1)
-    b_e10 = (o_k[:, None] == b_i10[None, :]).to(v.dtype.element_ty)
-    b_i11 = tl.load(p_index + FP + o_f1)
-    b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
-    b_u11 = tl.where(b_i11 < 0, 1.0, 0.0)
-    b_u10 = tl.where(b_i10 < 0, 1.0, 0.0)
-
-    # c_m * scale**m * m!/alpha!, zero in padding
-    b_w1 = tl.load(p_weight + o_f1)
-
     # the state before this segment
-    r_f0 = tl.arange(0, 128)
+    r_f0 = tl.arange(0, 64)
     b_h0 = tl.load(
         p_states + r_f0[:, None] * V + o_v[None, :],
         mask=(r_f0[:, None] < n_f),
@@ -283,7 +289,7 @@ def based_output(
     )
 
     # the state before this segment
-    r_f1 = 128 + tl.arange(0, 32)
+    r_f1 = 64 + tl.arange(0, 64)
     b_h1 = tl.load(
         p_states + r_f1[:, None] * V + o_v[None, :],
         mask=(r_f1[:, None] < n_f),
@@ -292,6 +298,19 @@ def based_output(
     b_z1 = tl.load(
         p_states + FP * V + r_f1,
         mask=r_f1 < n_f,
+        other=0.0,
+    )
+
+    # the state before this segment
+    r_f2 = 128 + tl.arange(0, 32)
+    b_h2 = tl.load(
+        p_states + r_f2[:, None] * V + o_v[None, :],
+        mask=(r_f2[:, None] < n_f),
+        other=0.0,
+    )
+    b_z2 = tl.load(
+        p_states + FP * V + r_f2,
+        mask=r_f2 < n_f,
         other=0.0,
     )
 
@@ -336,29 +355,97 @@ def based_output(
         # [BC, BC] @ [BC, BV]
         b_o = tl.dot(b_w.to(b_v.dtype), b_v)
 
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
+        # columns 0 to 63: which factors each takes
+        o_f0 = tl.arange(0, 64)
+        b_i00 = tl.load(p_index + o_f0)
+        b_e00 = (o_k[:, None] == b_i00[None, :]).to(v.dtype.element_ty)
+        b_i01 = tl.load(p_index + FP + o_f0)
+        b_e01 = (o_k[:, None] == b_i01[None, :]).to(v.dtype.element_ty)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w0 = tl.load(p_weight + o_f0)
+
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
         b_x0 = tl.dot(b_q, b_e00)
 
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_q, b_e01)
         b_p0 = b_x0 * b_x1 * b_w0[None, :]
         b_p0 = b_p0.to(v.dtype.element_ty)
-
-        # factor 0 of features 128: [BC, BK] @ [BK, 32]
-        b_x0 = tl.dot(b_q, b_e10) + b_u10[None, :]
-
-        # factor 1 of features 128: [BC, BK] @ [BK, 32]
-        b_x1 = tl.dot(b_q, b_e11) + b_u11[None, :]
-        b_p1 = b_x0 * b_x1 * b_w1[None, :]
-        b_p1 = b_p1.to(v.dtype.element_ty)
         b_n = b_n + tl.sum(b_p0 * b_z0[None, :], 1)
 
-        # from the state: [BC, 128] @ [128, BV]
+        # from the state: [BC, 64] @ [64, BV]
         b_o = tl.dot(b_p0, b_h0.to(b_v.dtype), b_o)
+
+        # factor 0 of features 0: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e00)
+
+        # factor 1 of features 0: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e01)
+        b_f0 = b_x0 * b_x1
+        b_f0 = b_f0.to(v.dtype.element_ty)
+        b_z0 = b_z0 + tl.sum(b_f0.to(tl.float32), 0)
+
+        # [64, BC] @ [BC, BV]
+        b_h0 = tl.dot(tl.trans(b_f0), b_v, b_h0)
+
+        # columns 64 to 127: which factors each takes
+        o_f1 = 64 + tl.arange(0, 64)
+        b_i10 = tl.load(p_index + o_f1)
+        b_e10 = (o_k[:, None] == b_i10[None, :]).to(v.dtype.element_ty)
+        b_i11 = tl.load(p_index + FP + o_f1)
+        b_e11 = (o_k[:, None] == b_i11[None, :]).to(v.dtype.element_ty)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w1 = tl.load(p_weight + o_f1)
+
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_q, b_e10)
+
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_q, b_e11)
+        b_p1 = b_x0 * b_x1 * b_w1[None, :]
+        b_p1 = b_p1.to(v.dtype.element_ty)
         b_n = b_n + tl.sum(b_p1 * b_z1[None, :], 1)
 
-        # from the state: [BC, 32] @ [32, BV]
+        # from the state: [BC, 64] @ [64, BV]
         b_o = tl.dot(b_p1, b_h1.to(b_v.dtype), b_o)
+
+        # factor 0 of features 64: [BC, BK] @ [BK, 64]
+        b_x0 = tl.dot(b_k, b_e10)
+
+        # factor 1 of features 64: [BC, BK] @ [BK, 64]
+        b_x1 = tl.dot(b_k, b_e11)
+        b_f1 = b_x0 * b_x1
+        b_f1 = b_f1.to(v.dtype.element_ty)
+        b_z1 = b_z1 + tl.sum(b_f1.to(tl.float32), 0)
+
+        # [64, BC] @ [BC, BV]
+        b_h1 = tl.dot(tl.trans(b_f1), b_v, b_h1)
+
+        # columns 128 to 152: which factors each takes
+        o_f2 = 128 + tl.arange(0, 32)
+        b_i20 = tl.load(p_index + o_f2)
+        b_e20 = (o_k[:, None] == b_i20[None, :]).to(v.dtype.element_ty)
+        b_i21 = tl.load(p_index + FP + o_f2)
+        b_e21 = (o_k[:, None] == b_i21[None, :]).to(v.dtype.element_ty)
+        b_u21 = tl.where(b_i21 < 0, 1.0, 0.0)
+        b_u20 = tl.where(b_i20 < 0, 1.0, 0.0)
+
+        # c_m * scale**m * m!/alpha!, zero in padding
+        b_w2 = tl.load(p_weight + o_f2)
+
+        # factor 0 of features 128: [BC, BK] @ [BK, 32]
+        b_x0 = tl.dot(b_q, b_e20) + b_u20[None, :]
+
+        # factor 1 of features 128: [BC, BK] @ [BK, 32]
+        b_x1 = tl.dot(b_q, b_e21) + b_u21[None, :]
+        b_p2 = b_x0 * b_x1 * b_w2[None, :]
+        b_p2 = b_p2.to(v.dtype.element_ty)
+        b_n = b_n + tl.sum(b_p2 * b_z2[None, :], 1)
+
+        # from the state: [BC, 32] @ [32, BV]
+        b_o = tl.dot(b_p2, b_h2.to(b_v.dtype), b_o)
         b_o = b_o / tl.where(b_n != 0.0, b_n, 1.0)[:, None]
         tl.store(
             p_norm + o_t,
@@ -374,29 +461,17 @@ def based_output(
             mask=m_t[:, None] & m_v[None, :],
         )
 
-        # factor 0 of features 0: [BC, BK] @ [BK, 128]
-        b_x0 = tl.dot(b_k, b_e00)
-
-        # factor 1 of features 0: [BC, BK] @ [BK, 128]
-        b_x1 = tl.dot(b_k, b_e01)
-        b_f0 = b_x0 * b_x1
-        b_f0 = b_f0.to(v.dtype.element_ty)
-
         # factor 0 of features 128: [BC, BK] @ [BK, 32]
-        b_x0 = tl.dot(b_k, b_e10) + b_u10[None, :]
+        b_x0 = tl.dot(b_k, b_e20) + b_u20[None, :]
 
         # factor 1 of features 128: [BC, BK] @ [BK, 32]
-        b_x1 = tl.dot(b_k, b_e11) + b_u11[None, :]
-        b_f1 = b_x0 * b_x1
-        b_f1 = b_f1.to(v.dtype.element_ty)
-        b_z0 = b_z0 + tl.sum(b_f0.to(tl.float32), 0)
-
-        # [128, BC] @ [BC, BV]
-        b_h0 = tl.dot(tl.trans(b_f0), b_v, b_h0)
-        b_z1 = b_z1 + tl.sum(tl.where(m_t[:, None], b_f1.to(tl.float32), 0.0), 0)
+        b_x1 = tl.dot(b_k, b_e21) + b_u21[None, :]
+        b_f2 = b_x0 * b_x1
+        b_f2 = b_f2.to(v.dtype.element_ty)
+        b_z2 = b_z2 + tl.sum(tl.where(m_t[:, None], b_f2.to(tl.float32), 0.0), 0)
 
         # [32, BC] @ [BC, BV]
-        b_h1 = tl.dot(tl.trans(b_f1), b_v, b_h1)
+        b_h2 = tl.dot(tl.trans(b_f2), b_v, b_h2)
 
 
 _TABLES: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -439,7 +514,7 @@ def forward(q, k, v):
     index, weight = feature_tables(q.device)
 
     # enough segments to fill 264 programs, each at least 4 chunks long
-    NC = triton.cdiv(T, 32)
+    NC = triton.cdiv(T, 64)
     NS = max(1, min(triton.cdiv(264, B * HQ * NV), NC // 4))
     CPS = triton.cdiv(NC, NS)
     NS = triton.cdiv(NC, CPS)
@@ -461,7 +536,7 @@ def forward(q, k, v):
             CPS,
             K=16,
             V=64,
-            BC=32,
+            BC=64,
             BK=16,
             BV=64,
             FP=160,
@@ -478,7 +553,7 @@ def forward(q, k, v):
             NS,
             CPS,
             V=64,
-            BC=32,
+            BC=64,
             BE=512,
             F=153,
             FP=160,
@@ -506,7 +581,7 @@ def forward(q, k, v):
         CPS,
         K=16,
         V=64,
-        BC=32,
+        BC=64,
         BK=16,
         BV=64,
         FP=160,

@@ -15,8 +15,8 @@ from attnc.codegen.kernels.chunk import (
     load_rows,
     value_setup,
 )
-from attnc.codegen.kernels.monomials import feature_nodes, selection_nodes
-from attnc.codegen.kernels.state_fold import fold_state, load_state
+from attnc.codegen.kernels.monomials import selection_nodes, tile_nodes
+from attnc.codegen.kernels.state_fold import decay_value, fold_tile, load_state
 from attnc.codegen.kernels.value import with_tensors
 from attnc.codegen.kernels.weight import horner
 from attnc.codegen.printer import number
@@ -27,16 +27,23 @@ def output_kernel(facts: ChunkFacts) -> Kernel:
     builder = GraphBuilder("output")
     loaded = decay_setup(builder, facts)
     values = value_setup(builder, facts)
-    builder.extend(selection_nodes(facts.features, weights=True))
     load_state(builder, facts)
     load_rows(builder, facts, "q")
     load_keys(builder, facts, values=values)
     decay_step(builder, facts, loaded)
     _inside_chunk(builder, facts)
-    _from_state(builder, facts)
-    _finish_rows(builder, facts)
-    builder.extend(feature_nodes(facts.features, "b_k", "b_f"))
-    fold_state(builder, facts)
+    for n, tile in enumerate(facts.features.tiles):
+        # tile by tile: the features of one alone stand in registers, and what picks them
+        builder.extend(selection_nodes(facts.features, weights=True, only=n, region=STEP))
+        _from_state(builder, facts, n)
+        if tile is facts.features.tiles[-1]:
+            _finish_rows(builder, facts)
+        if n == 0:
+            decay_value(builder, facts)
+        if not facts.features.direct:
+            nodes = tile_nodes(facts.features, n, "b_k", "b_f", rows="BC", weighted=False)
+            builder.extend(nodes)
+        fold_tile(builder, facts, n)
     tensors = (*facts.key_tensors(), *loaded.tensors)
     return _kernel(builder, facts, with_tensors(tensors, values), facts.slot_layout)
 
@@ -51,7 +58,8 @@ def global_output_kernel(facts: ChunkFacts) -> Kernel:
     builder.map("b_o", STEP, ("BC", "BV"), line, note="every key is in the state")
     if facts.summed:
         builder.map("b_n", STEP, ("BC",), "b_n = tl.zeros([BC], ACC)")
-    _from_state(builder, facts)
+    for n in range(len(facts.features.tiles)):
+        _from_state(builder, facts, n)
     _finish_rows(builder, facts)
     return _kernel(builder, facts, (), "[B, HS, SLOT]: the sum over all keys")
 
@@ -96,30 +104,29 @@ def _inside_chunk(builder: GraphBuilder, facts: ChunkFacts) -> None:
     builder.dot("b_o", STEP, ("BC", "BV"), left, right, note="[BC, BC] @ [BC, BV]")
 
 
-def _from_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
-    """Add features(q) @ h, decayed from the chunk's start."""
+def _from_state(builder: GraphBuilder, facts: ChunkFacts, n: int) -> None:
+    """Add features(q) @ h of one tile of features, decayed from the chunk's start."""
     direct, decayed = facts.features.direct, facts.algebra.decay is not None
     rows = "q" if facts.algebra.global_sum else "v"
-    builder.extend(feature_nodes(facts.features, "b_q", "b_p", weighted=True))
-    for n, tile in enumerate(facts.features.tiles):
-        width = str(tile.width)
-        source = "b_q" if direct else f"b_p{n}"
-        query = source
-        if decayed:
-            query = f"{source}g"
-            line = f"{query} = {source} * tl.exp2(b_g)[:, None]"
-            note = "decay from the chunk's start to each row"
-            shape = ("BC", "BK" if direct else width)
-            builder.map(query, STEP, shape, line, dtype="io", reads=(source, "b_g"), note=note)
-        if facts.summed:
-            line = f"b_n = b_n + tl.sum({query} * b_z{n}[None, :], 1)"
-            reads = ("b_n", query, f"b_z{n}")
-            builder.reduce("b_n", STEP, ("BC",), line, name=f"state sum {n}", reads=reads)
-        left = Operand(query, query, ("BC", width))
-        right = Operand(f"b_h{n}", f"b_h{n}.to(b_{rows}.dtype)", (width, "BV"))
-        note = f"from the state: [BC, {width}] @ [{width}, BV]"
-        name = f"from b_h{n}"
-        builder.dot("b_o", STEP, ("BC", "BV"), left, right, name=name, into="b_o", note=note)
+    width = str(facts.features.tiles[n].width)
+    if not direct:
+        builder.extend(tile_nodes(facts.features, n, "b_q", "b_p", rows="BC", weighted=True))
+    query = source = "b_q" if direct else f"b_p{n}"
+    if decayed:
+        query = f"{source}g"
+        line = f"{query} = {source} * tl.exp2(b_g)[:, None]"
+        note = "decay from the chunk's start to each row"
+        shape = ("BC", "BK" if direct else width)
+        builder.map(query, STEP, shape, line, dtype="io", reads=(source, "b_g"), note=note)
+    if facts.summed:
+        line = f"b_n = b_n + tl.sum({query} * b_z{n}[None, :], 1)"
+        reads = ("b_n", query, f"b_z{n}")
+        builder.reduce("b_n", STEP, ("BC",), line, name=f"state sum {n}", reads=reads)
+    left = Operand(query, query, ("BC", width))
+    right = Operand(f"b_h{n}", f"b_h{n}.to(b_{rows}.dtype)", (width, "BV"))
+    note = f"from the state: [BC, {width}] @ [{width}, BV]"
+    name = f"from b_h{n}"
+    builder.dot("b_o", STEP, ("BC", "BV"), left, right, name=name, into="b_o", note=note)
 
 
 def _finish_rows(builder: GraphBuilder, facts: ChunkFacts) -> None:
