@@ -166,6 +166,8 @@ class _Search:
             bench.load(folder / "inputs.pt")
             finalists: list[Plan] = []
             for way, of_way in zip(found, groups, strict=True):
+                if finalists and time.monotonic() > until:
+                    break
                 best = way[0]
                 for group in of_way:
                     best = self._round(job, best, group, kernels, bench, journal, until,
