@@ -24,6 +24,7 @@ import attnc
 from attnc.codegen.plan import Workload
 from attnc.dsl import loads
 from attnc.ops.convolution import ConvolutionOp
+from attnc.ops.inputs import DTYPE_NAMES
 from benchmarks.record import write
 
 _TEXT = """
@@ -122,7 +123,7 @@ def run(
     work = Workload(case.batch, case.tokens, case.tokens, case.channels, case.channels, case.tokens)
     for form in (None, *forms):
         row: Row = {"row": case.name, "who": "attnc", "form": form or "planned"}
-        plan = op.plan(form=form, workload=work)
+        plan = op.plan(dtype=DTYPE_NAMES[dtype], form=form, workload=work)
         row["plan"] = [str(step) for step in plan.passes]
         try:
             measured = measure(case, calling(op, form), own, phases, oracle)

@@ -32,7 +32,7 @@ def test_both_forms_and_their_gradients_agree_with_fp64(name, dtype):
     assert report.passed, report.failures
 
 
-@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_every_choice_of_factors_is_right_with_one_block_and_with_pieces(dtype):
     op = compile_op(CONVOLUTIONS["gated"])
     for size in ((3, 250, 4, 250), (3, 9001, 2, 9001)):
