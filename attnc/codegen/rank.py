@@ -90,9 +90,12 @@ def _pairs_us(step: PassPlan, request: Request) -> float:
     if request.device.capability >= 90 and request.dtype != "fp32":
         # a warp group's product has 64 rows: with fewer it is not one
         busy *= max(1.0, 64 / tile[held])
-    if not rows:
-        # dk, dv and two tiles of pairs at once: past this many words a thread all of it spills
-        words = carried_words(step.kernel.graph, tile) + 2 * tile["BT"] * tile["BS"]
+    terms = bool(request.variant.terms)
+    if terms or not rows:
+        # dk, dv and two tiles of pairs at once, three where a polynomial and its slope wait for the
+        # same product: past this many words a thread all of it spills
+        pairs = (3 if terms else 2) * tile["BT"] * tile["BS"]
+        words = carried_words(step.kernel.graph, tile) + pairs
         crowd = words / (_PAIR_WORDS * step.num_warps * request.device.warp_size)
         if crowd > 1.0:
             # two warp groups hide each other's spills

@@ -249,3 +249,9 @@ def test_the_example_is_a_window_with_a_polynomial_before_it():
     torch.testing.assert_close(out[:, :, 0], window[:, :, 0], rtol=0, atol=1e-5)
     torch.testing.assert_close(out[:, :64], window[:, :64], rtol=0, atol=1e-5)
     assert (out[:, 64:, 1] - window[:, 64:, 1]).abs().amax(-1).min() > 1e-3
+
+
+def test_a_backward_of_terms_is_planned_with_room_for_a_third_tile_of_pairs(ops):
+    """128 by 128 pairs spill by the compiler's figures for cuda:90, and 128 by 64 do not."""
+    dq, _ = ops["windowed"].plan(dim=(64, 64), dtype="bf16", backward=True).passes
+    assert (dq.kernel.name, dq.tile["BT"], dq.tile["BS"]) == ("dq", 128, 64)
