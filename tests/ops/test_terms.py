@@ -178,6 +178,12 @@ def test_packed_sequences_of_terms_are_calls_of_their_own(ops):
     assert torch.equal(packed, torch.cat(alone, 1))
 
 
+def test_packed_sequences_are_refused_where_a_term_reads_the_number_of_its_batch_entry():
+    text = DECLARED.replace('score = "s - slope', 'score = "s - b - slope')
+    with pytest.raises(InputError, match="it reads the number b of a batch entry"):
+        compile_op(loads(text)["mixed"]).over_sequences()
+
+
 def tiles_of(op: Op, tokens: int) -> list[tuple[str, str]]:
     """Bounds of the forward's loops, a list a walk."""
     (step,) = op.plan(dim=(16, 32), dtype="bf16").passes
