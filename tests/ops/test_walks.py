@@ -120,8 +120,8 @@ def test_every_way_gives_the_same_gradients(name, split, walked, monkeypatch):
     op = walked[name]
     planned = plans
 
-    def one_way(request):
-        found = planned(request)
+    def one_way(request, *backend):
+        found = planned(request, *backend)
         names = {plan: {step.kernel.name for step in plan.passes} for plan in found}
         if request.phase != "backward":
             return found
