@@ -29,6 +29,7 @@ TESTS = (
     "tests/ops/test_terms.py",
     "tests/ops/test_walks.py",
     "tests/ops/test_fft.py",
+    "tests/ops/test_channel_gates.py",
     "-k",
     "gradcheck_passes_for_a_shipped or declared_tensor or states_of or tensor_of_a_sink"
     " or inside_documents or owes_nothing or of_the_formula or of_each_sequence"
@@ -92,6 +93,12 @@ MUTATIONS = (
              'sums = f" + b_u[:, None] * {gathered}', 'sums = f" - b_u[:, None] * {gathered}'),
     Mutation("the state before a segment", "attnc/templates/walk.jinja",
              "i_n < NS - 1", "i_n < NS"),
+    Mutation("exponents of channels in a chunk", f"{GRADIENT}/channel_gradient.py",
+             "b_qe * b_x - b_ke * b_y", "b_qe * b_x + b_ke * b_y"),
+    Mutation("channels across a chunk", f"{GRADIENT}/channel_gradient.py",
+             "b_a = b_a * tl.exp2", "b_a = -b_a * tl.exp2"),
+    Mutation("channels by pairs", f"{GRADIENT}/channel_gate_sums.py",
+             "b_r.to(tl.float64) - b_x", "b_r.to(tl.float64) + b_x"),
     Mutation("the factor of a term", f"{GRADIENT}/pairs.py",
              'f"b_p = b_p0 * {part.factor}"', '"b_p = b_p0 * 1.0"'),
     Mutation("a term's weight under the normaliser", f"{GRADIENT}/pairs.py",

@@ -52,6 +52,7 @@ PARAMS = {
     "gain": (),
     "table": ("b", "h"),
     "w": ("c",),
+    "rates": ("h", "k"),
 }
 INPUTS = {
     "u": ("b", "t", "h"),
@@ -60,6 +61,8 @@ INPUTS = {
     "g": ("b", "t", "h"),
     "gk": ("b", "t", "hkv"),
     "gt": ("b", "t"),
+    "gc": ("b", "t", "h", "k"),
+    "gs": ("b", "t", "k"),
 }
 
 
@@ -181,6 +184,19 @@ def decays() -> st.SearchStrategy[str]:
     )
 
 
+def channel_decays() -> st.SearchStrategy[str]:
+    """Decays a channel, for weights that keep the channels of phi(k)."""
+    return st.sampled_from(
+        [
+            "-gc[b,t,h,k]",
+            "-softplus(gc[b,t,h,k])/4",
+            "-slope[h]*softplus(gs[b,t,k])",
+            "-rates[h,k] - softplus(gt[b,t])/8",
+            "-exp(bias[h])*gs[b,t,k]",
+        ]
+    )
+
+
 @st.composite
 def declarations(
     draw: st.DrawFn, family: str | None = None, *, causal: bool = False, grad: bool = False
@@ -215,6 +231,24 @@ def declarations(
         # a decay towards the future would be growth
         mask = mask if mask == "causal" else f"causal & {mask}"
     return _toml({**fields, "mask": f'"{mask}"'}, f"{decay or ''} {value}", grad)
+
+
+@st.composite
+def channel_declarations(draw: st.DrawFn, *, causal: bool = False, grad: bool = False) -> str:
+    """The TOML of one variant named `drawn` whose decay is one a channel of k."""
+    normalize = draw(st.sampled_from(["sum", "none"]))
+    maps = [text for text in NONNEGATIVE if "x" in text]
+    maps += [] if normalize == "sum" else ["identity", "3*s", "silu(x)", "x - 0.5"]
+    value = draw(st.sampled_from(VALUES))
+    decay = draw(channel_decays())
+    fields = {
+        "feature_map": f'"{draw(st.sampled_from(maps))}"',
+        "scale": draw(st.sampled_from(['"rsqrt(d)"', "0.3"])),
+        "normalize": f'"{normalize}"',
+        "log_decay": f'"{decay}"',
+        "mask": '"causal"' if causal else f'"causal & {draw(masks())}"',
+    }
+    return _toml(fields | ({"value": f'"{value}"'} if value else {}), f"{decay} {value}", grad)
 
 
 def _toml(fields: dict[str, str], expression: str, grad: bool) -> str:
@@ -275,9 +309,10 @@ def calls(
     square: bool = False,
     tokens: int = 90,
     grad: bool = False,
+    declared: st.SearchStrategy[str] | None = None,
 ) -> Call:
-    """A variant with everything it takes to call it on the CPU."""
-    text = draw(declarations(family, causal=causal, grad=grad))
+    """A variant, or one of those `declared`, with everything it takes to call it on the CPU."""
+    text = draw(declarations(family, causal=causal, grad=grad) if declared is None else declared)
     # cubes of 96 channels are 152,096 features: such a state is the planner's to refuse
     high = any(f'"{feature_map}"' in text for feature_map in HIGH_DEGREE)
     shape = draw(shapes(tokens=tokens, highest_dim=20 if high else 96, square=square))

@@ -32,8 +32,9 @@ class Algebra:
 
     `coefficients` are those of the weight as a polynomial in s, lowest degree first (state family).
     `heads_differ` says whether query heads of one key/value head need a state each.
-    `decay` is None, `"constant"` (one value a head) or `"gated"` (one a token). A sum has `terms`,
-    and its own mask is what they see together; `factor` multiplies the weights of a term.
+    `decay` is None, `"constant"` (one value a head), `"gated"` (one a token) or `"channel"` (one a
+    channel of k, of every token or of all). A sum has `terms`, and its own mask is what they see
+    together; `factor` multiplies the weights of a term.
     """
 
     family: str
@@ -62,6 +63,11 @@ class Algebra:
     def degree(self) -> int:
         """The degree of the weight in s; 1 for a mapped or a linear weight."""
         return len(self.coefficients) - 1
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether every channel of phi(k), so every row of the state, has a decay of its own."""
+        return self.decay == "channel"
 
     @property
     def direct(self) -> bool:
@@ -198,6 +204,8 @@ def _analyse_sum(variant: Variant) -> Algebra:
 def _decay_kind(log_decay: Expr | None, refs: tuple[Ref, ...]) -> str | None:
     if log_decay is None:
         return None
+    if any("k" in ref.index for ref in refs):
+        return "channel"
     return "gated" if any("t" in ref.index for ref in refs) else "constant"
 
 

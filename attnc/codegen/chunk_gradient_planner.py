@@ -6,13 +6,20 @@ wanted. A way is one list of passes with their candidates; its passes share the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
 from attnc.codegen.candidate import is_wide
-from attnc.codegen.features import Features
+from attnc.codegen.channel_passes import inside_pass
+from attnc.codegen.features import MIN_TILE, Features
+from attnc.codegen.kernel import Kernel
+from attnc.codegen.kernels.channel_gates import chunk_gates_kernel
+from attnc.codegen.kernels.channel_pairs import pairs_kernel
 from attnc.codegen.kernels.chunk import ChunkFacts
 from attnc.codegen.kernels.gradient.carry import carry_kernel, dcarry_kernel, dstate_kernel
+from attnc.codegen.kernels.gradient.channel_gradient import dpairs_kernel
+from attnc.codegen.kernels.gradient.channel_value import channel_dvalue_kernel
 from attnc.codegen.kernels.gradient.chunk_gradient import (
     dkey_kernel,
     dquery_kernel,
@@ -43,6 +50,8 @@ from attnc.codegen.ranked_passes import (
 from attnc.codegen.walk_candidates import chunk_sizes, walk_ways
 
 Way = list[RankedPass]
+# words of one tile of dq from which on the passes of decays a channel take eight warps
+_CROWDED = 4096
 
 
 def chunk_ways(request: Request, facts: GradientFacts, features: Features) -> list[Way]:
@@ -80,16 +89,26 @@ def _us(way: Way, request: Request) -> float:
 
 def _chunk_passes(request: Request, facts: GradientFacts, chunk: ChunkFacts) -> Way:
     """All passes of one chunk size: the largest at which the last pass fits, and the rest of it."""
+    makers: tuple[Callable[[ChunkFacts, GradientFacts], Kernel], ...]
     makers = (dquery_kernel, dkey_kernel, dvalue_kernel)
+    before: tuple[Kernel, ...] = ()
+    sizes = chunk_sizes(request, chunk)
+    tile_k = whole_heads(request)[0]
+    if facts.algebra.by_channel:
+        makers = (dpairs_kernel, channel_dvalue_kernel)
+        gates = chunk_gates_kernel(request.variant, facts.algebra, facts.printer)
+        before = (gates, pairs_kernel(chunk))
+        sizes = tuple(size for size in sizes if size * tile_k <= _CROWDED) or (MIN_TILE,)
     if facts.algebra.global_sum:
         makers = (global_dquery_kernel, global_dkey_kernel, global_dvalue_kernel)
     found: Way = []
-    for size in chunk_sizes(request, chunk):
+    for size in sizes:
+        inside = [RankedPass((inside_pass(request, k, size, tile_k),), ()) for k in before]
         last = [
             rank_pass(request, kernel, _chunk_tiles(request, facts, kernel.name, size))
             for kernel in (make(chunk, facts) for make in makers)
         ]
-        found = [*_folds(request, facts, chunk, size, kept=True), *last]
+        found = [*inside, *_folds(request, facts, chunk, size, kept=True), *last]
         if all(ranked.steps for ranked in found):
             return found
     return found
@@ -103,9 +122,14 @@ def _chunk_tiles(request: Request, facts: GradientFacts, kernel: str, rows: int)
     tile_k, tile_v = whole_heads(request)
     splits = kernel == "dvalue" and not sums_channels(facts)
     widths = (tile_v, tile_v // 2, tile_v // 4) if splits else (tile_v,)
-    for width, warps in product(widths, (4, 8)):
+    # dq, dk and the exponents of a chunk at once: eight warps hold them where four spill
+    crowded = kernel == "dpairs" and rows * tile_k >= _CROWDED
+    for width, warps in product(widths, (8,) if crowded else (4, 8)):
         if width == tile_v or width >= max(64, least_channels(request)):
-            yield {"BC": rows, "BK": tile_k, "BV": width}, warps, 1
+            tiles = {"BC": rows, "BK": tile_k, "BV": width}
+            if kernel == "dpairs":
+                tiles["LEVELS"] = rows.bit_length() - 1
+            yield tiles, warps, 1
 
 
 def _fold_tiles(request: Request, rows: int) -> Candidates:

@@ -34,6 +34,7 @@ class GradientLaunch:
     online: bool
     summed: bool
     gated: bool
+    by_channel: bool
     exponents: bool
     stateful: bool
     global_sum: bool
@@ -59,7 +60,9 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
     online, summed = plan.form == "online", plan.algebra.normalize == "sum"
     partials = plan.derivation.partials
     exponents = bool(plan.derivation.decay)
-    by_sums = exponents and plan.algebra.decay == "gated" and not chunked
+    gated = plan.algebra.decay in {"gated", "channel"}
+    by_channel = plan.algebra.by_channel
+    by_sums = exponents and gated and not chunked
     names = wanted_names(plan)
     grads = ", ".join(["dq", "dk", "dv", *(f"du_{name}" for name in names)])
     tiles = {key: size for step in plan.passes for key, size in step.tile.items()}
@@ -69,9 +72,11 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
     else:
         rows = next(step for step in plan.passes if step.kernel.name == "dq").tile["BT"]
         count = "1" if by_sums else f"triton.cdiv(TQ, {rows})"
+        if by_sums and by_channel:
+            count = f"triton.cdiv(TK, {plan.passes[-1].tile['BC']})"
         if plan.algebra.mask.packed:
             count = "N" if by_sums else f"TQ // {rows} + N"
-    uses_tiles = any(partial_sum(partial).axes[-1] == "n" for partial in partials)
+    uses_tiles = any("n" in partial_sum(partial).axes for partial in partials)
     return GradientLaunch(
         launcher="launch_dchunked.jinja" if chunked else "launch_pairs.jinja",
         parameters=gradient_parameters(plan),
@@ -84,8 +89,9 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         reductions=tuple(_reduction(plan, name, partials) for name in names),
         online=online,
         summed=summed,
-        gated=plan.algebra.decay == "gated",
-        exponents=exponents if chunked else by_sums,
+        gated=gated,
+        by_channel=by_channel,
+        exponents=exponents and not by_channel if chunked else by_sums,
         stateful=plan.stateful,
         global_sum=plan.algebra.global_sum,
         walk_splits=_walk_splits(plan),
@@ -148,7 +154,7 @@ def gradient_parameters(plan: Plan) -> tuple[str, ...]:
 
 def _lengths(plan: Plan, axes: tuple[str, ...]) -> list[str]:
     tokens = {"t": "T", "j": "T"} if plan.form == "chunked" else {"t": "TK"}
-    lengths = {**_LENGTHS, **tokens, "c": str(plan.dims[1])}
+    lengths = {**_LENGTHS, **tokens, "k": str(plan.dims[0]), "c": str(plan.dims[1])}
     return [lengths[axis] for axis in axes]
 
 
@@ -209,7 +215,8 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     back = _REVERSED if backwards else {}
     numbers = [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
     scalars = kernel.scalars
-    numbers += ["TK" if kernel.name == "gates" and name == "T" else name for name in scalars]
+    sums = kernel.name in {"gates", "channel_gates"}
+    numbers += ["TK" if sums and name == "T" else name for name in scalars]
     entries = "N" if plan.algebra.mask.packed else "B"
     grids = {
         "dq": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
@@ -225,6 +232,11 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "dcarry": lambda: ["NV * B * HQ", "NS"],
         "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
         "dscan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HQ"],
+        "chunk_gates": lambda: ["NC", "B * HS"],
+        "channel_gates": lambda: [str(-(-plan.dims[0] // tile["BK"])), "B * HS"],
+        "dchannel_gates": lambda: ["B * HQ"],
+        "pairs": lambda: ["NC", "B * HQ"],
+        "dpairs": lambda: ["NC", "B * HQ"],
         "dquery": lambda: ["NC", "B * HKV"],
         "dkey": lambda: ["NC", "B * HKV"],
         "dvalue": lambda: ["NC", "B * HKV", *_splits(plan, tile)],

@@ -7,11 +7,12 @@ from itertools import product
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.candidate import is_wide, printer_for, state_too_large
+from attnc.codegen.channel_passes import CHANNEL_TOKENS, gates_pass
 from attnc.codegen.chunk_gradient_planner import chunk_ways
 from attnc.codegen.derive import derive
-from attnc.codegen.features import Features, features_of
+from attnc.codegen.features import MIN_TILE, Features, features_of
 from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
-from attnc.codegen.kernels.gates import gates_kernel
+from attnc.codegen.kernels.gradient.channel_gate_sums import dchannel_gates_kernel
 from attnc.codegen.kernels.gradient.columns import columns_kernel
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.gate_sums import dgates_kernel
@@ -119,11 +120,10 @@ def _features(request: Request, algebra: Algebra) -> Features:
 
 
 def _pair_passes(request: Request, facts: GradientFacts) -> list[RankedPass]:
-    gated = facts.algebra.decay == "gated"
+    gated = facts.algebra.decay in {"gated", "channel"}
     passes: list[RankedPass] = []
     if gated:
-        gates = gates_kernel(request.variant, facts.algebra, facts.printer)
-        passes.append(fixed_pass(request, gates, {"BC": 1024}))
+        passes.append(RankedPass((gates_pass(request, facts.algebra, facts.printer),), ()))
     sides = [tile_lists(facts.algebra.mask, of_rows=of_rows) for of_rows in (True, False)]
     for lists in sides:
         if lists is not None:
@@ -131,14 +131,25 @@ def _pair_passes(request: Request, facts: GradientFacts) -> list[RankedPass]:
             tiles = {"BN": listed_at_once(facts.algebra.mask, lists)}
             passes.append(fixed_pass(request, listing, tiles))
     for kernel, lists in zip((rows_kernel(facts), columns_kernel(facts)), sides, strict=True):
-        passes.append(rank_pass(request, kernel, _pair_tiles(request, kernel.name, lists)))
-    if gated and facts.derivation.decay:
+        found = _pair_tiles(request, kernel.name, lists, by_channel=facts.algebra.by_channel)
+        passes.append(rank_pass(request, kernel, found))
+    if facts.algebra.by_channel and facts.derivation.decay:
+        sizes = {"BC": CHANNEL_TOKENS, "BK": whole_heads(request)[0]}
+        passes.append(fixed_pass(request, dchannel_gates_kernel(facts), sizes))
+    elif gated and facts.derivation.decay:
         passes.append(fixed_pass(request, dgates_kernel(facts), {"BC": 1024}))
     return passes
 
 
-def _pair_tiles(request: Request, kernel: str, lists: TileLists | None) -> Candidates:
+def _pair_tiles(
+    request: Request, kernel: str, lists: TileLists | None, *, by_channel: bool
+) -> Candidates:
     tile_k, tile_v = whole_heads(request)
+    if by_channel:
+        # every pair has a decay a channel, and all of them are held at once
+        for warps in (4, 8, 16):
+            yield {"BT": MIN_TILE, "BS": MIN_TILE, "BK": tile_k, "BV": tile_v}, warps, 1
+        return
     held, streamed = (128, 64, 32, 16), (128, 64, 32, 16)
     for hold, stream, warps, stages in product(held, streamed, (8, 4), (3, 2, 1)):
         if is_wide(request) and (hold > 32 or stream > 32 or stages > 2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
@@ -38,12 +39,15 @@ class LaunchText:
     online: bool
     summed: bool
     gated: bool
+    by_channel: bool
     stateful: bool
     global_sum: bool
     state_heads_are_query: bool
     acc: str
+    head_dim: int
     value_dim: int
     features: int
+    padded: int
     slot: int
     tiles: dict[str, int]
     programs: int
@@ -103,13 +107,16 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         packed=plan.algebra.mask.packed,
         online=online,
         summed=summed,
-        gated=plan.algebra.decay == "gated",
+        gated=plan.algebra.decay in {"gated", "channel"},
+        by_channel=plan.algebra.by_channel,
         stateful=plan.stateful,
         global_sum=plan.algebra.global_sum,
         state_heads_are_query=plan.algebra.heads_differ,
         acc=TORCH_TYPES[plan.acc],
+        head_dim=plan.dims[0],
         value_dim=plan.dims[1],
         features=0 if plan.features is None else plan.features.count,
+        padded=0 if plan.features is None else plan.features.padded_count,
         slot=state_slot(plan),
         tiles=dict(plan.passes[-1].tile),
         programs=plan.programs,
@@ -156,6 +163,9 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "online": lambda: [_online_programs(plan, tile)],
         "parallel": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
         "gates": lambda: [f"{entries} * HS"],
+        "chunk_gates": lambda: ["NC", "B * HS"],
+        "channel_gates": lambda: [str(ceil(plan.dims[0] / tile["BK"])), "B * HS"],
+        "pairs": lambda: ["NC", "B * HQ"],
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
         "state": lambda: ["NV * B * HS", "NS" if whole else "NS - 1"],
         "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
@@ -200,7 +210,8 @@ def box_sides(tensor: TensorArgument, tile: Mapping[str, int]) -> tuple[int, int
 
 def _scalars(kernel: str, scalars: tuple[str, ...]) -> list[str]:
     # the gates pass runs over the keys of a launch that names them TK
-    return ["TK" if kernel == "gates" and name == "T" else name for name in scalars]
+    sums = kernel in {"gates", "channel_gates"}
+    return ["TK" if sums and name == "T" else name for name in scalars]
 
 
 def constant(plan: Plan, step: PassPlan, name: str) -> int:

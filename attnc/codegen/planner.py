@@ -20,6 +20,7 @@ from attnc.codegen.candidate import (
     state_too_large,
     tile_dims,
 )
+from attnc.codegen.channel_passes import gates_pass, inside_pass
 from attnc.codegen.convolution.planner import convolution_plans
 from attnc.codegen.decode_planner import decode_form, decode_passes
 from attnc.codegen.features import MIN_TILE, Features, features_of
@@ -29,7 +30,6 @@ from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.attend import attend_kernel
 from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
 from attnc.codegen.kernels.chunked import chunk_kernels
-from attnc.codegen.kernels.gates import gates_kernel
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.codegen.printer import Printer
 from attnc.codegen.rank import rank_us, why_behind
@@ -204,8 +204,8 @@ def _helpers(request: Request, algebra: Algebra) -> tuple[str, ...]:
             features = _features(request, algebra)
             _chunk_kernels(request, algebra, features, printer)
         _attend_kernel(request, algebra, printer)
-        if algebra.decay == "gated":
-            gates_kernel(request.variant, algebra, printer)
+        if algebra.decay in {"gated", "channel"}:
+            gates_pass(request, algebra, printer)
     return tuple(sorted(printer.helpers))
 
 
@@ -218,15 +218,14 @@ def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected,
     found: _Found = []
     rejected: list[Rejected] = []
     before: tuple[PassPlan, ...] = ()
-    if algebra.decay == "gated":
-        gates = gates_kernel(request.variant, algebra, printer_for(request))
-        before = (pass_plan(request, gates, {"BC": 1024}, 4, 1),)
+    if algebra.decay in {"gated", "channel"}:
+        before = (gates_pass(request, algebra, printer_for(request)),)
     lists = tile_lists(algebra.mask, of_rows=True)
     if lists is not None:
         listing = list_kernel(request.variant, algebra, lists)
         tiles = {"BN": listed_at_once(algebra.mask, lists)}
         before = (*before, pass_plan(request, listing, tiles, 4, 1))
-    for rows, keys, warps, stages in _attend_candidates(request):
+    for rows, keys, warps, stages in _attend_candidates(request, algebra):
         if lists is not None and not lists.takes(rows, keys):
             continue
         tiles = {"BT": rows, "BS": keys, "BK": tile_k, "BV": tile_v}
@@ -239,7 +238,11 @@ def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected,
     return found, tuple(rejected)
 
 
-def _attend_candidates(request: Request) -> Iterator[tuple[int, int, int, int]]:
+def _attend_candidates(request: Request, algebra: Algebra) -> Iterator[tuple[int, int, int, int]]:
+    if algebra.by_channel:
+        # every pair has a decay a channel, and all of them are held at once
+        yield from ((MIN_TILE, MIN_TILE, warps, 1) for warps in (4, 8, 16))
+        return
     # no program walks 16 keys at a time but one whose blocks are as small
     small = any(table.size == MIN_TILE for table in request.variant.mask_form.blocks)
     streamed = (MIN_TILE,) if small else (128, 64, 32)
@@ -256,9 +259,12 @@ def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected
     if too_large:
         return [], (Rejected("any chunk", too_large),)
     tile_k, tile_v = tile_dims(request)
-    state, *scans, output = _chunk_kernels(request, algebra, features, printer_for(request))
+    kernels = _chunk_kernels(request, algebra, features, printer_for(request))
+    *before, state, output = (k for k in kernels if k.name != "scan")
+    scans = [kernel for kernel in kernels if kernel.name == "scan"]
     chunk = request.variant.chunk
-    chunks: tuple[int, ...] = (chunk,) if isinstance(chunk, int) else (64, 128, 32, 16)
+    sizes = (64, 32, 16) if algebra.by_channel else (64, 128, 32, 16)
+    chunks: tuple[int, ...] = (chunk,) if isinstance(chunk, int) else sizes
     least = request.device.min_columns
     splits = [width for width in (256, 128, 64, 32, 16) if least <= width <= tile_v]
     if is_wide(request):
@@ -269,18 +275,22 @@ def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected
     found: _Found = []
     rejected: list[Rejected] = []
     scanned = [pass_plan(request, scan, {"BC": 0, "BE": 512}, 4, 1) for scan in scans]
+    inside = {
+        rows: [inside_pass(request, kernel, rows, tile_k) for kernel in before] for rows in chunks
+    }
     for rows, width, warps, stages in product(chunks, splits[:3], (8, 4), (3, 2, 1)):
         if rows < 16 * warps and not (warps == 4 and rows <= 64):
             continue
         tiles = {"BC": rows, "BK": tile_k, "BV": width}
         first = pass_plan(request, state, tiles, warps, stages)
         last = pass_plan(request, output, tiles, warps, stages)
-        reason = refuse(request, last) or refuse(request, first)
+        refused = (refuse(request, step) for step in (last, first, *inside[rows]))
+        reason = next((reason for reason in refused if reason), "")
         if reason:
             rejected.append(Rejected(str(last), reason))
             continue
         middle = [replace(step, tiles=(("BC", rows), ("BE", 512))) for step in scanned]
-        found.append(((first, *middle, last), (-rows, -width, warps, stages)))
+        found.append(((*inside[rows], first, *middle, last), (-rows, -width, warps, stages)))
     return found, tuple(rejected)
 
 

@@ -46,7 +46,7 @@ def rank_us(step: PassPlan, request: Request) -> float:
         return step.cost.time_us
     if step.kernel.name in {"dq", "dkv"}:
         return _pairs_us(step, request)
-    if step.kernel.name in {"dquery", "dkey", "dvalue"}:
+    if step.kernel.name in {"dquery", "dkey", "dpairs", "dvalue"}:
         # one program a chunk waits for its loads: more programs hide that, more warps do not
         return step.cost.time_us * step.num_warps
     if step.kernel.name.startswith("walk_"):

@@ -78,10 +78,21 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
     if kernel.name in {"gates", "dgates", "delta"}:
         tokens = work.batch * work.tk * work.hq
         return float(2 * o if kernel.name == "delta" else tokens * 12), float(tokens)
+    # sums of a decay a channel, fp64
+    sums = 8.0 * work.batch * work.tk * work.hq * head_dim
+    if kernel.name in {"chunk_gates", "channel_gates", "dchannel_gates"}:
+        return 1.5 * sums, sums / 8
+    if kernel.name in {"pairs", "dpairs"}:
+        chunks, levels = ceil(work.tk / tiles["BC"]), tiles["LEVELS"]
+        weights = work.batch * work.tk * work.hq * tiles["BC"] * size
+        products = sum(_dot_flops(kernel, tiles)) * levels * chunks * work.batch * work.hq
+        both = q + k + sums
+        return float(both + (weights if kernel.name == "pairs" else both + v + o)), products
     if kernel.name in {"decode", "combine"}:
         return _decode_work(request, kernel, tiles)
     if kernel.name == "recurrent":
         return _recurrent_work(request, kernel, float(q + k + v + o))
+    summed = sums if kernel.tensor("gates") else 0.0
     chunk = tiles["BC"] or 64
     if kernel.name in {"walk_dq", "walk_dkv", "walk_dk", "walk_dv"}:
         return _walk_work(request, kernel, tiles)
@@ -93,9 +104,9 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
     per_chunk = sum(_dot_flops(kernel, tiles))
     flops = per_chunk * work.batch * heads * ceil(work.tk / chunk) * splits
     if kernel.name == "state":
-        return float(k + v + states), flops
+        return float(k + v + states + summed), flops
     if kernel.name == "dstate":
-        return float(q + o + states), flops
+        return float(q + o + states + summed), flops
     if kernel.name in {"carry", "dcarry", "dquery", "dkey", "dvalue"}:
         kept = _carried_bytes(request, kernel, chunk)
         read = q + k + v + o
@@ -106,8 +117,8 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
             "dkey": read + k,
             "dvalue": read + (q + k) * (splits - 1),
         }
-        return float(moved[kernel.name] + kept), flops
-    return float(q + k + v + o + states), flops
+        return float(moved[kernel.name] + kept + summed), flops
+    return float(q + k + v + o + states + summed), flops
 
 
 def walk_splits(dims: tuple[int, int], tiles: Mapping[str, int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attnc.dsl.decay import check_decay
+from attnc.dsl.decay import check_channels, check_decay
 from attnc.dsl.declared import declared_tensors
 from attnc.dsl.expr import (
     Binary,
@@ -34,7 +34,7 @@ from attnc.errors import DeclarationError, SyntaxRefused
 SCORE_NAMES = frozenset({"s", "i", "j", "h", "b", "hkv", "H", "d"})
 DECAY_NAMES = frozenset({"h", "H"})
 VALUE_NAMES = frozenset({"v", "h", "b", "hkv", "H"})
-_CHANNELS = {"value": {"c"}}
+_CHANNELS = {"value": {"c"}, "log_decay": {"k"}}
 _NOT_READ_AT = {
     "score": {"t"},
     "value": {"i"},
@@ -65,6 +65,7 @@ def checked(fields: Fields) -> dict[str, object]:
         log_decay = read_expression(fields, "log_decay", fields.log_decay, DECAY_NAMES, by_name)
         source = fields.source("log_decay", text_of(fields.log_decay))
         check_decay(fields.name, log_decay, source, form, softmax=softmax)
+        check_channels(fields.name, log_decay, source, feature)
     sink: Expr | None = None
     if fields.sink is not None:
         if not softmax:
@@ -148,8 +149,11 @@ def read_expression(
             raise DeclarationError(
                 f"{to_text(node)} varies a channel",
                 where=source.at(node.span),
-                notes=("a score and a decay are one a head, a value varies the channels of v",),
-                hints=("use a decay a token, g[t, h], or a value a channel, w[c] * v",),
+                notes=(
+                    "a decay varies the channels of k, a value those of v, "
+                    "a score and a sink are one a head",
+                ),
+                hints=("use a decay a channel, g[t, h, k], or a value a channel, w[c] * v",),
             )
         wrong = _NOT_READ_AT[name] & set(node.index)
         if wrong:

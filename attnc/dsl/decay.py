@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from attnc.dsl.expr import Binary, Call, Expr, Name, Negate, Number
+from attnc.dsl.expr import Binary, Call, Expr, Name, Negate, Number, Ref, walk
+from attnc.dsl.feature import FeatureMap
 from attnc.dsl.mask import MaskForm
 from attnc.dsl.proof import within_causal
 from attnc.dsl.source import Source
@@ -45,6 +46,26 @@ def check_decay(
             notes=("log_decay is the log of what a token keeps of the past, at most 0",),
             hints=("change its sign",),
         )
+
+
+def check_channels(name: str, log_decay: Expr, source: Source, feature: FeatureMap) -> None:
+    """Refuse a decay a channel of k where the state keeps anything but the channels of phi(k).
+
+    Raises:
+        DecayRefused: the feature map is a polynomial with another term than s.
+    """
+    reads = [node for node in walk(log_decay) if isinstance(node, Ref) and "k" in node.index]
+    if not reads or feature.keeps_channels:
+        return
+    raise DecayRefused(
+        f"{name!r} declares a decay a channel and the weight {feature}",
+        where=source.at(reads[0].span),
+        notes=(
+            "a gate of channel k multiplies that row of the state; "
+            "a polynomial's state has products of channels as rows",
+        ),
+        hints=('use feature_map = "identity" or a map such as "elu(x) + 1"', "or a gate a token"),
+    )
 
 
 def interval(expr: Expr) -> Interval:

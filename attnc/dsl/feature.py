@@ -40,6 +40,11 @@ class FeatureMap:
         """The degree of the weight in s."""
         return len(self.coefficients) - 1
 
+    @property
+    def keeps_channels(self) -> bool:
+        """Whether a state of this weight has the channels of phi(k) as rows: w = c * s."""
+        return self.degree == 1 and self.coefficients[0] == 0
+
     def __str__(self) -> str:
         if self.kind == "softmax":
             return "softmax"

@@ -20,6 +20,8 @@ def blocks(run: Run, sums: Tensor | None) -> Iterator[Block]:
     batch, rows, heads = run.q.shape[:3]
     entries = run.block_entries
     keys = max(run.k.shape[1], run.feature_count() if run.initial_state is not None else 1)
+    if run.by_channel:
+        keys *= run.k.shape[-1]  # every pair has a decay a channel
     if batch * heads * rows * keys <= entries:
         yield Block.of(run, sums, slice(0, batch), slice(0, heads), slice(0, rows))
         return
@@ -42,7 +44,7 @@ class Block:
     query: Tensor  # [b, h, rows, K], phi applied
     key: Tensor  # [b, h, TK, K], phi applied
     value: Tensor  # [b, h, TK, V]
-    sums: Tensor | None  # [b, h, TK]
+    sums: Tensor | None  # [b, h, TK], or [b, h, TK, K] by channel
     index: dict[str, Tensor]
 
     @classmethod
@@ -68,8 +70,24 @@ class Block:
         run = self.run
         return run.round(run.round(self.query @ self.key.transpose(-1, -2)) * run.scale)
 
-    def visible(self, like: Tensor) -> Tensor:
-        return evaluate_mask(self.run.variant.mask, self.run.scope(self.index)).expand_as(like)
+    def visible(self) -> Tensor:
+        seen = evaluate_mask(self.run.variant.mask, self.run.scope(self.index))
+        return seen.expand(*self.query.shape[:3], self.key.shape[2])
+
+    def exponents(self, visible: Tensor) -> Tensor:
+        """G_i - G_j, -inf where hidden: the exponent there may grow without bound."""
+        assert self.sums is not None
+        position = self.index["i"].flatten().clamp(min=0)
+        apart = self.sums[:, :, position].unsqueeze(3) - self.sums.unsqueeze(2)
+        hidden = visible if apart.ndim == 4 else visible[..., None]
+        return torch.where(hidden, apart, float("-inf"))
+
+    def decayed_scores(self, visible: Tensor) -> Tensor:
+        """scale * sum_k phi(q)_k phi(k)_k exp(G_ik - G_jk): each channel decays by itself."""
+        run = self.run
+        products = run.round(self.query.unsqueeze(3) * self.key.unsqueeze(2))
+        products = run.round(products * run.decay(self.exponents(visible)))
+        return run.round(run.round(products.sum(-1)) * run.scale)
 
     def attended(self) -> tuple[Tensor, Tensor | None]:
         """Output, and the lse where there is one."""
@@ -82,7 +100,7 @@ class Block:
         run = self.run
         s = self.scores()
         s = evaluate(run.variant.score, run.scope(self.index, s=s)).expand_as(s)
-        s = torch.where(self.visible(s), s, float("-inf"))
+        s = torch.where(self.visible(), s, float("-inf"))
         # a packed sequence may have no key at all
         top = s.amax(-1, keepdim=True) if s.shape[-1] else s.new_full((*s.shape[:-1], 1), -math.inf)
         sink = None
@@ -135,15 +153,11 @@ class Block:
     def weighted(self) -> Tensor:
         """Output of the state family: polynomial weights, decay, the start's part, normaliser."""
         run = self.run
-        s = self.scores()
-        visible = self.visible(s)
+        visible = self.visible()
+        s = self.decayed_scores(visible) if run.by_channel else self.scores()
         weight = polynomial(run.variant, s, run.round)
-        if self.sums is not None:
-            position = self.index["i"].flatten().clamp(min=0)
-            exponent = self.sums[:, :, position, None] - self.sums[:, :, None, :]
-            # hidden pairs may lie after the query, where the exponent grows without bound
-            exponent = torch.where(visible, exponent, float("-inf"))
-            weight = run.round(weight * run.decay(exponent))
+        if self.sums is not None and not run.by_channel:
+            weight = run.round(weight * run.decay(self.exponents(visible)))
         weight = torch.where(visible, weight, 0)
         out = run.round(weight @ self.value)
         summed = run.variant.normalize == "sum"
@@ -171,5 +185,6 @@ class Block:
         features = monomials(run.variant, self.query, run.round)
         features = run.round(features * weights.to(features))
         if self.sums is not None:
-            features = run.round(features * run.decay(self.sums[:, :, self.rows])[..., None])
+            before = run.decay(self.sums[:, :, self.rows])
+            features = run.round(features * (before if run.by_channel else before[..., None]))
         return features, state

@@ -13,7 +13,12 @@ from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
 from attnc.ops.evaluate import Scope, evaluate, round_to
-from attnc.ops.reference_state import feature_count, monomials, state_heads
+from attnc.ops.reference_state import (
+    decays_channels,
+    feature_count,
+    monomials,
+    state_heads,
+)
 
 # entries of [b, h, rows, TK] at once: about ten such fp64 tensors live together, 160 MB in all;
 # a GPU has memory for more, and needs it, since small blocks cost it launches
@@ -45,6 +50,11 @@ class Run:
     @property
     def scale(self) -> float:
         return self.variant.scale.value(self.q.shape[-1])
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether each channel of phi(k) has a decay of its own."""
+        return decays_channels(self.variant)
 
     @property
     def block_entries(self) -> int:
@@ -112,23 +122,32 @@ class Run:
         return x if phi is None else evaluate(phi, self.scope({}, x=x)).expand_as(x)
 
     def log_decays(self) -> Tensor | None:
-        """The log decay of each token [B, HQ, TK] in fp64, [B, HQ, 1] if all share it."""
+        """The log decay of each token [B, HQ, TK] in fp64, [B, HQ, 1] if all share it.
+
+        By channel it is [B, HQ, TK, K], or [B, HQ, 1, K].
+        """
         if self.variant.log_decay is None:
             return None
         batch, tokens, heads = self.k.shape[0], self.k.shape[1], self.q.shape[2]
         device = self.q.device
         index = head_index(slice(0, batch), slice(0, heads), self.group, device)
         index["t"] = torch.arange(tokens, device=device).view(1, 1, 1, -1)
+        if self.by_channel:
+            index = {letter: place[..., None] for letter, place in index.items()}
+            index["k"] = torch.arange(self.k.shape[-1], device=device).view(1, 1, 1, 1, -1)
         scope = replace(self.scope(index), dtype=torch.float64, rounding=None)
         rate = evaluate(self.variant.log_decay, scope)
+        if self.by_channel:
+            return rate.expand(batch, heads, 1, *rate.shape[-2:])[:, :, 0]
         return rate.expand(batch, heads, 1, rate.shape[-1] if rate.ndim else 1)[:, :, 0]
 
     def decay_sums(self) -> Tensor | None:
-        """G [B, HQ, TK] in fp64: the log decays of tokens 0 .. t summed; None without decay."""
+        """G [B, HQ, TK(, K)] in fp64: log decays of tokens 0 .. t summed; None without decay."""
         rate = self.log_decays()
-        if rate is None or rate.shape[-1] != 1:
-            return rate if rate is None else rate.cumsum(-1)
-        return rate * torch.arange(1, self.k.shape[1] + 1, device=self.q.device)
+        if rate is None or rate.shape[2] != 1:
+            return rate if rate is None else rate.cumsum(2)
+        count = torch.arange(1, self.k.shape[1] + 1, device=self.q.device)
+        return rate * (count[:, None] if self.by_channel else count)
 
     def decay(self, exponent: Tensor) -> Tensor:
         """exp of a difference of sums: in fp32 for pt, rounded once."""
@@ -145,15 +164,20 @@ class Run:
         if self.initial_state is not None:
             total = self.initial_state.to(self.dtype)
             if sums is not None:
-                total = total * self.decay(sums[:, of_query, -1, None, None])
+                last = sums[:, of_query, -1]
+                last = last if self.by_channel else last[..., None]
+                total = total * self.decay(last)[..., None]
         for start in range(0, tokens, step):
             part = slice(start, min(tokens, start + step))
             key = self.map_channels(self.k[:, part].transpose(1, 2)[:, of_key].to(self.dtype))
             value = self.extended(self.values(slice(0, self.v.shape[0]), of_query, part))
             features = monomials(self.variant, key, self.round)
             if sums is not None:
-                to_end = sums[:, of_query, -1:] - sums[:, of_query, part]
-                value = self.round(value * self.decay(to_end)[..., None])
+                to_end = self.decay(sums[:, of_query, -1:] - sums[:, of_query, part])
+                if self.by_channel:
+                    features = self.round(features * to_end)
+                else:
+                    value = self.round(value * to_end[..., None])
             folded = features.transpose(-1, -2) @ value
             total = folded if total is None else total + folded
         assert total is not None

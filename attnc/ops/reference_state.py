@@ -94,6 +94,12 @@ def _orders(choice: tuple[int, ...]) -> int:
     return factorial(len(choice)) // prod(factorial(n) for n in Counter(choice).values())
 
 
+def decays_channels(variant: Variant) -> bool:
+    """Whether each channel of phi(k) has a decay of its own."""
+    nodes = () if variant.log_decay is None else walk(variant.log_decay)
+    return any(isinstance(node, Ref) and "k" in node.index for node in nodes)
+
+
 def _uses_head(expr: Expr) -> bool:
     return any(
         node.id == "h" if isinstance(node, Name) else isinstance(node, Ref) and "h" in node.index

@@ -13,7 +13,7 @@ from attnc.ops.shipped import shipped
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIMS = {"based": ((16, 64), (16, 48))}
-GATED = loads(
+DRAWN = loads(
     """
 [gated]
 feature_map = "identity"
@@ -22,13 +22,21 @@ log_decay = "-softplus(g[b,t,h])"
 mask = "causal"
 normalize = "none"
 inputs.g = { shape = ["b", "t", "h"], grad = true }
+
+[gla]
+feature_map = "identity"
+scale = "rsqrt(d)"
+log_decay = "-softplus(g[b,t,h,k])/16"
+mask = "causal"
+normalize = "none"
+inputs.g = { shape = ["b", "t", "h", "k"], grad = true }
 """
-)["gated"]
+)
 
 
 def all_variants() -> dict[str, Variant]:
-    """The shipped variants, one whose decay is a gate a token, and a sum of terms."""
-    return {**load(EXAMPLES / "window_taylor.toml"), **shipped(), "gated": GATED}
+    """The shipped variants, gates a token and gates a channel, and a sum of terms."""
+    return {**load(EXAMPLES / "window_taylor.toml"), **shipped(), **DRAWN}
 
 
 def all_plans() -> Iterator[tuple[str, Plan]]:

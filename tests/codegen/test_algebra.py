@@ -9,7 +9,7 @@ import pytest
 from attnc.codegen.algebra import FORMS, analyse
 from attnc.dsl.variant import Variant
 from attnc.ops.shipped import shipped
-from tests.codegen.emitted import GATED
+from tests.codegen.emitted import DRAWN
 
 
 def state(**facts) -> Variant:
@@ -89,13 +89,15 @@ def test_a_decay_is_constant_or_gated_and_may_depend_on_the_head():
             "number": state(log_decay="-0.1"),
             "lightning": shipped()["lightning"],
             "retnet": shipped()["retnet"],
-            "gated": GATED,
+            "gated": DRAWN["gated"],
+            "gla": DRAWN["gla"],
             "shared": state(log_decay="-g[b,t]", inputs={"g": {"shape": ["b", "t"]}}),
         }.items()
     }
     assert kinds == {
         "none": (None, False), "number": ("constant", False), "lightning": ("constant", True),
-        "retnet": ("constant", True), "gated": ("gated", True), "shared": ("gated", False),
+        "retnet": ("constant", True), "gated": ("gated", True), "gla": ("channel", True),
+        "shared": ("gated", False),
     }  # fmt: skip
 
 

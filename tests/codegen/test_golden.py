@@ -20,6 +20,7 @@ NAMES = (
     "lightning",
     "linear",
     "gated",
+    "gla",
     "window_taylor",
 )
 RETENTION = """
@@ -31,7 +32,7 @@ mask = "causal"
 normalize = "none"
 params.slope = { shape = ["h"] }
 """
-BACKWARD = ("flash_alibi", "based", "lightning", "window_taylor")
+BACKWARD = ("flash_alibi", "based", "lightning", "gla", "window_taylor")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,6 +10,8 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.channel_gates import WHOLE_LAYOUT
+from attnc.codegen.kernels.channel_weights import channel_scores
 from attnc.codegen.kernels.online import finish_online, start_online
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
@@ -76,10 +78,14 @@ def attend_kernel(
         builder.walk = part.number
         read = loads_of(part, loaded)
         _load_keys(builder, part.algebra, printer, k_mask)
-        left = Operand(part.query, part.query, ("BT", "BK"))
-        right = Operand("b_k", "tl.trans(b_k)", ("BK", "BS"), transposed=True)
-        builder.dot("b_s", STEP, ("BT", "BS"), left, right, note="[BT, BK] @ [BK, BS]")
-        builder.extend(node for node in read.nodes if node.region == STEP)
+        if algebra.by_channel:
+            builder.extend(node for node in read.nodes if node.region == STEP)
+            channel_scores(builder, algebra, read)
+        else:
+            left = Operand(part.query, part.query, ("BT", "BK"))
+            right = Operand("b_k", "tl.trans(b_k)", ("BK", "BS"), transposed=True)
+            builder.dot("b_s", STEP, ("BT", "BS"), left, right, note="[BT, BK] @ [BK, BS]")
+            builder.extend(node for node in read.nodes if node.region == STEP)
         scale = part.variant.scale.value(dims[0])
         if online:
             weights = term_step(builder, part, scale, read, printer)
@@ -99,7 +105,8 @@ def attend_kernel(
         address="p_o + r_t[:, None] * HQ * V + o_v[None, :]",
         guard="m_t[:, None] & m_v[None, :]",
     )  # fmt: skip
-    scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if algebra.decay == "gated" else ()))
+    summed = algebra.decay in {"gated", "channel"}
+    scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if summed else ()))
     constants = ("K", "V", "BT", "BS", "BK", "BV")
     tensors = with_tensors(_tensors(algebra, loaded, online), values)
     kernel = Kernel(builder.kernel, "", tensors, scalars, constants, builder.build())
@@ -115,6 +122,8 @@ def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgu
     ]
     if algebra.decay == "gated":
         tensors.append(TensorArgument("gates", (), "fp64", "[B, HS, TK]: summed log2 decay"))
+    elif algebra.by_channel:
+        tensors.append(TensorArgument("gates", (), "fp64", WHOLE_LAYOUT))
     tensors.extend(loaded.tensors)
     tensors.append(TensorArgument("o", (), "io", "[B, TQ, HQ, V]", written=True))
     if online:

@@ -19,6 +19,7 @@ from attnc.codegen.features import Features
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.kernels.channel_gates import gates_argument, load_chunk_gates
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
 from attnc.codegen.kernels.monomials import column_text
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
@@ -112,6 +113,11 @@ class ChunkFacts:
     def v_mask(self) -> str:
         """The guard of V's padded columns."""
         return ragged_columns("m_v", self.dims[1], self.min_columns)
+
+    @property
+    def from_start(self) -> str:
+        """The decay of each row from the chunk's start, spread over its channels."""
+        return "tl.exp2(b_g.to(ACC))" if self.algebra.by_channel else "tl.exp2(b_g)[:, None]"
 
     @property
     def slot_layout(self) -> str:
@@ -217,6 +223,11 @@ def decay_setup(
     `region` is where the program knows its query head.
     """
     algebra = facts.algebra
+    if algebra.by_channel:
+        heads = "(i_b * HS + i_h // (HQ // HS))" if builder.kernel.startswith("d") else "i_bh"
+        heads = "(i_b * HS + i_hs)" if builder.kernel == "output" else heads
+        builder.map("p_gates", region, (), f"p_gates = gates + {heads} * T * K")
+        return Loaded((), {}, (gates_argument(),))
     if algebra.log_decay is None:
         return Loaded((), {}, ())
     declared = (*facts.variant.params, *facts.variant.inputs)
@@ -243,6 +254,9 @@ def decay_step(
 ) -> None:
     """`b_g[c]`: log2 decay from the chunk's start through token c; `b_gl`: of all of it."""
     algebra = facts.algebra
+    if algebra.by_channel:
+        load_chunk_gates(builder, STEP, total=total)
+        return
     note = "log2 decay from the chunk's start through each token"
     if algebra.decay == "constant":
         count = "n_c = tl.minimum(BC, T - i_c * BC)"

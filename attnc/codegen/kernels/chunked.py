@@ -5,6 +5,8 @@ from __future__ import annotations
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.features import Features
 from attnc.codegen.kernel import Kernel
+from attnc.codegen.kernels.channel_gates import chunk_gates_kernel
+from attnc.codegen.kernels.channel_pairs import pairs_kernel
 from attnc.codegen.kernels.chunk import ChunkFacts
 from attnc.codegen.kernels.output import global_output_kernel, output_kernel
 from attnc.codegen.kernels.scan import scan_kernel
@@ -23,8 +25,15 @@ def chunk_kernels(
     stateful: bool,
     min_columns: int = 16,
 ) -> tuple[Kernel, ...]:
-    """`state`, `scan` and `output` at head dims (K, V); no `scan` where one state serves all."""
+    """`state`, `scan` and `output` at head dims (K, V); no `scan` where one state serves all.
+
+    Where every channel decays by itself, `chunk_gates` and `pairs` come before them.
+    """
     facts = ChunkFacts(variant, algebra, features, dims, printer, stateful, min_columns)
     if algebra.global_sum:
         return (state_kernel(facts), global_output_kernel(facts))
+    if algebra.by_channel:
+        gates = chunk_gates_kernel(variant, algebra, printer)
+        before = (gates, pairs_kernel(facts))
+        return (*before, state_kernel(facts), scan_kernel(facts), output_kernel(facts))
     return (state_kernel(facts), scan_kernel(facts), output_kernel(facts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attnc.codegen.graph import STEP, GraphBuilder, Operand
 from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.channel_pairs import SQUARE, pairs_address, pairs_argument
 from attnc.codegen.kernels.chunk import (
     CHUNKS,
     CONSTANTS,
@@ -31,7 +32,11 @@ def output_kernel(facts: ChunkFacts) -> Kernel:
     load_rows(builder, facts, "q")
     load_keys(builder, facts, values=values)
     decay_step(builder, facts, loaded)
-    _inside_chunk(builder, facts)
+    if facts.algebra.by_channel:
+        _load_pairs(builder)
+    else:
+        _inside_chunk(builder, facts)
+    _weigh_values(builder, facts)
     for n, tile in enumerate(facts.features.tiles):
         # tile by tile: the features of one alone stand in registers, and what picks them
         builder.extend(selection_nodes(facts.features, weights=True, only=n, region=STEP))
@@ -45,6 +50,8 @@ def output_kernel(facts: ChunkFacts) -> Kernel:
             builder.extend(nodes)
         fold_tile(builder, facts, n)
     tensors = (*facts.key_tensors(), *loaded.tensors)
+    if facts.algebra.by_channel:
+        tensors = (*tensors, pairs_argument())
     return _kernel(builder, facts, with_tensors(tensors, values), facts.slot_layout)
 
 
@@ -97,6 +104,18 @@ def _inside_chunk(builder: GraphBuilder, facts: ChunkFacts) -> None:
         builder.map("b_w", STEP, square, line, reads=("b_w", "b_g"), name="decay")
     seen = "b_w = tl.where(r_c[:, None] >= r_c[None, :], b_w, 0.0)"
     builder.map("b_w", STEP, square, seen, reads=("b_w",), name="visible")
+
+
+def _load_pairs(builder: GraphBuilder) -> None:
+    """Pairs inside the chunk, weighed by the pass before."""
+    builder.load(
+        "b_w", STEP, SQUARE, dtype="io", tensor="pairs", guard="m_t[:, None]",
+        address=f"{pairs_address()} + r_c[None, :]", note="inside the chunk: [BC, BC]",
+    )  # fmt: skip
+
+
+def _weigh_values(builder: GraphBuilder, facts: ChunkFacts) -> None:
+    square = SQUARE
     if facts.summed:
         builder.reduce("b_n", STEP, ("BC",), "b_n = tl.sum(b_w.to(IO).to(ACC), 1)", reads=("b_w",))
     left = Operand("b_w", "b_w.to(b_v.dtype)", square)
@@ -114,7 +133,7 @@ def _from_state(builder: GraphBuilder, facts: ChunkFacts, n: int) -> None:
     query = source = "b_q" if direct else f"b_p{n}"
     if decayed:
         query = f"{source}g"
-        line = f"{query} = {source} * tl.exp2(b_g)[:, None]"
+        line = f"{query} = {source} * {facts.from_start}"
         note = "decay from the chunk's start to each row"
         shape = ("BC", "BK" if direct else width)
         builder.map(query, STEP, shape, line, dtype="io", reads=(source, "b_g"), note=note)

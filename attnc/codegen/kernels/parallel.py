@@ -30,12 +30,14 @@ def parallel_step(
         _constant(builder, algebra, loaded, printer)
     elif algebra.decay == "gated":
         _gated(builder)
-    hidden = "b_w = tl.where(m_st, b_w, 0.0)"
-    builder.map(
-        "b_w", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
-        name="visible", reads=("b_w", *(n.buffer for n in loaded.nodes)), masked_only=True,
-        note="what the mask hides weighs 0",
-    )  # fmt: skip
+    if not algebra.by_channel:
+        # by channel, what is hidden has decayed to 0 already
+        hidden = "b_w = tl.where(m_st, b_w, 0.0)"
+        builder.map(
+            "b_w", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
+            name="visible", reads=("b_w", *(n.buffer for n in loaded.nodes)), masked_only=True,
+            note="what the mask hides weighs 0",
+        )  # fmt: skip
     if algebra.normalize == "sum":
         # the sum of what multiplies v, rounded as it is: then a lone key gives back its v
         line = "b_n = b_n + tl.sum(b_w.to(IO).to(ACC), 1)"

@@ -71,9 +71,9 @@ def recurrent_kernel(
     """
     facts = _Facts(variant, algebra, features, dims, printer, row_sums=not decode)
     builder = GraphBuilder("recurrent")
+    _tables(builder, facts)
     loaded = _decay_setup(builder, facts)
     values = _value_setup(builder, facts)
-    _tables(builder, facts)
     _load_state(builder, facts)
     builder.map("o_t", HEAD, (), "o_t = tl.cast(i_t, tl.int64)")
     _fold(builder, facts, loaded, values)
@@ -120,8 +120,10 @@ def _decay_setup(builder: GraphBuilder, facts: _Facts) -> Loaded:
     if log_decay is None:
         return Loaded((), {}, ())
     declared = (*facts.variant.params, *facts.variant.inputs)
+    width = str(facts.features.tiles[0].width)
+    channels = Axis("r_f0", "row", guard=facts.guard(0).replace("F", "K"), tile=width)
     loaded = load_refs(
-        facts.algebra.decay_refs, declared, AXES,
+        facts.algebra.decay_refs, declared, {**AXES, "k": channels},
         two_lanes=False, names=scalar_names(log_decay, declared),
     )  # fmt: skip
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
@@ -220,17 +222,19 @@ def _fold(builder: GraphBuilder, facts: _Facts, loaded: Loaded, values: Loaded) 
     )  # fmt: skip
     _map_value(builder, facts, values)
     decayed = facts.algebra.decay is not None
-    if facts.algebra.decay == "gated":
+    if facts.algebra.decay in {"gated", "channel"}:
         assert facts.algebra.log_decay is not None
         builder.extend(node for node in loaded.nodes if node.region == HEAD)
         bound = facts.printer.bound(loaded.bindings)
         lines = bound.statements("b_a", facts.algebra.log_decay)
         line = f"b_l = tl.exp2(b_a * {number(LOG2E)})"
         reads = tuple(node.buffer for node in loaded.nodes)
-        builder.map("b_l", HEAD, (), *lines, line, reads=reads, note="decay of this token")
+        shape = (str(facts.features.tiles[0].width),) if facts.algebra.by_channel else ()
+        builder.map("b_l", HEAD, shape, *lines, line, reads=reads, note="decay of this token")
+    rows = "b_l[:, None]" if facts.algebra.by_channel else "b_l"
     for n, tile in enumerate(facts.features.tiles):
         width = str(tile.width)
-        kept = f"b_h{n} * b_l" if decayed else f"b_h{n}"
+        kept = f"b_h{n} * {rows}" if decayed else f"b_h{n}"
         line = f"b_h{n} = {kept} + b_f{n}[:, None] * b_v[None, :]"
         reads = (f"b_h{n}", f"b_f{n}", "b_v", "b_l")
         builder.fold(f"b_h{n}", HEAD, (width, "BV"), line, name=f"fold b_h{n}", reads=reads)

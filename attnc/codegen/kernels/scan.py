@@ -37,6 +37,8 @@ def scan_kernel(facts: ChunkFacts) -> Kernel:
         builder.map("b_gs", STEP, (), tokens, reads=("b_c",))
     elif decay == "gated":
         builder.load("b_gs", STEP, (), tensor="decays", address="decays + i_bh * NS + i_n")
+    elif decay == "channel":
+        load_segment_decay(builder, "i_bh")
     if decay is not None:
         fold = "b_h = b_h * tl.exp2(b_gs) + b_x"
     builder.fold("b_h", STEP, ("BE",), fold, name="fold b_h", reads=("b_h", "b_x", "b_gs"))
@@ -47,8 +49,9 @@ def scan_kernel(facts: ChunkFacts) -> Kernel:
             address="p_final_state + o_api", guard="m_api",
         )  # fmt: skip
     tensors = [TensorArgument("states", (), "acc", facts.slot_layout, written=True)]
-    if decay == "gated":
-        tensors.append(TensorArgument("decays", (), "acc", "[B, HS, NS]"))
+    if decay in {"gated", "channel"}:
+        layout = "[B, HS, NS, FP]" if decay == "channel" else "[B, HS, NS]"
+        tensors.append(TensorArgument("decays", (), "acc", layout))
     tensors.extend(loaded.tensors)
     if facts.stateful:
         layout = f"[B, HS, F, {'V + 1' if facts.summed else 'V'}]"
@@ -58,3 +61,13 @@ def scan_kernel(facts: ChunkFacts) -> Kernel:
     constants = ("V", "BC", "BE", "F", "FP")
     graph = builder.build()
     return Kernel("scan", "", tuple(tensors), SCALARS, constants, graph, (), (loop,))
+
+
+def load_segment_decay(builder: GraphBuilder, head: str) -> None:
+    """`b_gs` = the log2 decay of segment i_n, of the channel whose row each element stands in."""
+    line = "r_f = tl.where(o_e < FP * V, o_e // V, o_e - FP * V)"
+    builder.map("r_f", SETUP, ("BE",), line, dtype="i32", note="rows of the state, then the sums")
+    builder.load(
+        "b_gs", STEP, ("BE",), tensor="decays", reads=("r_f",), guard="m_e",
+        address=f"decays + ({head} * NS + i_n) * FP + r_f",
+    )  # fmt: skip

@@ -21,27 +21,30 @@ from attnc.codegen.kernels.value import with_tensors
 
 def state_kernel(facts: ChunkFacts) -> Kernel:
     """One program: BV columns of one segment of one state."""
-    gated = facts.algebra.decay == "gated"
+    by_channel = facts.algebra.by_channel
+    gated = by_channel or facts.algebra.decay == "gated"
     builder = GraphBuilder("state")
     loaded = decay_setup(builder, facts)
     values = value_setup(builder, facts)
     builder.extend(selection_nodes(facts.features, weights=False))
     start_state(builder, facts)
     if gated:
-        zero = "b_gs = tl.zeros([], ACC)"
-        builder.fold("b_gs", SETUP, (), zero, note="log2 decay of the whole segment")
+        zero = f"b_gs = tl.zeros([{'BK' if by_channel else ''}], ACC)"
+        note = "log2 decay of the whole segment"
+        builder.fold("b_gs", SETUP, ("BK",) if by_channel else (), zero, note=note)
     load_keys(builder, facts, values=values)
     decay_step(builder, facts, loaded)
     builder.extend(feature_nodes(facts.features, "b_k", "b_f"))
     fold_state(builder, facts)
     if gated:
-        line = "b_gs = b_gs + b_gl"
-        builder.fold("b_gs", STEP, (), line, name="fold b_gs", reads=("b_gs", "b_gl"))
+        line = "b_gs = b_gs + b_gl.to(ACC)" if by_channel else "b_gs = b_gs + b_gl"
+        shape = ("BK",) if by_channel else ()
+        builder.fold("b_gs", STEP, shape, line, name="fold b_gs", reads=("b_gs", "b_gl"))
     store_state(builder, facts)
     tensors = [*facts.key_tensors(), *loaded.tensors, *facts.tables(weights=False)]
     tensors.append(TensorArgument("states", (), "acc", facts.slot_layout, written=True))
     if gated:
-        layout = "[B, HS, NS]: log2 decay of a segment"
+        layout = f"[B, HS, NS{', FP' if by_channel else ''}]: log2 decay of a segment"
         tensors.append(TensorArgument("decays", (), "acc", layout, written=True))
     graph = builder.build()
     return Kernel(
@@ -65,7 +68,12 @@ def store_state(builder: GraphBuilder, facts: ChunkFacts) -> None:
                 FINISH, (width,), f"b_z{n}", name=f"store b_z{n}", reads=(f"b_z{n}",),
                 tensor="states", address=f"p_states + FP * V + r_f{n}",
             )  # fmt: skip
-    if facts.algebra.decay == "gated" and builder.kernel == "state":
+    if facts.algebra.by_channel and builder.kernel == "state":
+        builder.store(
+            FINISH, ("BK",), "b_gs", name="store b_gs", reads=("b_gs",),
+            tensor="decays", address="decays + (i_bh * NS + i_n) * FP + r_f0",
+        )  # fmt: skip
+    elif facts.algebra.decay == "gated" and builder.kernel == "state":
         builder.store(
             FINISH, (), "b_gs", name="store b_gs", reads=("b_gs",),
             tensor="decays", address="decays + i_bh * NS + i_n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder, Operand
+from attnc.codegen.kernels.channel_fold import fold_channels
 from attnc.codegen.kernels.chunk import KEYS, ChunkFacts, Fold
 from attnc.codegen.kernels.operand import join_guards
 
@@ -16,7 +17,7 @@ def fold_state(builder: GraphBuilder, facts: ChunkFacts, fold: Fold = KEYS) -> N
 
 def decay_value(builder: GraphBuilder, facts: ChunkFacts, fold: Fold = KEYS) -> None:
     """What enters the state: the fold's value, decayed to where the state stands."""
-    if facts.algebra.decay is None:
+    if facts.algebra.decay is None or facts.algebra.by_channel:
         return
     line = f"{fold.ends} = {fold.decay}"
     name = f"ends of {fold.value}"
@@ -37,6 +38,9 @@ def fold_tile(
     builder: GraphBuilder, facts: ChunkFacts, n: int, fold: Fold = KEYS, *, sums: bool = True
 ) -> None:
     """Tile n of the state, and of its sums where there are some and `sums` wants them."""
+    if facts.algebra.by_channel:
+        fold_channels(builder, facts, fold)
+        return
     decayed = facts.algebra.decay is not None
     value = f"{fold.value}u" if decayed else fold.value
     rows, state, width = facts.features_of(fold, n), f"b_h{n}", facts.state_rows(n)

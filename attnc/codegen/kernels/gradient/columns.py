@@ -8,6 +8,8 @@ from __future__ import annotations
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder, Operand
 from attnc.codegen.index import Axis, Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.channel_weights import load_key_gates
+from attnc.codegen.kernels.gradient.channel_tiles import fold_channels
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.feature_gradient import chain, gradient_buffers
 from attnc.codegen.kernels.gradient.packed import packed_pass
@@ -87,13 +89,15 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
         add_sums(builder, own, COLUMNS)
         add_rate(builder, own, COLUMNS)
         _fold(builder, value_accumulator(facts), part)
+        if facts.algebra.by_channel:
+            fold_channels(builder, facts, COLUMNS)
     builder.walk = 0
     finish_value(builder, facts, values, TAIL, "BS", token="o_s", guard="m_s",
                  tokens=facts.keys)  # fmt: skip
     store_sums(builder, facts, COLUMNS)
     store_rate(builder, facts, COLUMNS, read[0].bindings)
     _store(builder, facts)
-    scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
+    scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if "gates" in statistics(facts) else ()))
     tensors = with_tensors(_tensors(facts, loaded), values)
     kernel = Kernel("dkv", "", tensors, scalars, CONSTANTS, builder.build(), outer=GROUP)
     return packed_pass(over_tiles(kernel, parts, facts.declared, row_range), facts)
@@ -136,14 +140,17 @@ def _head(builder: GraphBuilder, facts: GradientFacts) -> None:
     if facts.softmax or facts.summed:
         lines.append(f"p_delta = delta + (i_b * HQ + i_h) * {facts.rows}")
     reads: tuple[str, ...] = ()
-    if facts.algebra.decay == "gated":
-        lines.append(f"p_gates = gates + (i_b * HS + i_h // (HQ // HS)) * {facts.keys}")
+    if "gates" in statistics(facts):
+        apart = " * K" if facts.algebra.by_channel else ""
+        lines.append(f"p_gates = gates + (i_b * HS + i_h // (HQ // HS)) * {facts.keys}{apart}")
     builder.map("p_q", HEAD, (), *lines, name="head", reads=reads)
     if facts.algebra.decay == "gated":
         builder.load(
             "b_gj", HEAD, ("BS",), dtype="fp64", tensor="gates", guard="m_s", reads=("p_q",),
             address="p_gates + o_s", note="summed log2 decay of the keys",
         )  # fmt: skip
+    elif facts.algebra.by_channel:
+        load_key_gates(builder, HEAD)
 
 
 def _load_queries(builder: GraphBuilder, facts: GradientFacts, own: GradientFacts) -> None:
@@ -177,7 +184,7 @@ def _fold(builder: GraphBuilder, values: str, part: Part) -> None:
     for name, total, tile, other, column in (
         ("dv", values, "b_p", "b_do", "BV"),
         ("dk", part.query.replace("b_q", "b_dk"), "b_g", "b_q", "BK"),
-    ):
+    )[: 1 if part.algebra.by_channel else 2]:
         left = Operand(tile, f"{tile}.to({other}.dtype)", ("BS", "BT"))
         right = Operand(other, other, ("BT", column))
         builder.dot(

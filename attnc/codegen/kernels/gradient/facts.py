@@ -90,6 +90,7 @@ class GradientFacts:
         """The arguments that more than one kernel reads, by name."""
         keys = "T" if tokens == "T" else "TK"
         io, acc = "io", "acc"
+        by_channel = ", K" if self.algebra.by_channel else ""
         found = (
             TensorArgument("q", ("b", "t", "h", "k"), io, f"[B, {tokens}, HQ, K]"),
             TensorArgument("k", ("b", "t", "h", "k"), io, f"[B, {keys}, HKV, K]"),
@@ -99,7 +100,7 @@ class GradientFacts:
             TensorArgument("lse", (), acc, "[B, HQ, TQ]: natural log"),
             TensorArgument("dlse", (), acc, "[B, HQ, TQ]"),
             TensorArgument("norm", (), acc, f"[B, HQ, {tokens}]: sums of weights"),
-            TensorArgument("gates", (), "fp64", "[B, HS, TK]: summed log2 decay"),
+            TensorArgument("gates", (), "fp64", f"[B, HS, TK{by_channel}]: summed log2 decay"),
             TensorArgument("delta", (), acc, f"[B, HQ, {tokens}]: what normalising gives back"),
         )
         return {tensor.name: tensor for tensor in found}

@@ -14,6 +14,7 @@ import sympy
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
+from attnc.codegen.kernels.gradient.channel_tiles import channel_step
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.side import Side
 from attnc.codegen.kernels.terms import Part, weight_lines
@@ -27,7 +28,7 @@ def pair_setup(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: 
     """Indices as numbers, and the rate of a constant decay; `loaded` with their texts added."""
     algebra = facts.algebra
     expression = algebra.log_decay if algebra.score is None else algebra.score
-    if expression is None or algebra.decay == "gated":
+    if expression is None or algebra.decay in {"gated", "channel"}:
         return loaded
     lines, index = index_bindings(expression)
     bindings = {**loaded.bindings, **index}
@@ -66,6 +67,9 @@ def pair_step(
     builder: GraphBuilder, facts: GradientFacts, part: Part, side: Side, loaded: Loaded
 ) -> None:
     """From q, k, v, do of a tile to `b_p` and `b_g`; the facts are those of the part."""
+    if facts.algebra.by_channel:
+        channel_step(builder, facts, side, loaded, _seen(facts, side, loaded))
+        return
     builder.dot("b_s", STEP, side.tile, *side.pairs(part), note="the scores of the tile again")
     if facts.algebra.family == "softmax":
         _softmax(builder, facts, part, side, loaded)
@@ -78,19 +82,24 @@ def pair_step(
 def _visible(
     builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded, *names: str
 ) -> None:
-    ragged = f"m_t{side.i} & m_s{side.j}"
-    if facts.algebra.mask.clauses == ((),):
-        lines = [f"m_st = {ragged}"]
-    else:
-        seen = condition(facts.algebra.mask, f"b_i{side.i}", f"o_s{side.j}")
-        lines = [f"m_st = {seen}", f"m_st = m_st & {ragged}"]
-    lines += document_lines(facts.algebra, loaded.bindings, side.i)
+    lines = [*_seen(facts, side, loaded)]
     lines += [f"{name} = tl.where(m_st, {name}, 0.0)" for name in names]
     reads = (*names, *(node.buffer for node in loaded.nodes if facts.algebra.mask.documents))
     builder.map(
         names[0], STEP, side.tile, *lines, name=f"visible {names[0]}", reads=reads,
         masked_only=True, note="what the mask hides weighs nothing",
     )  # fmt: skip
+
+
+def _seen(facts: GradientFacts, side: Side, loaded: Loaded) -> tuple[str, ...]:
+    """`m_st` = which pairs of the tile are visible."""
+    ragged = f"m_t{side.i} & m_s{side.j}"
+    if facts.algebra.mask.clauses == ((),):
+        lines = [f"m_st = {ragged}"]
+    else:
+        seen = condition(facts.algebra.mask, f"b_i{side.i}", f"o_s{side.j}")
+        lines = [f"m_st = {seen}", f"m_st = m_st & {ragged}"]
+    return (*lines, *document_lines(facts.algebra, loaded.bindings, side.i))
 
 
 def _softmax(

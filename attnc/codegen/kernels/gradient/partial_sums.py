@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from attnc.codegen.derive import VALUE, Partial
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder
 from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.kernels.gradient.channel_tiles import (
+    channel_rate_arguments,
+    start_channel_rate,
+    store_channel_rate,
+)
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.side import ROWS, Side
 from attnc.codegen.printer import number
@@ -22,7 +27,7 @@ from attnc.codegen.printer import number
 class PartialSum:
     """One workspace of partial sums.
 
-    `axes` are of letters b, h, i, j, t, c (channels of v), n (tiles).
+    `axes` are of letters b, h, i, j, t, c (channels of v), k (channels of k), n (tiles).
     """
 
     partial: Partial
@@ -35,7 +40,7 @@ class PartialSum:
 
     def argument(self) -> TensorArgument:
         """The workspace as a kernel argument."""
-        text = {"b": "B", "h": "HQ", "i": "TQ", "j": "TK", "t": "TK", "n": "NT", "c": "V"}
+        text = {"b": "B", "h": "HQ", "i": "TQ", "j": "TK", "t": "TK", "n": "NT", "c": "V", "k": "K"}
         layout = f"[{', '.join(text[axis] for axis in self.axes)}]: sums of d {self.partial}"
         return TensorArgument(self.name, (), "acc", layout, written=True)
 
@@ -51,7 +56,8 @@ def partial_sum(partial: Partial) -> PartialSum:
         axis for letter, axis in zip(partial.index, partial.declared.shape, strict=True)
         if letter in {"i", "j", "t"}
     )  # fmt: skip
-    return PartialSum(partial, ("b", "h", *(lanes or ("n",))))
+    channels = ("k",) if "k" in partial.index else ()
+    return PartialSum(partial, ("b", "h", *(lanes or ("n",)), *channels))
 
 
 def summed_by(side: Side, partial: Partial) -> bool:
@@ -185,6 +191,8 @@ def start_rate(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     """The accumulator of a decay's gradient in the parallel form."""
     if not facts.derivation.decay:
         return
+    if facts.algebra.by_channel:
+        start_channel_rate(builder, side)
     if facts.algebra.decay == "constant" and side.kernel == "dq":
         line = "b_dc = tl.zeros([BT], ACC)"
         builder.fold("b_dc", SETUP, ("BT",), line, note="gradient of the log decay a token")
@@ -216,6 +224,9 @@ def store_rate(
     """A constant decay's gradients, or what a later pass sums over the tokens."""
     if not facts.derivation.decay:
         return
+    if facts.algebra.by_channel:
+        store_channel_rate(builder, facts, side)
+        return
     if facts.algebra.decay == "gated":
         target, count = ("rows", "TQ") if side.kernel == "dq" else ("columns", "TK")
         place = f"(i_b * HQ + i_h) * {facts.keys} + o_s"
@@ -244,6 +255,8 @@ def rate_arguments(facts: GradientFacts, side: Side) -> list[TensorArgument]:
     """The workspaces of a decay's gradient in the parallel form."""
     if not facts.derivation.decay:
         return []
+    if facts.algebra.by_channel:
+        return channel_rate_arguments(side)
     if facts.algebra.decay == "gated":
         name, count = ("drows", "TQ") if side.kernel == "dq" else ("dcolumns", "TK")
         layout = f"[B, HQ, {count}]: sums of the exponents' gradients"

@@ -7,6 +7,7 @@ from attnc.codegen.index import Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.chunk import SCALARS, ChunkFacts, decay_setup
 from attnc.codegen.kernels.gradient.carry import slots
+from attnc.codegen.kernels.scan import load_segment_decay
 from attnc.codegen.tile_range import KeyLoop
 
 
@@ -39,6 +40,8 @@ def dscan_kernel(chunk: ChunkFacts) -> Kernel:
     elif decay == "gated":
         place = "decays + (i_b * HS + i_h // (HQ // HS)) * NS + i_n"
         builder.load("b_gs", STEP, (), tensor="decays", address=place)
+    elif decay == "channel":
+        load_segment_decay(builder, "(i_b * HS + i_h // (HQ // HS))")
     builder.fold("b_h", STEP, ("BE",), fold, name="fold b_h", reads=("b_h", "b_x", "b_gs"))
     if chunk.stateful:
         builder.store(
@@ -48,8 +51,9 @@ def dscan_kernel(chunk: ChunkFacts) -> Kernel:
         )  # fmt: skip
     layout = slots("HQ", "NS", chunk)
     tensors = [TensorArgument("states", (), "acc", layout, written=True)]
-    if decay == "gated":
-        tensors.append(TensorArgument("decays", (), "acc", "[B, HS, NS]"))
+    if decay in {"gated", "channel"}:
+        layout = "[B, HS, NS, FP]" if decay == "channel" else "[B, HS, NS]"
+        tensors.append(TensorArgument("decays", (), "acc", layout))
     tensors.extend(loaded.tensors)
     if chunk.stateful:
         columns = "V + 1" if chunk.summed else "V"

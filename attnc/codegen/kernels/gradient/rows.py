@@ -5,7 +5,9 @@ from __future__ import annotations
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
 from attnc.codegen.index import Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.channel_weights import load_key_gates, load_row_gates
 from attnc.codegen.kernels.decay import LOG2E
+from attnc.codegen.kernels.gradient.channel_tiles import fold_channels
 from attnc.codegen.kernels.gradient.factor_sums import (
     add_factor,
     factor_arguments,
@@ -83,6 +85,9 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
         add_sums(builder, own, ROWS)
         add_factor(builder, own, part)
         add_rate(builder, own, ROWS)
+        if facts.algebra.by_channel:
+            fold_channels(builder, facts, ROWS)
+            continue
         left = Operand("b_g", "b_g.to(b_k.dtype)", ("BT", "BS"))
         right = Operand("b_k", "b_k", ("BS", "BK"))
         total = part.query.replace("b_q", "b_dq")
@@ -97,7 +102,7 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     store_factors(builder, facts, loaded.bindings)
     store_rate(builder, facts, ROWS, read[0].bindings)
     store_sink(builder, facts, read[0].bindings)
-    scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if facts.algebra.decay == "gated" else ()))
+    scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if "gates" in statistics(facts) else ()))
     tensors = with_tensors(_tensors(facts, loaded), values)
     kernel = Kernel("dq", "", tensors, scalars, CONSTANTS, builder.build())
     return packed_pass(over_tiles(kernel, parts, facts.declared, key_range), facts)
@@ -143,7 +148,7 @@ def statistics(facts: GradientFacts) -> list[str]:
     """What the forward kept of every row."""
     names = ["lse"] if facts.softmax else []
     names += ["norm"] if facts.summed else []
-    return names + (["gates"] if facts.algebra.decay == "gated" else [])
+    return names + (["gates"] if facts.algebra.decay in {"gated", "channel"} else [])
 
 
 def _load_queries(builder: GraphBuilder, facts: GradientFacts) -> None:
@@ -178,6 +183,8 @@ def row_statistics(builder: GraphBuilder, facts: GradientFacts, side: Side) -> N
             "b_gi", region, lane, dtype="fp64", tensor="gates", address="p_gates + b_i",
             guard="m_t & (b_i >= 0)", note="summed log2 decay of the rows",
         )  # fmt: skip
+    elif facts.algebra.by_channel:
+        load_row_gates(builder, region)
 
 
 def _delta(builder: GraphBuilder, facts: GradientFacts) -> None:
@@ -265,6 +272,8 @@ def _load_keys(builder: GraphBuilder, facts: GradientFacts, values: Loaded) -> N
             "b_gj", STEP, ("BS",), dtype="fp64", tensor="gates", edge_guard="m_s",
             address="p_gates + o_s", note="summed log2 decay of the keys",
         )  # fmt: skip
+    elif facts.algebra.by_channel:
+        load_key_gates(builder)
 
 
 def _store(builder: GraphBuilder, facts: GradientFacts) -> None:

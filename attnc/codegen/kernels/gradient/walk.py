@@ -51,6 +51,8 @@ def why_no_walk(facts: GradientFacts) -> str:
     """Why no program walks; empty where walks compute all that is wanted."""
     if facts.algebra.global_sum:
         return "one state serves every query: there is nothing to walk"
+    if facts.algebra.by_channel:
+        return "a decay a channel is cut apart at levels of a chunk, in a pass of its own"
     if facts.derivation.decay:
         return "the gradient of a decay reads the states on both sides of a chunk"
     if facts.algebra.value is not None:
