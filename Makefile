@@ -40,8 +40,9 @@ fmt: $(VENV)/.ready ## format, and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-golden: $(VENV)/.ready ## rewrite tests/golden from what is emitted now; read the diff before committing it
+golden: $(VENV)/.ready ## rewrite tests/golden and docs/gallery from what is emitted now; read the diff before committing it
 	$(BIN)/python -m pytest tests -k golden --update-golden $(ARGS)
+	$(BIN)/attnc gallery -o docs/gallery
 
 picture: $(VENV)/.ready ## draw docs/plan.svg anew
 	$(BIN)/python docs/picture.py

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from attnc.ops import based_attention, flash_attention, lightning_attention
     from attnc.ops.block_table import block_table
     from attnc.ops.op import Op, compile
+    from attnc.ops.shipped import shipped
     from attnc.ops.tune import tune
     from attnc.ops.verify import verify
 
@@ -71,7 +72,7 @@ __all__ = [
     "causal", "full", "window", "prefix", "documents", "blocks",
     "Request", "plan",
     "Op", "compile", "verify", "tune", "flash_attention", "based_attention", "lightning_attention",
-    "block_table",
+    "block_table", "shipped",
     "AttncError",
 ]
 # fmt: on
@@ -84,6 +85,7 @@ _HOMES = {
     "verify": "attnc.ops.verify",
     "tune": "attnc.ops.tune",
     "block_table": "attnc.ops.block_table",
+    "shipped": "attnc.ops.shipped",
     "flash_attention": "attnc.ops",
     "based_attention": "attnc.ops",
     "lightning_attention": "attnc.ops",

@@ -1,6 +1,9 @@
 """The whole verification on a GPU, one process a variant, and its record.
 
-python -m benchmarks.verify OUT.json [NAME ...] [--dtype bf16 ...]
+python -m benchmarks.verify OUT.json [NAME ...] [--dtype bf16 ...] [--brief]
+
+Without names it is the whole gallery. `--brief` takes half of the shapes: every kind of length, at
+a variant's own head dims alone, up to 4,096 tokens.
 """
 
 from __future__ import annotations
@@ -18,14 +21,21 @@ from attnc.ops.shipped import shipped
 from benchmarks.record import write
 
 
-def one(argument: str, dtypes: list[str]) -> list[dict[str, object]]:
+def one(argument: str, dtypes: list[str], *, brief: bool) -> list[dict[str, object]]:
     """Verify one variant in this process: a shipped name, or FILE:NAME."""
-    from attnc.ops.verify import verify
+    import torch
+
+    from attnc.ops.verify import Shape, default_shapes, verify
 
     file, _, name = argument.rpartition(":")
     variant = load(file)[name] if file else shipped()[argument]
     start = time.time()
-    report = verify(variant, device="cuda", dtypes=dtypes)
+    shapes: list[Shape] | None = None
+    if brief:
+        every = default_shapes(variant, torch.device("cuda"))
+        dims = every[0].qk, every[0].v
+        shapes = [s for s in every if (s.qk, s.v) == dims and max(s.tq, s.tk) <= 4096]
+    report = verify(variant, device="cuda", dtypes=dtypes, shapes=shapes)
     facts = json.loads(report.to_json())
     rows = facts["rows"]
     for row in rows:
@@ -52,8 +62,10 @@ def said(stderr: str) -> str:
     return "\n".join(lines[last + 1 :])[-1500:]
 
 
-def _child(argument: str, dtypes: list[str], limit: int) -> list[dict[str, object]]:
-    command = [sys.executable, "-m", "benchmarks.verify", "-", argument, "--dtype", *dtypes]
+def _child(argument: str, options: argparse.Namespace) -> list[dict[str, object]]:
+    limit = options.limit
+    command = [sys.executable, "-m", "benchmarks.verify", "-", argument, "--dtype", *options.dtype]
+    command += ["--brief"] if options.brief else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired as error:
@@ -71,17 +83,18 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--dtype", nargs="*", default=["fp16", "bf16", "fp32"])
     parser.add_argument("--jobs", type=int, default=6)
-    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--limit", type=int, default=400, help="seconds a variant")
+    parser.add_argument("--brief", action="store_true", help="half of the shapes")
     options = parser.parse_args()
     names = options.names or list(shipped())
     if options.out == "-":
-        print(json.dumps(one(names[0], options.dtype)))
+        print(json.dumps(one(names[0], options.dtype, brief=options.brief)))
         return 0
     rows: list[dict[str, object]] = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         for name, found in zip(
             names,
-            pool.map(lambda n: _child(n, options.dtype, options.limit), names),
+            pool.map(lambda n: _child(n, options), names),
             strict=True,
         ):
             rows.extend(found)

@@ -288,6 +288,19 @@ def report_command(
     return report(output)
 
 
+@app.command("gallery")
+def gallery_command(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="The folder of the pages.")
+    ],
+    which: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help=WHICH)] = None,
+) -> int:
+    """Write a page of Markdown for each shipped variant, or those named."""
+    from attnc.cli.gallery import gallery
+
+    return gallery(tuple(which or ()), output)
+
+
 @app.command("sram-table")
 def sram_table_command(
     device: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from importlib.resources import files
 
 from attnc.cli.screen import console, table
@@ -20,17 +21,11 @@ def list_variants(*, as_json: bool) -> int:
         lines = ",\n".join(json.dumps(as_object(variant)) for variant in variants.values())
         sys.stdout.write(f"[\n{lines}\n]\n")
         return OK
-    rows = table("name", "family", "feature map", "mask", "score or decay", "normalize")
+    rows = table("name", "family", "weight, decay a token", "mask", "normalize")
     rows.columns[0].style = "bold"
     for variant in variants.values():
-        score = to_text(variant.score)
         rows.add_row(
-            variant.name,
-            variant.family,
-            _feature_maps(variant),
-            to_text(variant.mask),
-            _decay(variant) or ("-" if score == "s" else score),
-            variant.normalize,
+            variant.name, variant.family, _weight(variant), to_text(variant.mask), variant.normalize
         )
     screen = console()
     screen.print(rows)
@@ -42,6 +37,8 @@ def as_object(variant: Variant) -> dict[str, object]:
     """One shipped variant as JSON."""
     return {
         "name": variant.name,
+        "about": variant.about,
+        "paper": None if variant.paper is None else asdict(variant.paper),
         "family": variant.family,
         "feature_map": _feature_maps(variant),
         "scale": str(variant.scale),
@@ -60,6 +57,14 @@ def as_object(variant: Variant) -> dict[str, object]:
 
 def _feature_maps(variant: Variant) -> str:
     return " + ".join(str(part.feature_map) for part in variant.terms or (variant,))
+
+
+def _weight(variant: Variant) -> str:
+    weights = " + ".join(
+        f"exp({to_text(part.score)})" if part.family == "softmax" else str(part.feature_map)
+        for part in variant.terms or (variant,)
+    )
+    return ", ".join(filter(None, (weights, _decay(variant))))
 
 
 def _decay(variant: Variant) -> str | None:

@@ -14,6 +14,7 @@ from attnc.codegen.header import header
 from attnc.codegen.kernel import Kernel, Walk
 from attnc.codegen.kernels.gradient.walk import WALKS
 from attnc.codegen.launch import LaunchText, launch_text
+from attnc.codegen.long_line import broken
 from attnc.codegen.plan import TRITON_TYPES, PassPlan, Plan
 from attnc.codegen.statement import Statement, statements
 from attnc.codegen.tables import feature_tables
@@ -149,7 +150,7 @@ def _render_module(
         **facts,
         **_launch_facts(launch),
     )
-    return tidy(text)
+    return broken(tidy(text))
 
 
 def _launch_of(plan: Plan) -> Callable[[Plan, Callable[..., str]], _Launch]:

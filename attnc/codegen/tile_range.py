@@ -184,8 +184,8 @@ def _clause_lines(
         sees, all_of = "some key is seen by a row of", "every key is seen by all of"
     lines = [f"# {sees} [lo, hi); {all_of} [full_lo, full_hi)"]
     if not single:
-        names = f"[{lo}, {hi}); {all_of} [{full_lo}, {full_hi})"
-        lines = [f"# clause {suffix[1:]}: {sees} {names}"]
+        lines = [f"# clause {suffix[1:]}: {sees} [{lo}, {hi}),",
+                 f"# and {all_of} [{full_lo}, {full_hi})"]  # fmt: skip
     last, first = [walk.count], [walk.count]
     for plane in upper:
         some, every = ("last", "first") if plane.i >= 0 else ("first", "last")
@@ -270,8 +270,8 @@ def _runs(count: int, walk: _Walk) -> Runs:
     names = ("lo", "hi", "full_lo", "full_hi")
     lines += [f"{name} = {name}_0" for name in names]
     for n in range(1, count):
-        starts = f"(tl.maximum(lo_{n}, done) < tl.maximum(lo, done))"
-        lines.append(f"sooner = (hi_{n} > done) & ((hi <= done) | {starts})")
+        lines.append(f"starts = tl.maximum(lo_{n}, done) < tl.maximum(lo, done)")
+        lines.append(f"sooner = (hi_{n} > done) & ((hi <= done) | starts)")
         lines += [f"{name} = tl.where(sooner, {name}_{n}, {name})" for name in names]
     lines.append("lo = tl.maximum(lo, done)")
     # the full tiles that are left lie inside what is left

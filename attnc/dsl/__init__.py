@@ -4,6 +4,7 @@ from attnc.dsl.convolution import Convolution
 from attnc.dsl.expr import Expr, eq
 from attnc.dsl.mask import MaskForm, causal, full, prefix, window
 from attnc.dsl.mask_data import blocks, documents
+from attnc.dsl.paper import Paper
 from attnc.dsl.sum import Sum, Term
 from attnc.dsl.symbols import (
     H,
@@ -43,7 +44,7 @@ from attnc.dsl.variant import Declared, Dim, Heads, Variant
 # fmt: off
 __all__ = [
     "Variant", "Sum", "Term", "Convolution", "Param", "Input", "Declared", "Dim", "Heads",
-    "Expr", "MaskForm",
+    "Paper", "Expr", "MaskForm",
     "load", "loads", "dumps",
     "s", "x", "v", "i", "j", "b", "h", "hkv", "t", "k", "c", "d", "H",
     "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "softplus", "relu", "elu", "silu",

@@ -25,6 +25,7 @@ from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES
 from attnc.dsl.half_plane import MaskProblem
 from attnc.dsl.limits import limited_text
 from attnc.dsl.mask import MaskForm, mask_form
+from attnc.dsl.paper import read_about, read_paper
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Scope
 from attnc.dsl.text import to_text
@@ -96,6 +97,8 @@ def checked(fields: Fields) -> dict[str, object]:
         "meaning": meaning,
         "dim": read_dim(fields),
         "heads": read_heads(fields),
+        "about": read_about(fields),
+        "paper": read_paper(fields),
     }
 
 

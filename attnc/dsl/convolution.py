@@ -62,6 +62,7 @@ class Convolution(Variant):
         transforms: what becomes of the taps before they are used, in order: `smooth(width)`,
             `squash(lambda)`, `dropout(p)`.
         params, inputs: declared tensors by name; those of Python expressions are found.
+        about, paper: as a `Variant` has them.
 
     Raises:
         DeclarationError: a field that is refused; its text says where and why.
@@ -83,6 +84,8 @@ class Convolution(Variant):
         transforms: Iterable[str] = (),
         params: Mapping[str, object] | Iterable[object] = (),
         inputs: Mapping[str, object] | Iterable[object] = (),
+        about: str = "",
+        paper: object = None,
     ) -> None:
         from attnc.dsl.convolution_check import checked_convolution
         from attnc.dsl.fields import Fields
@@ -90,6 +93,7 @@ class Convolution(Variant):
         fields = Fields(
             name=name, feature_map=None, scale=None, mask=mask, weight=weight, skip=skip,
             pregate=pregate, postgate=postgate, transforms=transforms, params=params, inputs=inputs,
+            about=about, paper=paper,
         )  # fmt: skip
         self._take(checked_convolution(fields))
 

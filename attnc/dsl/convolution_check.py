@@ -14,6 +14,7 @@ from attnc.dsl.grammar import OFFSET
 from attnc.dsl.half_plane import MaskProblem
 from attnc.dsl.limits import limited_text
 from attnc.dsl.mask import MaskForm, mask_form
+from attnc.dsl.paper import read_about, read_paper
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Scope
 from attnc.dsl.tap_transform import tap_transforms
@@ -77,6 +78,8 @@ def checked_convolution(fields: Fields) -> dict[str, object]:
         "meaning": meaning,
         "dim": None,
         "heads": None,
+        "about": read_about(fields),
+        "paper": read_paper(fields),
         "filter": found,
     }
 

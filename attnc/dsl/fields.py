@@ -38,6 +38,8 @@ class Fields:
     inputs: object = ()
     dim: object = None
     heads: object = None
+    about: object = ""
+    paper: object = None
     weight: object = None
     skip: object = None
     pregate: object = None

@@ -44,6 +44,7 @@ class Sum(Variant):
         sink: the logit of a key of value 0 that every row sees, as for a `Variant`.
         params, inputs: declared tensors by name; those of Python expressions are found.
         dim, heads: facts to plan with before tensors exist.
+        about, paper: as a `Variant` has them.
 
     A row's lse is the log of its normaliser; where nothing is visible it is -inf, and o is 0. A
     factor whose sign no declaration proves is taken to be positive: where a tensor makes a row's
@@ -66,6 +67,8 @@ class Sum(Variant):
         inputs: Mapping[str, object] | Iterable[object] = (),
         dim: object = None,
         heads: object = None,
+        about: str = "",
+        paper: object = None,
     ) -> None:
         from attnc.dsl.fields import Fields
         from attnc.dsl.terms_check import checked_sum, term_fields
@@ -73,7 +76,7 @@ class Sum(Variant):
         listed = tuple(term_fields(name, n, term) for n, term in enumerate(terms, 1))
         fields = Fields(
             name=name, feature_map=None, scale=None, value=value, sink=sink, params=params,
-            inputs=inputs, dim=dim, heads=heads, terms=listed,
+            inputs=inputs, dim=dim, heads=heads, about=about, paper=paper, terms=listed,
         )  # fmt: skip
         self._take(checked_sum(fields))
 

@@ -22,6 +22,7 @@ from attnc.dsl.facts import read_dim, read_heads, read_scale
 from attnc.dsl.feature import FeatureMap, nonnegative
 from attnc.dsl.fields import Fields, check_name
 from attnc.dsl.mask import union_of
+from attnc.dsl.paper import read_about, read_paper
 from attnc.dsl.source import Source
 from attnc.dsl.sum import Term
 from attnc.dsl.variant import Declared, Meaning, Scale, Variant
@@ -40,6 +41,8 @@ NOT_IN_A_TERM = {
     "inputs": "tensors are declared beside terms",
     "dim": "head dims are those of all terms: write them beside terms",
     "heads": "head counts are those of all terms: write them beside terms",
+    "about": "it is said of the sum: write it beside terms",
+    "paper": "it is said of the sum: write it beside terms",
 }
 
 
@@ -152,6 +155,8 @@ def checked_sum(fields: Fields) -> dict[str, object]:
         "meaning": meaning,
         "dim": read_dim(fields),
         "heads": read_heads(fields),
+        "about": read_about(fields),
+        "paper": read_paper(fields),
     }
 
 
@@ -198,6 +203,8 @@ def _term(fields: Fields, declared: Mapping[str, Declared]) -> Variant:
             ),
             "dim": None,
             "heads": None,
+            "about": "",
+            "paper": None,
         }
     )
 

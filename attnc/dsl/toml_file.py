@@ -14,6 +14,7 @@ from attnc.dsl.check import checked
 from attnc.dsl.convolution import Convolution
 from attnc.dsl.convolution_check import checked_convolution
 from attnc.dsl.fields import Fields
+from attnc.dsl.paper import toml_lines
 from attnc.dsl.source import Source
 from attnc.dsl.sum import Sum
 from attnc.dsl.terms_check import NOT_IN_A_TERM, TERM_KEYS, checked_sum, term_fields
@@ -24,14 +25,16 @@ from attnc.errors import FieldError, TomlError, Where, shown
 
 KEYS = (
     "feature_map", "scale", "score", "value", "mask", "log_decay", "sink", "normalize", "chunk",
-    "params", "inputs", "dim", "heads",
+    "params", "inputs", "dim", "heads", "about", "paper",
 )  # fmt: skip
 LATER = {
     "dropout": "dropout is not supported: apply it to the output",
 }
-SUM_KEYS = ("terms", "value", "sink", "normalize", "params", "inputs", "dim", "heads")
+SUM_KEYS = ("terms", "value", "sink", "normalize", "params", "inputs", "dim", "heads",
+            "about", "paper")  # fmt: skip
 FILTER_KEYS = (
-    "weight", "mask", "skip", "pregate", "postgate", "transforms", "params", "inputs",
+    "weight", "mask", "skip", "pregate", "postgate", "transforms", "params", "inputs", "about",
+    "paper",
 )  # fmt: skip
 MAX_BYTES = 1 << 18
 
@@ -218,7 +221,7 @@ def dumps(variant: Variant) -> str:
     """A variant as TOML; loading it gives an equal one."""
     if isinstance(variant, Convolution):
         return _convolution_text(variant)
-    lines = [f"[{variant.name}]", *(() if variant.terms else _weight_lines(variant))]
+    lines = [*toml_lines(variant), *(() if variant.terms else _weight_lines(variant))]
     if variant.value is not None:
         lines.append(f'value = "{to_text(variant.value)}"')
     if variant.log_decay is not None:
@@ -260,7 +263,7 @@ def _weight_lines(variant: Variant) -> list[str]:
 
 
 def _convolution_text(variant: Convolution) -> str:
-    lines = [f"[{variant.name}]"]
+    lines = toml_lines(variant)
     lines.extend(f'{field} = "{to_text(ref)}"' for field, ref in variant.filter.refs)
     lines.append(f'mask = "{to_text(variant.mask)}"')
     if variant.filter.transforms:

@@ -14,6 +14,7 @@ from attnc.dsl.text import number_text, to_text
 if TYPE_CHECKING:
     from attnc.dsl.feature import FeatureMap
     from attnc.dsl.mask import MaskForm
+    from attnc.dsl.paper import Paper
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +99,21 @@ class Variant:
         chunk: tokens a chunk, a power of two from 16 to 256, or `"auto"`.
         params, inputs: declared tensors by name; those of Python expressions are found.
         dim, heads: facts to plan with before tensors exist.
+        about, paper: a line on what it is, and title, by, arxiv of a paper; no part of its meaning.
 
     Raises:
         DeclarationError: a field that is refused; its text says where and why.
     """
 
-    __slots__ = ("dim", "heads", "mask", "meaning", "name")
+    __slots__ = ("about", "dim", "heads", "mask", "meaning", "name", "paper")
 
     name: str
     mask: Expr
     meaning: Meaning
     dim: Dim | None
     heads: Heads | None
+    about: str
+    paper: Paper | None
 
     def __init__(
         self,
@@ -128,6 +132,8 @@ class Variant:
         inputs: Mapping[str, object] | Iterable[object] = (),
         dim: object = None,
         heads: object = None,
+        about: str = "",
+        paper: object = None,
     ) -> None:
         from attnc.dsl.check import checked
         from attnc.dsl.fields import Fields
@@ -135,7 +141,7 @@ class Variant:
         fields = Fields(
             name=name, feature_map=feature_map, scale=scale, score=score, value=value,
             mask=mask, log_decay=log_decay, sink=sink, normalize=normalize, chunk=chunk,
-            params=params, inputs=inputs, dim=dim, heads=heads,
+            params=params, inputs=inputs, dim=dim, heads=heads, about=about, paper=paper,
         )  # fmt: skip
         self._take(checked(fields))
 

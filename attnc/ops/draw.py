@@ -102,8 +102,8 @@ def draw_inputs(
     if scales:
         # scale * q.k then has a standard deviation of 1, whatever the scale
         k = k / max(1e-6, *(abs(scale) * sqrt(shape.qk) for scale in scales))
-    if variant.normalize == "sum" and any(_changes_sign(w) for w in weights):
-        # a sum of weights of both signs comes near 0, and no arithmetic survives that
+    if variant.normalize == "sum" and any(_may_vanish(w) for w in weights):
+        # a sum of weights that comes near 0 survives no arithmetic: of both signs, or of s**2
         q, k = q.abs(), k.abs()
     if variant.normalize == "none":
         v = v / sqrt(shape.tk)  # or fp16 overflows at long lengths
@@ -114,7 +114,8 @@ def draw_inputs(
     return _with_decay(variant, shape, inputs, generator)
 
 
-def _changes_sign(variant: Variant) -> bool:
+def _may_vanish(variant: Variant) -> bool:
+    """Whether a weight, or a channel of phi, is negative somewhere, or a polynomial of s 0."""
     if variant.family == "softmax":
         return False
     grid = torch.linspace(-8, 8, 321, dtype=torch.float64)
@@ -124,6 +125,7 @@ def _changes_sign(variant: Variant) -> bool:
     else:
         powers = enumerate(variant.feature_map.coefficients)
         values = sum((float(c) * grid**m for m, c in powers), torch.zeros_like(grid))
+        return bool((values <= 0).any())
     return bool((values < 0).any())
 
 

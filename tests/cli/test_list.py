@@ -9,19 +9,32 @@ from pathlib import Path
 from attnc.ops.shipped import shipped
 
 TABLE = """\
- name           family   feature map  mask                   score or decay            normalize
- ───────────────────────────────────────────────────────────────────────────────────────────────
- based          state    taylor(2)    causal                 -                         sum
- flash          softmax  softmax      causal                 -                         softmax
- flash_alibi    softmax  softmax      causal                 s - slope[h] * (i - j)    softmax
- flash_softcap  softmax  softmax      causal                 softcap(s, 50)            softmax
- flash_window   softmax  softmax      causal & window(4095)  -                         softmax
- lightning      state    identity     causal                 exp(-slope[h])            none
- linear         state    elu(x) + 1   causal                 -                         sum
- retnet         state    identity     causal                 exp(log1p(-2**(-5 - h)))  none
+ name           family   weight, decay a token                    mask                                    normalize
+ ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+ based          state    taylor(2)                                causal                                  sum
+ block_sparse   softmax  exp(s)                                   causal & blocks(table, 64)              softmax
+ document_mask  softmax  exp(s)                                   causal & documents(ids)                 softmax
+ flash          softmax  exp(s)                                   causal                                  softmax
+ flash_alibi    softmax  exp(s - slope[h] * (i - j))              causal                                  softmax
+ flash_softcap  softmax  exp(softcap(s, 50))                      causal                                  softmax
+ flash_window   softmax  exp(s)                                   causal & window(4095)                   softmax
+ fox            softmax  exp(s + g[b, i, h] - g[b, j, h])         causal                                  softmax
+ gqa            softmax  exp(s)                                   causal                                  softmax
+ lightning      state    identity, exp(-slope[h])                 causal                                  none
+ linear         state    elu(x) + 1                               causal                                  sum
+ longformer     softmax  exp(s)                                   window(256, 256) | prefix(1) | (i < 1)  softmax
+ mamba2         state    identity, exp(-exp(a[h]) * dt[b, t, h])  causal                                  none
+ mla            softmax  exp(s)                                   causal                                  softmax
+ prefix_lm      softmax  exp(s)                                   causal | prefix(n[b])                   softmax
+ rebased        state    s**2                                     causal                                  sum
+ relu2          state    relu(x)**2                               causal                                  sum
+ retnet         state    identity, exp(log1p(-2**(-5 - h)))       causal                                  none
+ sinks          softmax  exp(s)                                   causal & window(127)                    softmax
+ streaming      softmax  exp(s)                                   causal & (window(1019) | prefix(4))     softmax
+ window_taylor  terms    exp(s) + taylor(2)                       causal & window(63) | (i - j >= 64)     sum
 
 attnc explain NAME says what becomes of one; attnc check FILE reads your own.
-"""
+"""  # noqa: E501
 
 
 def test_the_table_has_a_line_for_each_shipped_variant(attnc):
@@ -45,6 +58,13 @@ def test_an_object_says_what_the_variant_is(attnc):
     file = rows["lightning"].pop("file")
     assert rows["lightning"] == {
         "name": "lightning",
+        "about": shipped()["lightning"].about,
+        "paper": {
+            "title": "Lightning Attention-2: A Free Lunch for Handling Unlimited Sequence Lengths "
+            "in Large Language Models",
+            "arxiv": "2401.04658",
+            "by": "Qin et al., 2024",
+        },
         "family": "state",
         "feature_map": "identity",
         "scale": "1",

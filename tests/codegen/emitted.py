@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from attnc.codegen.plan import Plan
-from attnc.dsl.toml_file import load, loads
+from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-DIMS = {"based": ((16, 64), (16, 48))}
+DIMS = {"based": ((16, 64), (16, 48)), "rebased": ((16, 64), (16, 48))}
 DRAWN = loads(
     """
 [gated]
@@ -35,8 +33,9 @@ inputs.g = { shape = ["b", "t", "h", "k"], grad = true }
 
 
 def all_variants() -> dict[str, Variant]:
-    """The shipped variants, gates a token and gates a channel, and a sum of terms."""
-    return {**load(EXAMPLES / "window_taylor.toml"), **shipped(), **DRAWN}
+    """The shipped variants, each meaning once, gates a token and gates a channel."""
+    once = {variant.digest: variant for variant in reversed(shipped().values())}
+    return {variant.name: variant for variant in (*reversed(once.values()), *DRAWN.values())}
 
 
 def all_plans() -> Iterator[tuple[str, Plan]]:

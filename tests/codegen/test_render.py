@@ -13,6 +13,7 @@ from pathlib import Path
 import jinja2
 import pytest
 
+from attnc.codegen.long_line import broken
 from attnc.codegen.render import render
 from attnc.codegen.template import environment
 from attnc.dsl.toml_file import dumps, loads
@@ -23,6 +24,7 @@ from tests.codegen.emitted import DIMS, all_plans, all_variants, backward_plans
 ROOT = Path(__file__).parent.parent.parent
 PRINT_DIGEST = """
 import hashlib
+from attnc.codegen.long_line import broken
 from attnc.codegen.render import render
 from tests.codegen.emitted import all_plans, backward_plans
 total = hashlib.sha256()
@@ -142,3 +144,28 @@ def test_a_loop_without_a_mask_has_no_mask_code():
     full, masked = parts[1].split("# keys right of the full tiles: the mask decides\n")
     assert not {"o_s", "m_s", "b_i"} & set(re.findall(r"\w+", full))
     assert {"o_s", "m_s", "b_i"} <= set(re.findall(r"\w+", masked))
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        ("a" * 84, ["long_name = " + "a" * 84]),
+        (f"tl.load(p + {'a' * 80}).to(tl.float32)",
+         ["long_name = tl.load(", f"    p + {'a' * 80},", ").to(tl.float32)"]),
+        (f"{'a' * 45} & ({'b' * 35}) & c",
+         ["long_name = (", f"    {'a' * 45} & ({'b' * 35}) & c", ")"]),
+        (f"({'a' * 60}) | ({'b' * 40} & c)",
+         [f"long_name = ({'a' * 60}) | (", f"    {'b' * 40} & c", ")"]),
+        (f"{'a' * 60} | b[c | d] | ({'e' * 40} & f)",
+         ["long_name = (", f"    {'a' * 60}", "    | b[c | d]", f"    | ({'e' * 40} & f)", ")"]),
+    ],
+    ids=["fits", "load", "one line", "two operands", "three operands"],
+)  # fmt: skip
+def test_a_long_assignment_is_broken_as_the_formatter_breaks_it(value, lines):
+    text = broken(f"def f():\n    long_name = {value}\n    return long_name\n")
+    assert text.split("\n")[1:-2] == ["    " + line for line in lines]
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "100", "-"],
+        input=text, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == text

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 
-from attnc.dsl import Declared, Dim, Heads, dumps, load, loads
+from attnc.dsl import Declared, Dim, Heads, Paper, dumps, load, loads
 from attnc.dsl.toml_file import MAX_BYTES
 from attnc.errors import TomlError
 from tests.strategies import declarations
@@ -20,14 +21,29 @@ def test_a_shipped_file_holds_one_variant_of_its_name_and_warns_of_nothing(path)
     (variant,) = load(path).values()
     assert variant.name == path.stem
     assert variant.warnings() == ()
-    assert path.read_text(encoding="utf-8").startswith("# ")
-    assert "arXiv" in path.read_text(encoding="utf-8").splitlines()[0]
+    assert variant.about.endswith(".")
+    assert variant.paper.title and variant.paper.by
+    assert variant.paper.url == f"https://arxiv.org/abs/{variant.paper.arxiv}"
 
 
 @pytest.mark.parametrize("path", sorted(VARIANTS.glob("*.toml")), ids=lambda path: path.stem)
 def test_a_shipped_variant_written_back_loads_equal(path):
     (variant,) = load(path).values()
     assert loads(dumps(variant)) == {variant.name: variant}
+    again = loads(dumps(variant))[variant.name]
+    assert (again.about, again.paper) == (variant.about, variant.paper)
+
+
+def test_a_paper_is_no_part_of_what_a_variant_means():
+    body = '[v]\nfeature_map = "softmax"\nscale = 1.0\n'
+    paper = 'paper = { title = "T \\"q\\" é", arxiv = "3001.12345" }\n'
+    plain, told = (loads(text)["v"] for text in (body, f"{body}about = 'A \\ line.'\n{paper}"))
+    assert plain == told and hash(plain) == hash(told)
+    assert (plain.about, plain.paper) == ("", None)
+    assert told.paper == Paper('T "q" é', "3001.12345")
+    assert str(told.paper) == 'T "q" é (arXiv 3001.12345)'
+    again = pickle.loads(pickle.dumps(loads(dumps(told))["v"]))
+    assert (again.about, again.paper) == ("A \\ line.", told.paper)
 
 
 @given(declarations())

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from attnc.dsl import load, loads
+from attnc.dsl import loads
 from attnc.ops.draw import Shape
 from attnc.ops.op import compile as compile_op
+from attnc.ops.shipped import shipped
 from attnc.ops.verify import verify
 from tests.ops.test_terms import DECLARED
 
 pytestmark = pytest.mark.gpu
-EXAMPLE = load(Path(__file__).parents[2] / "examples" / "window_taylor.toml")["window_taylor"]
+EXAMPLE = shipped()["window_taylor"]
 
 
 @pytest.mark.parametrize("name", loads(DECLARED))

@@ -49,13 +49,15 @@ normalize = "sum"
 """
 )
 VARIANTS = {**shipped(), **DRAWN}
-STATES = sorted(n for n, v in VARIANTS.items() if v.family == "state" and n != "banded")
+# relu2 and rebased keep the states of linear and based, of other numbers
+LEFT_OUT = {"banded", "relu2", "rebased"}
+STATES = sorted(n for n, v in VARIANTS.items() if v.family == "state" and n not in LEFT_OUT)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def drawn(name, dtype, tokens, batch=2, heads=(4, 2)):
     generator = torch.Generator().manual_seed(torch.seed() % 2**31)
-    dims = (16, 40) if name in {"based", "gated"} else (32, 72)
+    dims = (16, 40) if VARIANTS[name].feature_map.degree > 1 else (32, 72)
     shape = Shape(batch, tokens, tokens, *heads, *dims, strided=True)
     return draw_inputs(VARIANTS[name], shape, dtype, generator, torch.device("cpu"))
 

@@ -79,7 +79,8 @@ params.w = { shape = ["h"] }
 )
 VARIANTS = {**shipped(), **DRAWN}
 REFUSED = {"lookahead", "by_head", "kept", "weighed"}
-NAMES = sorted(n for n, v in VARIANTS.items() if v.family == "softmax" and n not in REFUSED)
+SHIPPED = {"flash", "flash_alibi", "flash_softcap", "flash_window"}
+NAMES = sorted(SHIPPED | {n for n, v in DRAWN.items() if v.family == "softmax"} - REFUSED)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENS = 23
 

@@ -47,12 +47,14 @@ mask = "causal"
 normalize = "none"
 """
 )
-VARIANTS = {name: v for name, v in {**shipped(), **DRAWN}.items() if v.family == "state"}
+# relu2 and rebased keep the states of linear and based, of other numbers
+KEPT = {name: v for name, v in shipped().items() if name not in {"relu2", "rebased"}}
+VARIANTS = {name: v for name, v in {**KEPT, **DRAWN}.items() if v.family == "state"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def head_dims(name):
-    return (16, 40) if name in {"based", "gated", "even"} else (24, 72)
+    return (16, 40) if VARIANTS[name].feature_map.degree > 1 else (24, 72)
 
 
 def drawn(name, dtype, tokens=19, batch=2):

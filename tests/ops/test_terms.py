@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from attnc.dsl import load, loads
+from attnc.dsl import loads
 from attnc.errors import InputError, PlanError
 from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
+from attnc.ops.shipped import shipped
 from attnc.ops.verify import verify
 from tests.ops.test_gradients import function_of, hold_exactly, wide
 
@@ -244,10 +244,9 @@ def test_explain_prints_every_term_and_its_derivative(ops):
     assert "in term 2:\nw'(s)      = s + 1\n" in ops["windowed"].explain(backward=True)
 
 
-def test_the_example_is_a_window_with_a_polynomial_before_it():
-    """Where the factor is 0 the example is the shipped sliding window of as many keys."""
-    path = Path(__file__).parents[2] / "examples" / "window_taylor.toml"
-    op = compile_op(load(path)["window_taylor"])
+def test_the_shipped_sum_is_a_window_with_a_polynomial_before_it():
+    """Where the factor is 0 it is a sliding window of as many keys."""
+    op = compile_op(shipped()["window_taylor"])
     q, k, v = (torch.randn(1, 140, 2, 64) for _ in range(3))
     alone = 'feature_map = "softmax"\nscale = "rsqrt(d)"\nmask = "causal & window(63)"\n'
     window = compile_op(loads(f"[window]\n{alone}")["window"])(q, k, v)

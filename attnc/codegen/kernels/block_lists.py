@@ -6,6 +6,7 @@ a table by its entry. All three err on the side of a visit, and mask code then d
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from attnc.codegen.algebra import Algebra
@@ -47,8 +48,12 @@ def list_kernel(variant: Variant, algebra: Algebra, lists: TileLists) -> Kernel:
     tensors.append(TensorArgument(lists.name, (), "i32", lists.layout, written=True))
     loop = KeyLoop("0", "NB", True, f"blocks of {lists.streamed}, BN at a time")
     scalars = ("TQ", "TK", "HQ", "HKV")
-    setup = _setup(mask, lists)
-    return Kernel(lists.name, "", tuple(tensors), scalars, ("BN",), builder.build(), setup, (loop,))
+    graph = builder.build()
+    bounds = tuple(map(load_bound, mask.bounds))
+    texts = (text for node in graph.nodes() for text in (node.address, *node.lines))
+    read = set(re.findall(r"i_\w+", " ".join((*texts, *bounds))))
+    setup = (*_setup(lists, read), *bounds)
+    return Kernel(lists.name, "", tuple(tensors), scalars, ("BN",), graph, setup, (loop,))
 
 
 def listed_at_once(mask: MaskForm, lists: TileLists) -> int:
@@ -66,8 +71,11 @@ def _axis(letter: str) -> str:
     return f"{letter[0]}b" if "/" in letter else letter
 
 
-def _setup(mask: MaskForm, lists: TileLists) -> tuple[str, ...]:
-    """Which block of which head, the positions that it holds, and where its list stands."""
+def _setup(lists: TileLists, read: set[str]) -> tuple[str, ...]:
+    """Which block of which head, the positions that it holds, and where its list stands.
+
+    `read` are the program indices that the kernel goes on to use.
+    """
     held, streamed = ("TQ", "TK") if lists.of_rows else ("TK", "TQ")
     what = "rows" if lists.of_rows else "keys"
     lines = [f"# one program: the list of {lists.held} {what} of one "
@@ -77,9 +85,12 @@ def _setup(mask: MaskForm, lists: TileLists) -> tuple[str, ...]:
     lines.append("i_t = tl.program_id(0) % NT")
     if lists.per_head:
         lines.append("i_bh = (tl.program_id(0) // NT).to(tl.int64)")
-        lines.append("i_b = i_bh // HQ")
-        lines.append("i_h = i_bh % HQ")
-        lines.append("i_hkv = i_h // (HQ // HKV)")
+        if "i_b" in read:
+            lines.append("i_b = i_bh // HQ")
+        if read & {"i_h", "i_hkv"}:
+            lines.append("i_h = i_bh % HQ")
+        if "i_hkv" in read:
+            lines.append("i_hkv = i_h // (HQ // HKV)")
         lines.append("p_list = " + lists.name + " + (i_bh * NT + i_t) * (NB + 2)")
     else:
         lines.append("i_b = (tl.program_id(0) // NT).to(tl.int64)")
@@ -87,7 +98,7 @@ def _setup(mask: MaskForm, lists: TileLists) -> tuple[str, ...]:
     shift = " + TK - TQ" if lists.of_rows else ""
     lines.append(f"first = i_t * {lists.held}{shift}")
     lines.append(f"last = tl.minimum(first + {lists.held}, TK) - 1")
-    return (*lines, *map(load_bound, mask.bounds))
+    return tuple(lines)
 
 
 def _held_documents(builder: GraphBuilder, name: str, lists: TileLists) -> None:

@@ -1,0 +1,64 @@
+"""`attnc gallery`: a page of Markdown a variant, made from its declaration, and an index."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+
+from attnc.autotune.atomic_file import write_atomically
+from attnc.cli.find import find_all
+from attnc.cli.gallery_page import Page
+from attnc.cli.screen import console
+from attnc.cli.status import OK
+from attnc.dsl.variant import Variant
+from attnc.errors import UsageError
+from attnc.ops.shipped import shipped
+
+INDEX = "index.md"
+
+
+def gallery(which: Sequence[str], folder: Path) -> int:
+    """Write the pages of the variants named, or of all shipped ones, into a folder."""
+    variants = find_all(which) if which else tuple(shipped().values())
+    for variant in variants:
+        if variant.family == "conv":
+            raise UsageError(f"{variant.name!r} is a convolution, and pages are of attention alone")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in pages(variants):
+            write_atomically(folder / name, text.encode())
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+    console().print(f"{len(variants)} pages and {INDEX} in {folder}", soft_wrap=True)
+    return OK
+
+
+def pages(variants: Sequence[Variant]) -> Iterator[tuple[str, str]]:
+    """Each file's name and text; the index last."""
+    for variant in variants:
+        yield f"{variant.name}.md", page_text(variant)
+    yield INDEX, index_text(variants)
+
+
+def page_text(variant: Variant) -> str:
+    """The page of one variant."""
+    return _printed("gallery_page.md.jinja", page=Page(variant))
+
+
+def index_text(variants: Sequence[Variant]) -> str:
+    """The page that lists them, softmax first."""
+    listed = sorted(variants, key=lambda variant: (variant.family, variant.name))
+    return _printed("gallery_index.md.jinja", pages=[Page(variant) for variant in listed])
+
+
+def _printed(template: str, **facts: object) -> str:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False,
+                                     trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    text = (files("attnc") / "cli" / template).read_text(encoding="utf-8")
+    page = environment.from_string(text).render(**facts)
+    # two blank lines stand in the emitted source alone
+    return re.sub(r"\n{3,}(?!@|def |_TABLES)", "\n\n", page) + "\n"
