@@ -31,7 +31,7 @@ _MEASURED = (
     Measured(64, 8000, "faster at T=16384, causal too; slower at T=1024 by 4% (causal 16%)"),
     Measured(128, 500, "faster at T=1024 to 16384: 1.6x at 16384, causal too"),
 )
-# where Triton's launcher makes four descriptors, on the host, a shorter kernel would wait for it
+# Triton's launcher makes four descriptors a call, on the host; a shorter kernel would wait for it
 _LEAST_US = 50.0
 # a program has that many rows at least
 _LEAST_ROWS = 128
