@@ -58,7 +58,7 @@ TAKEN = {
     "fp16 as bf16": request("causal", 128, long(4096), dtype="fp16"),
     "an H200 as an H100": request("causal", 128, long(4096), device=DEVICES["h200"]),
     "64 columns, causal, where that was faster": request("causal", 64, long(16384)),
-    "64 columns, where a row sees as many keys": request("full", 64, long(8192)),
+    "64 columns, where a row sees as many keys": request("full", 64, long(4096)),
     "a window that is wide enough": request("window1024", 128, long(8192)),
     "a score of the pair's numbers": request("softcap", 128, long(4096)),
     "a score of a number a head": request("alibi", 128, long(4096)),
@@ -80,11 +80,11 @@ LEFT = {
         "causal", 128, long(4096), device=DEVICES["b200"]
     ),
     "it has 16-bit tensors alone, not fp32": request("causal", 128, long(4096), dtype="fp32"),
-    "rows see 505 keys, and it is known to be faster from 8000 on at 64 columns": request(
+    "rows see 505 keys, and it is known to be faster from 4000 on at 64 columns": request(
         "causal", 64, long(1024)
     ),
-    "rows see 4096 keys, and it is known to be faster from 8000 on at 64 columns": request(
-        "full", 64, long(4096)
+    "rows see 2017 keys, and it is known to be faster from 4000 on at 64 columns": request(
+        "causal", 64, long(4096)
     ),
     "rows see 253 keys, and it is known to be faster from 500 on at 128 columns": request(
         "causal", 128, long(512)
@@ -169,7 +169,7 @@ def test_a_choice_for_one_workload_holds_for_tiles_that_are_ranked_for_another()
 
 @pytest.mark.parametrize(
     ("name", "tiles"),
-    [("full", "BT=192 BS=128 BK=64 BV=64 NW=3"), ("causal", "BT=128 BS=128 BK=64 BV=64 NW=2")],
+    [("full", "BT=192 BS=128 BK=64 BV=64 NW=3 P=132"), ("causal", "BT=128 BS=128 BK=64 BV=64 NW=2 P=132")],
 )
 def test_three_groups_share_a_tile_where_no_row_is_masked(name, tiles):
     assert tiles in str(plans(request(name, 64, long(16384)))[0].passes[0])

@@ -18,6 +18,7 @@ _GROUP_ROWS = 64
 # arrays of barriers start at multiples of 16 bytes; what partitions are handed stands there too
 _BARRIER, _APART = 8, 16
 _HANDED, _HANDED_ARGUMENT, _HANDED_PERSISTENT = 224, 16, 64
+_BEHIND = "ranked behind: such kernels were slower on an H100"
 # registers that a thread needs beside its tiles
 _BESIDE = 24
 
@@ -39,12 +40,12 @@ class Tiles:
 # in order of what an H100 measured of such kernels, a list a width of the head
 _CANDIDATES = {
     64: (
-        Tiles(128, 2, 2), Tiles(128, 3, 3), Tiles(128, 3, 2), Tiles(128, 2, 3), Tiles(64, 2, 4),
-        Tiles(64, 3, 3), Tiles(128, 2, 2, True), Tiles(128, 3, 3, True),
+        Tiles(128, 2, 2, True), Tiles(128, 3, 3, True), Tiles(128, 2, 2), Tiles(128, 3, 3),
+        Tiles(128, 3, 2), Tiles(128, 2, 3), Tiles(64, 2, 4), Tiles(64, 3, 3),
     ),
     128: (
-        Tiles(128, 2, 2), Tiles(64, 2, 3), Tiles(64, 2, 4), Tiles(64, 3, 2),
-        Tiles(128, 2, 2, True),
+        Tiles(128, 2, 2, True), Tiles(128, 2, 2), Tiles(64, 2, 3), Tiles(64, 2, 4),
+        Tiles(64, 3, 2),
     ),
     256: (Tiles(64, 2, 2), Tiles(32, 2, 3), Tiles(64, 2, 1), Tiles(32, 2, 2, True)),
 }  # fmt: skip
@@ -136,14 +137,8 @@ def gluon_plans(
         )
         for step in steps.fitting
     ]
-    behind = tuple(Rejected(str(step), _why_behind(step)) for step in steps.fitting[1:])
+    behind = tuple(Rejected(str(step), _BEHIND) for step in steps.fitting[1:])
     return tuple(replace(item, rejected=(*steps.rejected, *behind)) for item in ranked)
-
-
-def _why_behind(step: PassPlan) -> str:
-    if "P" in step.tile:
-        return "ranked behind: no card has measured persistent programs"
-    return "ranked behind: such kernels were slower on an H100"
 
 
 def gluon_steps(request: Request, algebra: Algebra, kernel: Kernel) -> Steps:
@@ -168,7 +163,7 @@ def _in_order(columns: int, algebra: Algebra) -> tuple[Tiles, ...]:
     if columns == 64 and algebra.mask.clauses == ((),):
         # three groups share each tile of keys; along a mask's edge their rows waste more of it
         widest = {Tiles(128, 3, 3), Tiles(128, 3, 3, True)}
-        return tuple(sorted(tiles, key=lambda item: (item.persistent, item not in widest)))
+        return tuple(sorted(tiles, key=lambda item: (not item.persistent, item not in widest)))
     return tiles
 
 
