@@ -169,7 +169,10 @@ def test_a_choice_for_one_workload_holds_for_tiles_that_are_ranked_for_another()
 
 @pytest.mark.parametrize(
     ("name", "tiles"),
-    [("full", "BT=192 BS=128 BK=64 BV=64 NW=3 P=132"), ("causal", "BT=128 BS=128 BK=64 BV=64 NW=2 P=132")],
+    [
+        ("full", "BT=192 BS=128 BK=64 BV=64 NW=3 P=132"),
+        ("causal", "BT=128 BS=128 BK=64 BV=64 NW=2 P=132"),
+    ],
 )
 def test_three_groups_share_a_tile_where_no_row_is_masked(name, tiles):
     assert tiles in str(plans(request(name, 64, long(16384)))[0].passes[0])
