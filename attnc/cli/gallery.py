@@ -61,4 +61,4 @@ def _printed(template: str, **facts: object) -> str:
     text = (files("attnc") / "cli" / template).read_text(encoding="utf-8")
     page = environment.from_string(text).render(**facts)
     # two blank lines stand in the emitted source alone
-    return re.sub(r"\n{3,}(?!@|def |_TABLES)", "\n\n", page) + "\n"
+    return re.sub(r"\n{3,}(?!@|def |_TABLES|# [A-Z]{2} )", "\n\n", page) + "\n"

@@ -15,7 +15,8 @@ def formula(variant: Variant, algebra: Algebra) -> str:
     """The definition: output, weight, normaliser and visible keys, one a line."""
     seen = r"j \in \mathcal{M}_i"
     value = _value(variant, "j")
-    decay = r"\,e^{G_i - G_j}" if variant.log_decay is not None else ""
+    by_channel = any("k" in ref.index for ref in algebra.decay_refs)
+    decay = r"\,e^{G_i - G_j}" if variant.log_decay is not None and not by_channel else ""
     weight = rf"w_{{ij}}{decay}"
     divided = variant.normalize != "none"
     total = rf"\sum_{{{seen}}} {weight}\, {value}"
@@ -24,8 +25,16 @@ def formula(variant: Variant, algebra: Algebra) -> str:
         sink = "" if variant.sink is None else f"e^{{{to_latex(variant.sink)}}} + "
         rows.append(("n_i", rf"{sink}\sum_{{{seen}}} {weight}"))
     rows += _sum(variant) if variant.terms else _weight(variant)
+    if by_channel:
+        # each channel of a product fades at its own rate
+        fades = r"e^{G_{ik} - G_{jk}}"
+        plain, mapped = r"q_i \cdot k_j", r"\phi(q_i) \cdot \phi(k_j)"
+        summed = rf"\sum_k q_{{ik}}\, k_{{jk}}\, {fades}"
+        of_maps = rf"\sum_k \phi(q_{{ik}})\, \phi(k_{{jk}})\, {fades}"
+        rows = [(a, b.replace(mapped, of_maps).replace(plain, summed)) for a, b in rows]
     if variant.log_decay is not None:
-        rows.append(("G_i - G_j", _distance(variant.log_decay, algebra)))
+        name = "G_{ik} - G_{jk}" if by_channel else "G_i - G_j"
+        rows.append((name, _distance(variant.log_decay, algebra)))
     everything = variant.mask_form == FULL
     shown = r"\text{all keys}" if everything else rf"\{{\, j : {to_latex(variant.mask)} \,\}}"
     rows.append((r"\mathcal{M}_i", shown))
@@ -65,7 +74,13 @@ def recurrence(variant: Variant, algebra: Algebra) -> str:
     keeps = ""
     if variant.log_decay is not None:
         decay = to_latex(Call("exp", (variant.log_decay,)))
-        keeps = decay + r"\," if decay.startswith("e^") else rf"\left({decay}\right)"
+        if any("k" in ref.index for ref in algebra.decay_refs):
+            decay = rf"\operatorname{{diag}}_k\left({decay}\right)"
+        keeps = (
+            decay + r"\,"
+            if decay.startswith(("e^", r"\operatorname"))
+            else rf"\left({decay}\right)"
+        )
     value = _value(variant, "t")
     one = variant.normalize == "sum"
     row = rf"\left[{value},\, 1\right]" if one else value

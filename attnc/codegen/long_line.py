@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 _COLUMNS = 100
 _STATEMENT = re.compile(r"( +)(\w+ = )(.+)\Z")
-_LOAD = re.compile(r"tl\.load\((.+)\)(\.to\([\w.]+\))\Z")
+_LOAD = re.compile(r"([tg]l)\.load\((.+)\)(\.to\([\w.]+\))\Z")
 # what binds least comes first
 _OPERATORS = ("|", "&", "+", "*")
 
@@ -32,9 +32,9 @@ def _pieces(line: str) -> Iterator[str]:
     indent, target, value = statement.groups()
     load = _LOAD.match(value)
     if load is not None:
-        yield f"{indent}{target}tl.load("
-        yield f"{indent}    {load[1]},"
-        yield f"{indent}){load[2]}"
+        yield f"{indent}{target}{load[1]}.load("
+        yield f"{indent}    {load[2]},"
+        yield f"{indent}){load[3]}"
         return
     operands = _operands(value)
     head = f"{indent}{target}{operands[0]} {operands[-1][:3]}"
