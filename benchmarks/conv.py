@@ -95,6 +95,8 @@ def main() -> None:
         for row in run(case, ops[case.kind], _DTYPES[options.dtype], options.phases, options.forms):
             rows.append(row)
             print(row, flush=True)
+            # a run that is cut short leaves what it has
+            write(options.out, [dict(row) for row in rows])
         torch.cuda.empty_cache()
     print(table(rows))
     write(options.out, [dict(row) for row in rows])
