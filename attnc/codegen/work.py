@@ -213,7 +213,7 @@ def _state_bytes(request: Request, kernel: Kernel, chunk: int, splits: int) -> f
     work = request.workload
     head_dim, value_dim = request.dims
     chunks = ceil(work.tk / chunk)
-    wanted = ceil(request.device.sms * 2 / max(1, work.batch * work.hq * splits))
+    wanted = request.device.sms * 2 // max(1, work.batch * work.hq * splits)
     segments = max(1, min(wanted, chunks // 4))
     if segments == 1 and not request.stateful:
         return 0.0

@@ -499,9 +499,9 @@ def forward(q, k, v, g):
     NV = triton.cdiv(64, 64)
     o = torch.empty((B, T, HQ, 64), dtype=q.dtype, device=q.device)
 
-    # enough segments to fill 264 programs, each at least 4 chunks long
+    # as many segments as 264 programs hold, each at least 4 chunks long
     NC = triton.cdiv(T, 64)
-    NS = max(1, min(triton.cdiv(264, B * HQ * NV), NC // 4))
+    NS = max(1, min(264 // (B * HQ * NV), NC // 4))
     CPS = triton.cdiv(NC, NS)
     NS = triton.cdiv(NC, CPS)
 
