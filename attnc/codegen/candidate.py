@@ -12,6 +12,9 @@ from attnc.codegen.printer import Printer
 from attnc.codegen.symbolic import is_polynomial_in
 from attnc.codegen.work import pass_work
 
+# the passes of a candidate, and its place among those of equal rank
+Found = list[tuple[tuple[PassPlan, ...], tuple[int, ...]]]
+
 # the first capability with an instruction for tanh
 _TANH = 75
 # more carried words a thread than this and the compiler spills on every target

@@ -13,23 +13,23 @@ from itertools import product
 from attnc.codegen.algebra import Algebra, analyse
 from attnc.codegen.backend import Backend, choose_backend, portable
 from attnc.codegen.candidate import (
+    Found,
     is_wide,
     pass_plan,
     printer_for,
     refuse,
-    state_too_large,
     tile_dims,
 )
-from attnc.codegen.channel_passes import gates_pass, inside_pass
+from attnc.codegen.channel_passes import gates_pass
+from attnc.codegen.chunk_planner import chunk_features, chunk_passes, pass_kernels
 from attnc.codegen.convolution.planner import convolution_plans
 from attnc.codegen.decode_planner import decode_form, decode_passes
-from attnc.codegen.features import MIN_TILE, Features, features_of
+from attnc.codegen.features import MIN_TILE
 from attnc.codegen.gluon.planner import gluon_plans, gluon_steps
 from attnc.codegen.gradient_planner import gradient_plans
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.attend import attend_kernel
 from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
-from attnc.codegen.kernels.chunked import chunk_kernels
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.codegen.printer import Printer
 from attnc.codegen.rank import rank_us, why_behind
@@ -95,7 +95,7 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
             form, reason = "chunked", "the recurrent form takes the gradients of the chunked one"
         return gradient_plans(request, algebra, form, reason)
     if form == "chunked":
-        found, rejected = _chunked(request, algebra)
+        found, rejected = chunk_passes(request, algebra)
         if not found and request.form is None and not request.stateful:
             why = rejected[-1].reason if rejected else "no chunk size is legal"
             form, reason = "parallel", f"the state is too large for any tile: {why}"
@@ -111,7 +111,7 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
     printer_helpers = _helpers(request, algebra)
     features = None
     if form in {"chunked", "recurrent"}:
-        features = (_features if form == "chunked" else recurrent_features)(request, algebra)
+        features = (chunk_features if form == "chunked" else recurrent_features)(request, algebra)
     ranked = []
     for steps, _ in found:
         ranked.append(
@@ -167,31 +167,9 @@ def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
     return "parallel", chunked.reason
 
 
-def _features(request: Request, algebra: Algebra) -> Features:
-    head_dim = request.dims[0]
-    # one step of 16 columns is right at any width; longer products want the device's least
-    narrowest = MIN_TILE if head_dim <= MIN_TILE else request.device.min_columns
-    # the factors of a tile of monomials are all in registers: the fewer, the longer the chunk
-    return features_of(algebra, head_dim, narrowest=narrowest, widest=64)
-
-
 def _attend_kernel(request: Request, algebra: Algebra, printer: Printer) -> Kernel:
     return attend_kernel(
         request.variant, algebra, request.dims, printer, min_columns=request.device.min_columns
-    )
-
-
-def _chunk_kernels(
-    request: Request, algebra: Algebra, features: Features, printer: Printer
-) -> tuple[Kernel, ...]:
-    return chunk_kernels(
-        request.variant,
-        algebra,
-        features,
-        request.dims,
-        printer,
-        stateful=request.stateful,
-        min_columns=request.device.min_columns,
     )
 
 
@@ -201,21 +179,18 @@ def _helpers(request: Request, algebra: Algebra) -> tuple[str, ...]:
         _attend_kernel(request, algebra, printer)
     else:
         if algebra.legal("chunked").legal:
-            features = _features(request, algebra)
-            _chunk_kernels(request, algebra, features, printer)
+            features = chunk_features(request, algebra)
+            pass_kernels(request, algebra, features, printer)
         _attend_kernel(request, algebra, printer)
         if algebra.decay in {"gated", "channel"}:
             gates_pass(request, algebra, printer)
     return tuple(sorted(printer.helpers))
 
 
-_Found = list[tuple[tuple[PassPlan, ...], tuple[int, ...]]]
-
-
-def _attend(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
+def _attend(request: Request, algebra: Algebra) -> tuple[Found, tuple[Rejected, ...]]:
     kernel = _attend_kernel(request, algebra, printer_for(request))
     tile_k, tile_v = tile_dims(request)
-    found: _Found = []
+    found: Found = []
     rejected: list[Rejected] = []
     before: tuple[PassPlan, ...] = ()
     if algebra.decay in {"gated", "channel"}:
@@ -253,47 +228,6 @@ def _attend_candidates(request: Request, algebra: Algebra) -> Iterator[tuple[int
             yield rows, keys, warps, stages
 
 
-def _chunked(request: Request, algebra: Algebra) -> tuple[_Found, tuple[Rejected, ...]]:
-    features = _features(request, algebra)
-    too_large = state_too_large(request, features)
-    if too_large:
-        return [], (Rejected("any chunk", too_large),)
-    tile_k, tile_v = tile_dims(request)
-    kernels = _chunk_kernels(request, algebra, features, printer_for(request))
-    *before, state, output = (k for k in kernels if k.name != "scan")
-    scans = [kernel for kernel in kernels if kernel.name == "scan"]
-    chunk = request.variant.chunk
-    sizes = (64, 32, 16) if algebra.by_channel else (64, 128, 32, 16)
-    chunks: tuple[int, ...] = (chunk,) if isinstance(chunk, int) else sizes
-    least = request.device.min_columns
-    splits = [width for width in (256, 128, 64, 32, 16) if least <= width <= tile_v]
-    if is_wide(request):
-        # monomials multiply what stands in registers, and what there is to compile
-        short = (32, 16) if features.direct else (16,)
-        chunks = chunks if isinstance(chunk, int) else short
-        splits = [width for width in splits if width <= 64]
-    found: _Found = []
-    rejected: list[Rejected] = []
-    scanned = [pass_plan(request, scan, {"BC": 0, "BE": 512}, 4, 1) for scan in scans]
-    inside = {
-        rows: [inside_pass(request, kernel, rows, tile_k) for kernel in before] for rows in chunks
-    }
-    for rows, width, warps, stages in product(chunks, splits[:3], (8, 4), (3, 2, 1)):
-        if rows < 16 * warps and not (warps == 4 and rows <= 64):
-            continue
-        tiles = {"BC": rows, "BK": tile_k, "BV": width}
-        first = pass_plan(request, state, tiles, warps, stages)
-        last = pass_plan(request, output, tiles, warps, stages)
-        refused = (refuse(request, step) for step in (last, first, *inside[rows]))
-        reason = next((reason for reason in refused if reason), "")
-        if reason:
-            rejected.append(Rejected(str(last), reason))
-            continue
-        middle = [replace(step, tiles=(("BC", rows), ("BE", 512))) for step in scanned]
-        found.append(((*inside[rows], first, *middle, last), (-rows, -width, warps, stages)))
-    return found, tuple(rejected)
-
-
 def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
     name = request.variant.name
     head_dim, value_dim = request.dims
@@ -326,7 +260,7 @@ def _smallest_pass(request: Request, algebra: Algebra) -> PassPlan:
     if algebra.family == "softmax" or not algebra.legal("chunked").legal:
         kernel = _attend_kernel(request, algebra, printer_for(request))
         return pass_plan(request, kernel, {"BT": 16, "BS": 32, "BK": tile_k, "BV": tile_v}, 4, 1)
-    features = _features(request, algebra)
-    kernels = _chunk_kernels(request, algebra, features, printer_for(request))
+    features = chunk_features(request, algebra)
+    kernels = pass_kernels(request, algebra, features, printer_for(request))
     tiles = {"BC": 16, "BK": tile_k, "BV": request.device.min_columns}
     return pass_plan(request, kernels[-1], tiles, 4, 1)

@@ -7,16 +7,16 @@ Source: Katharopoulos et al. 2020 (arXiv 2006.16236), section 3.4; Based (arXiv 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.features import Features
-from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, GraphBuilder, Node
+from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
-from attnc.codegen.kernels.monomials import column_text
 from attnc.codegen.kernels.operand import join_guards
+from attnc.codegen.kernels.token_features import TokenFacts, feature_tables, token_features
 from attnc.codegen.kernels.value import setup_nodes, with_tensors
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import KeyLoop
@@ -33,28 +33,6 @@ AXES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What the parts of the kernel are built from; with `row_sums`, normalisers are kept."""
-
-    variant: Variant
-    algebra: Algebra
-    features: Features
-    dims: tuple[int, int]
-    printer: Printer
-    row_sums: bool
-
-    @property
-    def summed(self) -> bool:
-        """Whether a normaliser goes with the state."""
-        return self.algebra.normalize == "sum"
-
-    def guard(self, n: int) -> str:
-        """The guard of a tile's rows that are no features."""
-        tile = self.features.tiles[n]
-        return f"r_f{n} < F" if tile.count < tile.width else ""
-
-
 def recurrent_kernel(
     variant: Variant,
     algebra: Algebra,
@@ -69,9 +47,9 @@ def recurrent_kernel(
     With `decode`, one token and G query heads a state, both known when compiled: loops of one step
     are none. The normalisers of the rows are then not stored, which only a backward wants.
     """
-    facts = _Facts(variant, algebra, features, dims, printer, row_sums=not decode)
+    facts = TokenFacts(variant, algebra, features, dims, printer, row_sums=not decode)
     builder = GraphBuilder("recurrent")
-    _tables(builder, facts)
+    feature_tables(builder, facts)
     loaded = _decay_setup(builder, facts)
     values = _value_setup(builder, facts)
     _load_state(builder, facts)
@@ -90,7 +68,7 @@ def recurrent_kernel(
     return Kernel("recurrent", "", tensors, scalars, constants, graph, loops=(group,), outer=TOKENS)
 
 
-def _tensors(facts: _Facts, loaded: Loaded) -> tuple[TensorArgument, ...]:
+def _tensors(facts: TokenFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
     tensors = [
         TensorArgument("q", ("b", "t", "h", "k"), "io", "[B, T, HQ, K]"),
         TensorArgument("k", ("b", "t", "h", "k"), "io", "[B, T, HKV, K]"),
@@ -115,7 +93,7 @@ def _tensors(facts: _Facts, loaded: Loaded) -> tuple[TensorArgument, ...]:
     return tuple(tensors)
 
 
-def _decay_setup(builder: GraphBuilder, facts: _Facts) -> Loaded:
+def _decay_setup(builder: GraphBuilder, facts: TokenFacts) -> Loaded:
     log_decay = facts.algebra.log_decay
     if log_decay is None:
         return Loaded((), {}, ())
@@ -139,7 +117,7 @@ def _decay_setup(builder: GraphBuilder, facts: _Facts) -> Loaded:
     return loaded
 
 
-def _value_setup(builder: GraphBuilder, facts: _Facts) -> Loaded:
+def _value_setup(builder: GraphBuilder, facts: TokenFacts) -> Loaded:
     """Loads of what the declared value reads: numbers, or a channel each."""
     value = facts.algebra.value
     if value is None:
@@ -155,7 +133,7 @@ def _value_setup(builder: GraphBuilder, facts: _Facts) -> Loaded:
     return loaded
 
 
-def _map_value(builder: GraphBuilder, facts: _Facts, loaded: Loaded) -> None:
+def _map_value(builder: GraphBuilder, facts: TokenFacts, loaded: Loaded) -> None:
     """What this token hands over; padding is zero after it, as it need not be where v is 0."""
     value = facts.algebra.value
     if value is None:
@@ -170,29 +148,7 @@ def _map_value(builder: GraphBuilder, facts: _Facts, loaded: Loaded) -> None:
     builder.map("b_v", HEAD, ("BV",), *lines, name="value", reads=reads, note=note)
 
 
-def _tables(builder: GraphBuilder, facts: _Facts) -> None:
-    """Before the first token: which rows a tile holds and, of monomials, what each is made of."""
-    for n, tile in enumerate(facts.features.tiles):
-        rows, width = f"r_f{n}", str(tile.width)
-        line = f"{rows} = {column_text(tile.start, tile.width)}"
-        last = tile.start + tile.count - 1
-        note = f"features {tile.start} to {last}"
-        builder.map(rows, SETUP, (width,), line, dtype="i32", note=note)
-        if facts.features.direct:
-            continue
-        for r in range(tile.order):
-            place = {0: "", 1: "FP + "}.get(r, f"{r} * FP + ")
-            builder.load(
-                f"b_i{n}{r}", SETUP, (width,), dtype="i32", tensor="index",
-                address=f"index + {place}{rows}", reads=(rows,),
-            )  # fmt: skip
-        builder.load(
-            f"b_w{n}", SETUP, (width,), tensor="weight", address=f"weight + {rows}", reads=(rows,),
-            note="c_m * scale**m * m!/alpha!, zero in padding",
-        )  # fmt: skip
-
-
-def _load_state(builder: GraphBuilder, facts: _Facts) -> None:
+def _load_state(builder: GraphBuilder, facts: TokenFacts) -> None:
     for n, tile in enumerate(facts.features.tiles):
         width, rows = str(tile.width), facts.guard(n)
         builder.load(
@@ -211,11 +167,11 @@ def _state_address(n: int) -> str:
     return f"p_state + r_f{n}[:, None] * stride_state_f + o_v[None, :] * stride_state_v"
 
 
-def _fold(builder: GraphBuilder, facts: _Facts, loaded: Loaded, values: Loaded) -> None:
+def _fold(builder: GraphBuilder, facts: TokenFacts, loaded: Loaded, values: Loaded) -> None:
     """h = decay * h + f(k)^T v, and the same of the normaliser's state."""
     line = "p_kt = p_k + o_t * stride_k_t"
     builder.map("p_kt", HEAD, (), line, reads=("o_t",), note="this token enters the state")
-    builder.extend(_features(facts, "k", "b_f", HEAD))
+    builder.extend(token_features(facts, "k", "b_f", HEAD))
     builder.load(
         "b_v", HEAD, ("BV",), tensor="v", reads=("o_t",), guard="m_v",
         address="p_v + o_t * stride_v_t + o_v * stride_v_v",
@@ -245,11 +201,11 @@ def _fold(builder: GraphBuilder, facts: _Facts, loaded: Loaded, values: Loaded) 
             builder.fold(f"b_z{n}", HEAD, (width,), line, name=f"fold b_z{n}", reads=reads)
 
 
-def _rows(builder: GraphBuilder, facts: _Facts) -> None:
+def _rows(builder: GraphBuilder, facts: TokenFacts) -> None:
     """o = f(q) @ h, for each query head that reads this state."""
     line = "p_qt = p_q + o_t * stride_q_t + i_q * stride_q_h"
     builder.map("p_qt", STEP, (), line, reads=("o_t",))
-    builder.extend(_features(facts, "q", "b_p", STEP))
+    builder.extend(token_features(facts, "q", "b_p", STEP))
     tiles = range(len(facts.features.tiles))
     for n in tiles:
         before = "b_o + " if n else ""
@@ -282,7 +238,7 @@ def _rows(builder: GraphBuilder, facts: _Facts) -> None:
     )  # fmt: skip
 
 
-def _store_state(builder: GraphBuilder, facts: _Facts) -> None:
+def _store_state(builder: GraphBuilder, facts: TokenFacts) -> None:
     if facts.summed:
         # programs of other columns of v fold the same sums and may not have read them yet: the
         # first one keeps them, elsewhere unless it is alone
@@ -302,62 +258,3 @@ def _store_state(builder: GraphBuilder, facts: _Facts) -> None:
                 tensor="final_sums", address=f"p_final_sums + r_f{n} * stride_final_sums_f",
                 guard=f"r_f{n} < n_f",
             )  # fmt: skip
-
-
-def _features(facts: _Facts, tensor: str, target: str, region: str) -> list[Node]:
-    """`target`0, `target`1, ... = the features of the token of q or k at `p_qt`, `p_kt`."""
-    pointer, stride = f"p_{tensor}t", f"stride_{tensor}_k"
-    features = facts.features
-    if features.direct:
-        return _channels(facts, tensor, target, region)
-    weighted = tensor == "q"
-    nodes = []
-    for n, tile in enumerate(features.tiles):
-        lines, factors = [], []
-        for r in range(tile.order):
-            factors.append(f"b_x{r}")
-            load = f"tl.load({pointer} + b_i{n}{r} * {stride}, mask=b_i{n}{r} >= 0, other=1.0)"
-            if len(load) > 80:
-                load = load.replace(", mask=", ",\n    mask=").replace("tl.load(", "tl.load(\n    ")
-            lines.append(f"b_x{r} = {load}.to(ACC)")
-        if weighted:
-            factors.append(f"b_w{n}")
-        product = " * ".join(factors) or f"tl.full([{tile.width}], 1.0, ACC)"
-        lines.append(f"{target}{n} = {product}")
-        reads = (pointer, *(f"b_i{n}{r}" for r in range(tile.order)), *((f"b_w{n}",) * weighted))
-        nodes.append(
-            Node(
-                f"features {target}{n}",
-                "load",
-                f"{target}{n}",
-                region,
-                (str(tile.width),),
-                "acc",
-                reads=reads,
-                tensor=tensor,
-                lines=tuple(lines),
-            )
-        )
-    return nodes
-
-
-def _channels(facts: _Facts, tensor: str, target: str, region: str) -> list[Node]:
-    """phi of one token's channels, zero in padding: phi(0) need not be 0."""
-    shape, buffer = (str(facts.features.tiles[0].width),), f"{target}0"
-    guard = facts.guard(0).replace("F", "K")
-    load = Node(
-        f"load {buffer}", "load", buffer, region, shape, "acc", reads=(f"p_{tensor}t", "r_f0"),
-        tensor=tensor, address=f"p_{tensor}t + r_f0 * stride_{tensor}_k", guard=guard,
-    )  # fmt: skip
-    phi = facts.algebra.phi
-    if phi is None:
-        return [load]
-    channel = f"{buffer}x"
-    bound = facts.printer.bound({"x": channel})
-    lines = [f"{channel} = {buffer}", *bound.statements(buffer, phi)]
-    if guard:
-        lines.append(f"{buffer} = tl.where({guard}, {buffer}, 0.0)")
-    mapped = Node(
-        f"phi {buffer}", "map", buffer, region, shape, "acc", reads=(buffer,), lines=tuple(lines)
-    )
-    return [load, mapped]
