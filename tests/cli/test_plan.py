@@ -65,7 +65,7 @@ def test_without_the_compiler_nothing_is_said_of_it(attnc):
     assert plan["features"] == 153
     text = attnc("plan", "based", "--no-compiled").out
     assert "compiler" not in text
-    assert "state  153 features in tiles of 128 + 32, V = 64, fp32" in text
+    assert "state  153 features in tiles of 64 + 64 + 32, V = 64, fp32" in text
 
 
 def test_a_whole_file_is_an_array(attnc, declare):

@@ -14,6 +14,7 @@ from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.op import compile as compile_op
 from attnc.ops.reference_convolution import convolution_gradients
+from attnc.ops.tap_transforms import transformed
 from attnc.ops.verify_convolution import FilterShape, draw_filter
 from tests.ops.convolutions import CONVOLUTIONS, dense
 
@@ -54,8 +55,11 @@ def test_every_choice_of_factors_gives_the_declared_matrix(name, size, ops):
     assert expected.norm() > 0 or size[1] < 3
     found = ranked(ops[name], size, "fp32")
     assert len({bool(plan.passes[0].kernel.loops) for plan in found}) == 1 + (size[1] > 512)
+    # an op transforms its taps before any kernel sees them
+    taps = transformed(CONVOLUTIONS[name], tensors["w"], training=False)
     for plan in found:
-        arguments = [v, *(tensors[label] for label in ops[name].tensor_names)]
+        given = tensors | {"w": taps}
+        arguments = [v, *(given[label] for label in ops[name].tensor_names)]
         (out,) = launch(Built([plan], 0, store_plan(plan)), v, arguments)
         # fp32 rounds a handful of operands
         assert relative(out, expected) < 2e-6, str(plan.passes[0])
