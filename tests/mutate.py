@@ -127,6 +127,10 @@ MUTATIONS = (
              "if other != r]", "if other == r]"),
     Mutation("the spectrum's gradient", f"{CODEGEN}/convolution/spectrum.py",
              "b_ur * b_zi - b_ui * b_zr", "b_ur * b_zi + b_ui * b_zr"),
+    Mutation("the inner factor's gradient", f"{CODEGEN}/convolution/factor_sums.py",
+             '(("i", "r"), ("r", "n"))', '(("i", "r"), ("r", "i"))'),
+    Mutation("the outer factor's gradient", f"{CODEGEN}/convolution/factor_sums.py",
+             'learned_dft(builder, STEP, adjoint=True)', 'learned_dft(builder, STEP)'),
     Mutation("the mirrored filter's spectrum", f"{CODEGEN}/convolution/fft.py",
              '("+", "-") if mirrored', '("-", "+") if mirrored'),
 )  # fmt: skip

@@ -79,7 +79,8 @@ class Request:
 class Workload:
     """The shape that costs are stated for: batch, query and key tokens, query and key heads.
 
-    A convolution's channels are its heads; `taps` are those of its filter, 0 for one a token.
+    A convolution's channels are its heads; `taps` are those of its filter, 0 for one a token;
+    `factors` are N1 and N2 of a learned transform, where they are known.
     """
 
     batch: int = 4
@@ -88,6 +89,7 @@ class Workload:
     hq: int = 16
     hkv: int = 16
     taps: int = 0
+    factors: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

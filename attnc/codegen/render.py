@@ -39,6 +39,11 @@ _TEMPLATES = {
     "dpostgate": "toeplitz",
     "dfft": "fft",
     "dgate": "fft",
+    "dbutterfly": "butterfly",
+    "butterfly_dgate": "butterfly",
+    "butterfly_dspectrum": "factor_sums",
+    "douter": "factor_sums",
+    "dinner": "factor_sums",
 }
 _STEP_LINES = {
     "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
@@ -84,6 +89,7 @@ _HEADERS = {
     "fft": "for i_m in range({start}, {stop}):",
     "filter_step": "for i_d in range({start}, {stop}, BD):",
     "dspectrum": "for i_p in range({start}, {stop}):",
+    "factor_sums": "for i_r in range({start}, {stop}):",
 }
 
 

@@ -2,7 +2,14 @@
 
     u    = pregate * v                     o[t, c] = postgate * (sum_j M w[c, t - j] u[j, c] + D u)
 
-q and k take no part. Source: Simple Hardware-Efficient Long Convolutions (arXiv 2302.06646).
+q and k take no part. With learned factors `outer` and `inner`, F1 and F2, the sum is by transforms
+of N = N1 * N2 points, of which that of u is no DFT any more, and W is the DFT of the taps in the
+order k = k1 + N1 * k2:
+
+    Z[k1, k2] = sum_n2 F2[k2, n2] exp(-2 pi i k1 n2 / N) sum_n1 F1[k1, n1] u[n1 * N2 + n2]
+    sum       = Re of the unitary inverse DFT of W Z: the sum over j, where F1 and F2 are DFTs
+
+Source: Simple Hardware-Efficient Long Convolutions (arXiv 2302.06646).
 """
 
 from __future__ import annotations
@@ -32,13 +39,20 @@ class Filter:
     lowest: int | None
     highest: int | None
     transforms: tuple[TapTransform, ...] = ()
+    outer: Ref | None = None
+    inner: Ref | None = None
+
+    @property
+    def learned(self) -> bool:
+        """Whether v is transformed by declared factors in place of the DFT's."""
+        return self.outer is not None
 
     @property
     def refs(self) -> tuple[tuple[str, Ref], ...]:
         """The declared tensors by the field that reads them."""
         found = (
             ("weight", self.weight), ("skip", self.skip), ("pregate", self.pregate),
-            ("postgate", self.postgate),
+            ("postgate", self.postgate), ("outer", self.outer), ("inner", self.inner),
         )  # fmt: skip
         return tuple((field, ref) for field, ref in found if ref is not None)
 
@@ -61,6 +75,8 @@ class Convolution(Variant):
         pregate, postgate: inputs of shape b,t,c that multiply v and the result.
         transforms: what becomes of the taps before they are used, in order: `smooth(width)`,
             `squash(lambda)`, `dropout(p)`.
+        outer, inner: the factors of v's transform, `F1[z, k1, n1]` and `F2[z, k2, n2]`, params
+            whose axis z is the real and the imaginary part; `init_factors` gives the DFT's.
         params, inputs: declared tensors by name; those of Python expressions are found.
         about, paper: as a `Variant` has them.
 
@@ -82,6 +98,8 @@ class Convolution(Variant):
         pregate: str | Expr | None = None,
         postgate: str | Expr | None = None,
         transforms: Iterable[str] = (),
+        outer: str | Expr | None = None,
+        inner: str | Expr | None = None,
         params: Mapping[str, object] | Iterable[object] = (),
         inputs: Mapping[str, object] | Iterable[object] = (),
         about: str = "",
@@ -93,7 +111,7 @@ class Convolution(Variant):
         fields = Fields(
             name=name, feature_map=None, scale=None, mask=mask, weight=weight, skip=skip,
             pregate=pregate, postgate=postgate, transforms=transforms, params=params, inputs=inputs,
-            about=about, paper=paper,
+            about=about, paper=paper, outer=outer, inner=inner,
         )  # fmt: skip
         self._take(checked_convolution(fields))
 

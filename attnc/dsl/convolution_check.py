@@ -28,8 +28,17 @@ _INDEX = {
     "skip": ("c",),
     "pregate": ("b", "t", "c"),
     "postgate": ("b", "t", "c"),
+    "outer": ("z", "k1", "n1"),
+    "inner": ("z", "k2", "n2"),
 }
-_SHOWN = {"weight": "w[c, i-j]", "skip": "D[c]", "pregate": "g[b, t, c]", "postgate": "g[b, t, c]"}
+_SHOWN = {
+    "weight": "w[c, i-j]",
+    "skip": "D[c]",
+    "pregate": "g[b, t, c]",
+    "postgate": "g[b, t, c]",
+    "outer": "F1[z, k1, n1]",
+    "inner": "F2[z, k2, n2]",
+}
 
 
 def checked_convolution(fields: Fields) -> dict[str, object]:
@@ -47,6 +56,7 @@ def checked_convolution(fields: Fields) -> dict[str, object]:
         if (value := getattr(fields, field)) is not None
     }
     _check_distinct(fields, refs)
+    _check_factors(fields, refs)
     mask = _mask(fields)
     form, lowest, highest = _offsets(fields, mask)
     weight = refs["weight"]
@@ -58,6 +68,8 @@ def checked_convolution(fields: Fields) -> dict[str, object]:
         lowest,
         highest,
         tap_transforms(fields),
+        refs.get("outer"),
+        refs.get("inner"),
     )
     meaning = Meaning(
         feature_map=FeatureMap("offset", (), weight),
@@ -114,6 +126,18 @@ def _check_distinct(fields: Fields, refs: Mapping[str, Ref]) -> None:
             "postgate",
             f"{fields.name!r} reads {refs['pregate'].name!r} as both of its gates",
             hints=("declare two inputs, and pass one tensor twice",),
+        )
+
+
+def _check_factors(fields: Fields, refs: Mapping[str, Ref]) -> None:
+    given = [field for field in ("outer", "inner") if field in refs]
+    if len(given) == 1:
+        missing = "inner" if given == ["outer"] else "outer"
+        raise fields.refuse(
+            given[0],
+            f"{fields.name!r} has an {given[0]} factor and no {missing} one",
+            notes=("a transform of N1 * N2 points is two products, one by each factor",),
+            hints=(f'add {missing} = "{_SHOWN[missing]}", or leave both out for the DFT',),
         )
 
 

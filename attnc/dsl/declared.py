@@ -14,8 +14,9 @@ from attnc.errors import FieldError
 
 _BLOCKS = re.compile(r"[ij]/[1-9]\d{0,3}\Z")
 LETTERS = ("b", "h", "hkv", "i", "j", "t", "k", "c")
-# T counts the taps of a filter, read at i - j
-FILTER_LETTERS = ("b", "t", "c", "T")
+# T counts the taps of a filter, read at i - j; z is the real and the imaginary part of a factor, k1
+# and k2 what it gives, n1 (the half that is no padding) and n2 what it takes
+FILTER_LETTERS = ("b", "t", "c", "T", "z", "k1", "n1", "k2", "n2")
 
 
 _RESERVED = (
@@ -39,9 +40,10 @@ def declared_tensors(fields: Fields) -> tuple[Declared, ...]:
                 raise FieldError(f"{tensor.name!r} is declared twice in {fields.name!r}")
             found[tensor.name] = tensor
     filtered = (fields.weight, fields.skip, fields.pregate, fields.postgate)
+    factors = (fields.outer, fields.inner)
     scored = (fields.score, fields.value, fields.log_decay, fields.sink, fields.mask)
     summed = [x for term in fields.terms for x in (term.score, term.factor, term.mask)]
-    for value in (*scored, *filtered, *summed):
+    for value in (*scored, *filtered, *factors, *summed):
         if isinstance(value, Expr):
             limited_text(lifted(value), f"an expression of {fields.name!r}")
             for node in walk(lifted(value)):

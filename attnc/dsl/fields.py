@@ -45,6 +45,8 @@ class Fields:
     pregate: object = None
     postgate: object = None
     transforms: object = ()
+    outer: object = None
+    inner: object = None
     factor: object = None
     terms: tuple[Fields, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=dict)

@@ -33,8 +33,8 @@ LATER = {
 SUM_KEYS = ("terms", "value", "sink", "normalize", "params", "inputs", "dim", "heads",
             "about", "paper")  # fmt: skip
 FILTER_KEYS = (
-    "weight", "mask", "skip", "pregate", "postgate", "transforms", "params", "inputs", "about",
-    "paper",
+    "weight", "mask", "skip", "pregate", "postgate", "transforms", "outer", "inner", "params",
+    "inputs", "about", "paper",
 )  # fmt: skip
 MAX_BYTES = 1 << 18
 

@@ -16,8 +16,9 @@ from attnc.dsl.convolution import Convolution
 from attnc.errors import InputError
 from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.convolution_autograd import CONVOLVE, Filtering, register
-from attnc.ops.convolution_inputs import check_filter, check_tokens
+from attnc.ops.convolution_inputs import check_filter, check_tokens, factor_sizes
 from attnc.ops.decode_plans import DecodePlans
+from attnc.ops.dft_factors import dft_factors
 from attnc.ops.filter_decode import FilterDecoding
 from attnc.ops.gradients import autocast, check_gradients, needs_gradient
 from attnc.ops.inputs import DTYPE_NAMES
@@ -133,6 +134,20 @@ class ConvolutionOp(FilterDecoding):
             *(found[n] if n in found else torch.zeros_like(named[n]) for n in wanted),
         ]
 
+    def init_factors(
+        self, tokens: int, *, device: torch.device | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The declared factors as those of a DFT that sequences of so many tokens fit, by name.
+
+        Shapes: outer `[2, N1, N1 / 2]`, inner `[2, N2, N2]`, fp32, real parts first. With them the
+        op is the convolution by its taps.
+
+        Raises:
+            InputError: no factors are declared.
+            PlanError: there are more tokens than any block has.
+        """
+        return dft_factors(self.variant, tokens, device)
+
     def reference(self, v: torch.Tensor, **tensors: torch.Tensor | float) -> torch.Tensor:
         """The same call by the formula, a direct sum in fp64."""
         check_tokens(self.variant, v)
@@ -171,12 +186,13 @@ class ConvolutionOp(FilterDecoding):
         batch, tokens, channels = v.shape
         taps = named[self.variant.filter.weight.name].shape[1]
         sizes = tuple(_above(size) for size in (batch, tokens, channels, taps))
+        factors = factor_sizes(self.variant, named)
         types = tuple(tensor.dtype for tensor in tensors)
-        key = (v.dtype, types, v.device, form, precision, wanted, sizes)
+        key = (v.dtype, types, v.device, form, precision, wanted, sizes, factors)
         found = self._built.get(key)
         if found is None:
             device = self._device or planner_device(v.device)
-            work = Workload(sizes[0], sizes[1], sizes[1], sizes[2], sizes[2], sizes[3])
+            work = Workload(sizes[0], sizes[1], sizes[1], sizes[2], sizes[2], sizes[3], factors)
             request = self.request(
                 None, DTYPE_NAMES[v.dtype], form, False, precision=precision, device=device,
                 workload=work,

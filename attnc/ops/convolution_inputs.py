@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from attnc.dsl.butterfly import INNER_SIZES, OUTER_SIZES, axis_of, block_of
 from attnc.dsl.convolution import Convolution
 from attnc.errors import InputError
 from attnc.ops.inputs import DTYPE_NAMES, Sizes, check_tensors
@@ -17,10 +18,12 @@ class FilterSizes(Sizes):
     """The sizes of one call: B, T, C as batch, tk and hkv, and the taps."""
 
     taps: int
+    factors: tuple[int, int] | None = None
 
     def axis(self, letter: str) -> int:
         """The length of an axis of a declared tensor."""
-        return {"b": self.batch, "t": self.tk, "c": self.hkv, "T": self.taps}[letter]
+        found = {"b": self.batch, "t": self.tk, "c": self.hkv, "T": self.taps}.get(letter)
+        return axis_of(letter, *self.factors) if found is None and self.factors else found or 0
 
 
 def check_tokens(variant: Convolution, v: torch.Tensor) -> None:
@@ -68,7 +71,8 @@ def check_filter(
     batch, tokens, channels = v.shape
     known = isinstance(weight, torch.Tensor) and weight.dim() == 2
     taps = weight.shape[1] if isinstance(weight, torch.Tensor) and known else tokens
-    sizes = FilterSizes(batch, tokens, tokens, channels, channels, 1, 1, taps=taps)
+    factors = factor_sizes(variant, given)
+    sizes = FilterSizes(batch, tokens, tokens, channels, channels, 1, 1, taps=taps, factors=factors)
     found = check_tensors(variant, given, sizes, v)
     name = variant.filter.weight.name
     if not taps:
@@ -81,4 +85,34 @@ def check_filter(
     low, high = variant.filter.offsets(taps)
     if high < low:
         raise InputError(f"the mask of {variant.name!r} leaves no tap of {name!r}")
+    if factors is not None and tokens > block_of(*factors):
+        raise InputError(
+            f"v has {tokens:,} tokens, and factors of {factors[0]} and {factors[1]} points take "
+            f"{block_of(*factors):,} at most",
+            hints=("op.init_factors(tokens) gives factors that are large enough",),
+        )
     return found
+
+
+def factor_sizes(
+    variant: Convolution, given: Mapping[str, torch.Tensor | float]
+) -> tuple[int, int] | None:
+    """N1 and N2 of the declared factors that a call hands over; None where none are declared.
+
+    Raises:
+        InputError: a factor of a size that no kernel has.
+    """
+    sizes: list[int] = []
+    for ref, known in ((variant.filter.outer, OUTER_SIZES), (variant.filter.inner, INNER_SIZES)):
+        if ref is None:
+            return None
+        factor = given.get(ref.name)
+        rows = factor.shape[1] if isinstance(factor, torch.Tensor) and factor.dim() == 3 else 0
+        if rows and rows not in known:
+            raise InputError(
+                f"{ref.name!r} is a factor of {rows} points; kernels take "
+                f"{', '.join(map(str, known))}",
+                hints=("op.init_factors(tokens) gives the factors of a DFT",),
+            )
+        sizes.append(rows or known[0])
+    return sizes[0], sizes[1]

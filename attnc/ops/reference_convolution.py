@@ -16,6 +16,7 @@ from torch.nn.functional import conv1d, pad
 
 from attnc.dsl.convolution import Convolution, Filter
 from attnc.ops.evaluate import round_to
+from attnc.ops.reference_butterfly import butterfly
 
 
 def convolve(
@@ -44,15 +45,23 @@ def convolve(
             u = rounded(u * pregate)
         low, high = found.offsets(weight.shape[1])
         taps = rounded(_transformed(found, weight)[:, : high - low + 1])
-        # conv1d correlates: tap d stands before tap d + 1, so the taps are turned
-        far = max(abs(low), abs(high))
-        wide = pad(u.transpose(1, 2), (far, far))
-        padded = wide[..., far - high : far - low + v.shape[1]]
-        z = conv1d(padded, taps.flip(1)[:, None], groups=taps.shape[0]).transpose(1, 2)
+        outer, inner = given(found.outer), given(found.inner)
+        if outer is not None and inner is not None:
+            z = butterfly(u, taps, low, outer, inner, rounding)
+        else:
+            z = _direct_sum(u, taps, low, high)
         if skip is not None:
             z = z + rounded(skip) * u
         z = rounded(z)
         return z if postgate is None else rounded(z * postgate)
+
+
+def _direct_sum(u: Tensor, taps: Tensor, low: int, high: int) -> Tensor:
+    # conv1d correlates: tap d stands before tap d + 1, so the taps are turned
+    far = max(abs(low), abs(high))
+    wide = pad(u.transpose(1, 2), (far, far))
+    padded = wide[..., far - high : far - low + u.shape[1]]
+    return conv1d(padded, taps.flip(1)[:, None], groups=taps.shape[0]).transpose(1, 2)
 
 
 def _transformed(found: Filter, taps: Tensor) -> Tensor:

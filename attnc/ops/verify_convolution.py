@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from attnc.dsl.butterfly import MOST_TOKENS, axis_of, factors_for
 from attnc.dsl.convolution import Convolution
 from attnc.errors import InputError, PlanError
 from attnc.ops.convolution import ConvolutionOp
@@ -22,6 +23,8 @@ from attnc.ops.report import Row
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _DRAWS = 3
 _FEW_NUMBERS = 4096
+# fp32 tables of more points fill SRAM
+_LEARNED_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +32,18 @@ class FilterShape(Shape):
     """The sizes of one call of a convolution: B, T, C as batch, tq and hq, and the taps."""
 
     taps: int = 0
+    factors: tuple[int, int] | None = None
 
     @classmethod
     def of(
-        cls, batch: int, tokens: int, channels: int, taps: int, *, strided: bool = False
-    ) -> FilterShape:
+        cls, batch: int, tokens: int, channels: int, taps: int, *, strided: bool = False,
+    ) -> FilterShape:  # fmt: skip
         """v [B, T, C] and taps [C, taps]; `strided` where the channels of a token are adjacent."""
-        return cls(batch, tokens, tokens, channels, channels, 1, 1, strided=strided, taps=taps)
+        factors = factors_for(tokens) if tokens <= MOST_TOKENS else None
+        return cls(
+            batch, tokens, tokens, channels, channels, 1, 1, strided=strided, taps=taps,
+            factors=factors,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         layout = " channels adjacent" if self.strided else ""
@@ -43,7 +51,8 @@ class FilterShape(Shape):
 
     def axis(self, letter: str) -> int:
         """The length of one axis of a declared tensor."""
-        return {"b": self.batch, "t": self.tq, "c": self.hq, "T": self.taps}[letter]
+        found = {"b": self.batch, "t": self.tq, "c": self.hq, "T": self.taps}.get(letter)
+        return axis_of(letter, *self.factors) if found is None and self.factors else found or 0
 
 
 def filter_shapes(variant: Convolution, device: torch.device) -> tuple[FilterShape, ...]:
@@ -54,6 +63,8 @@ def filter_shapes(variant: Convolution, device: torch.device) -> tuple[FilterSha
             (8, 1, 600, 3), (4, 63, 16, 63), (2, 1000, 24, 1000), (3, 1000, 16, 4),
             (2, 4096, 16, 4096), (1, 5000, 8, 3000), (1, 16384, 4, 16384), (2, 333, 16, 1001),
         ]  # fmt: skip
+    if variant.filter.learned:
+        sizes = [size for size in sizes if size[1] <= _LEARNED_TOKENS]
     if variant.filter.lowest is None:
         sizes = [(b, t, c, taps | 1) for b, t, c, taps in sizes]
     return tuple(
@@ -83,6 +94,9 @@ def draw_filter(
         value = normal(*(shape.axis(letter) for letter in declared.shape))
         if declared.name == variant.filter.weight.name:
             value = value / sqrt(min(shape.taps, shape.tq))
+        elif declared.shape[0] == "z":
+            # as large as the DFT's, and far from it
+            value = value / sqrt(2 * value.shape[1])
         tensors[declared.name] = laid_out(value) if value.dim() == 3 else value.to(device)
         if dtype == torch.float64:
             tensors[declared.name] = tensors[declared.name].double()

@@ -9,12 +9,14 @@ import torch
 
 from attnc.codegen.plan import Workload
 from attnc.codegen.planner import plans
+from attnc.dsl.butterfly import FACTORS, block_of
 from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.op import compile as compile_op
 from attnc.ops.placement import planner_device
+from attnc.ops.reference_convolution import convolution_gradients
 from attnc.ops.verify import verify
-from attnc.ops.verify_convolution import FilterShape, draw_filter
-from tests.ops.convolutions import CONVOLUTIONS
+from attnc.ops.verify_convolution import FilterShape, draw_filter, op_gradients
+from tests.ops.convolutions import CONVOLUTIONS, LEARNED
 
 pytestmark = pytest.mark.gpu
 # of the output's norm, where a wrong factor gives tenths
@@ -113,3 +115,29 @@ def test_steps_in_a_cuda_graph_are_the_whole_convolution():
         rows.append(o.clone())
     error = (torch.cat(rows, 1).double() - expected).norm() / expected.norm()
     assert error < 5e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("factors", FACTORS, ids=str)
+def test_learned_factors_and_their_gradients_agree_with_fp64(factors, dtype):
+    op = compile_op(LEARNED)
+    tokens = block_of(*factors) - 5
+    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    shape, cuda = FilterShape.of(5, tokens, 24, tokens), torch.device("cuda")
+    v, tensors = draw_filter(LEARNED, shape, dtype, generator, cuda)
+    incoming = torch.randn_like(v)
+    out = op(v, **tensors)
+    expected = op.reference(v, **tensors)
+    assert (out.double() - expected).norm() / expected.norm() < BOUNDS[dtype]
+    found = op_gradients(op, v, tensors, incoming, None)
+    again = op_gradients(op, v, tensors, incoming, None)
+    wanted = convolution_gradients(LEARNED, v, tensors, incoming)
+    for label, gradient in found.items():
+        assert torch.equal(gradient, again[label]), label
+        error = (gradient.double() - wanted[label]).norm() / wanted[label].norm()
+        assert error < 1.5 * BOUNDS[dtype], (label, float(error))
+
+
+def test_verify_holds_learned_factors_in_fp32():
+    report = verify(LEARNED, device="cuda", dtypes=["fp32"])
+    assert report.passed, report.failures

@@ -45,6 +45,22 @@ transforms = ["smooth(3)", "squash(0.02)", "dropout(0.5)"]
 params.w = { shape = ["c", "T"], grad = true }
 """
 CONVOLUTIONS = loads(TEXT)
+LEARNED = loads("""
+[learned]
+weight = "w[c, i-j]"
+mask = "causal"
+skip = "D[c]"
+pregate = "a[b,t,c]"
+postgate = "g[t,c]"
+outer = "F1[z, k1, n1]"
+inner = "F2[z, k2, n2]"
+params.w = { shape = ["c", "T"], grad = true }
+params.D = { shape = ["c"], grad = true }
+params.F1 = { shape = ["z", "k1", "n1"], grad = true }
+params.F2 = { shape = ["z", "k2", "n2"], grad = true }
+inputs.a = { shape = ["b", "t", "c"], grad = true }
+inputs.g = { shape = ["b", "t", "c"], grad = true }
+""")["learned"]
 # the lowest and the highest offset i - j by name; both_sides centres its taps
 OFFSETS = {"gated": (0, None), "past": (2, 39), "around": (-5, 30), "both_sides": (None, None)}
 OFFSETS["sparse"] = (0, None)

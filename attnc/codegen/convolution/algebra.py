@@ -12,8 +12,8 @@ from attnc.dsl.convolution import Convolution, Filter
 from attnc.dsl.proof import is_causal, within_causal
 from attnc.dsl.text import to_text
 
-TOEPLITZ, FFT = "toeplitz", "fft"
-FORMS = (TOEPLITZ, FFT)
+TOEPLITZ, FFT, BUTTERFLY = "toeplitz", "fft", "butterfly"
+FORMS = (TOEPLITZ, FFT, BUTTERFLY)
 STEP_FORM = "step"
 
 
@@ -48,11 +48,14 @@ class FilterDerivation(Derivation):
         gate = "do" if found.postgate is None else f"do * {found.postgate.name}"
         inner = "v" if found.pregate is None else f"v * {found.pregate.name}"
         skip = "" if found.skip is None else f" + {found.skip.name}[c] * dz"
-        lines = [
-            f"u          = {inner}",
-            f"dz         = {gate}",
-            f"du[j]      = sum_i {found.weight.name}[c, i-j] dz[i]{skip}",
-        ]
+        lines = [f"u          = {inner}", f"dz         = {gate}"]
+        if found.outer is None or found.inner is None:
+            lines.append(f"du[j]      = sum_i {found.weight.name}[c, i-j] dz[i]{skip}")
+        else:
+            outer, second = found.outer.name, found.inner.name
+            lines.append("dZ         = conj(W) * DFT(dz)")
+            lines.append(f"dA         = conj(T) * (dZ @ conj({second}))")
+            lines.append(f"du         = Re({outer}^H @ dA){skip}")
         lines.append("dv         = du" + ("" if found.pregate is None else " * pregate"))
         wanted = {partial.declared.name for partial in self.partials}
         texts = {
@@ -60,7 +63,11 @@ class FilterDerivation(Derivation):
             "skip": "dskip[c]   = sum over b, j of dz[j] u[j]",
             "pregate": "dpregate   = du * v",
             "postgate": "dpostgate  = do * z",
+            "outer": "douter     = sum over b, c of dA @ u^T",
+            "inner": "dinner     = sum over b, c of dZ^T @ conj(A * T)",
         }
+        if found.learned:
+            texts["weight"] = "dw         = inverse DFT of the sum over b of conj(Z) * DFT(dz)"
         lines.extend(texts[field] for field, ref in found.refs if ref.name in wanted)
         return "\n".join(lines)
 
@@ -68,8 +75,6 @@ class FilterDerivation(Derivation):
 def analyse_convolution(variant: Convolution) -> FilterAlgebra:
     """Derive the algebra of a checked convolution."""
     form = variant.mask_form
-    toeplitz = "any filter, by products with Toeplitz blocks: O(T * taps) work"
-    fft = "any filter, by DFTs as matrix products: O(T * sqrt(T)) work to a block, pieces beyond"
     return FilterAlgebra(
         family="conv",
         normalize="none",
@@ -88,8 +93,25 @@ def analyse_convolution(variant: Convolution) -> FilterAlgebra:
         mask=form,
         causal=is_causal(form),
         within_causal=within_causal(form),
-        forms=(FormVerdict(TOEPLITZ, True, toeplitz), FormVerdict(FFT, True, fft)),
+        forms=_verdicts(variant.filter),
         filter=variant.filter,
+    )
+
+
+def _verdicts(found: Filter) -> tuple[FormVerdict, ...]:
+    """Which forms compute it: learned factors are a transform of their own."""
+    toeplitz = "any filter, by products with Toeplitz blocks: O(T * taps) work"
+    fft = "any filter, by DFTs as matrix products: O(T * sqrt(T)) work to a block, pieces beyond"
+    butterfly = "sequences of one block, by the declared factors, one sequence a transform"
+    if found.learned:
+        toeplitz = "with learned factors the result is no sum of taps at offsets i - j"
+        fft = "the factors are declared, and need be no DFT"
+    else:
+        butterfly = "no factors are declared: the DFT's pack two sequences, which is half the work"
+    return (
+        FormVerdict(TOEPLITZ, not found.learned, toeplitz),
+        FormVerdict(FFT, not found.learned, fft),
+        FormVerdict(BUTTERFLY, found.learned, butterfly),
     )
 
 

@@ -26,77 +26,94 @@ TABLES = (
     TensorArgument("f2", (), "io", "[3, N2, N2]: re, im, -im"),
     TensorArgument("twiddle", (), "acc", "[2, N1, N2]"),
 )
+# what the tables of a letter hold
+_WHAT = {"f": "DFT", "l": "learned factor", "t": "learned factor, turned,"}
 
 Pair = tuple[str, str]
 
 
 class Dft:
-    """Adds the stages of transforms to a kernel's graph; `region` is where its statements stand."""
+    """Adds the stages of transforms to a kernel's graph; `region` is where its statements stand.
 
-    def __init__(self, builder: GraphBuilder, region: str) -> None:
+    `outer` and `inner` name the tables of its factors. What is `paired` has two rows, the real and
+    the imaginary part; else there is one, which is real, going in and coming out.
+    """
+
+    def __init__(
+        self, builder: GraphBuilder, region: str, outer: str = "f1", inner: str = "f2", *,
+        paired: bool = True,
+    ) -> None:  # fmt: skip
         self._builder, self.region = builder, region
+        self._outer, self._inner, self._paired = outer, inner, paired
         self._count = 0
 
-    def load_factors(self) -> None:
-        """Load both factors, once a program."""
+    def load_factors(self, *tables: str) -> None:
+        """Load both factors, or those of `tables`, once a program."""
         outer = "r_1[:, None] * NH + r_h[None, :]"
         inner = "r_2[:, None] * N2 + r_2[None, :]"
-        for table, shape, index, size in (
-            ("f1", OUTER, outer, "N1 * NH"), ("f2", INNER, inner, "N2 * N2"),
+        for table, shape, index, size, parts in (
+            (self._outer, OUTER, outer, "N1 * NH", "rin" if self._paired else "ri"),
+            (self._inner, INNER, inner, "N2 * N2", "rin"),
         ):  # fmt: skip
-            for place, part in enumerate(("r", "i", "n")):
+            if tables and table not in tables:
+                continue
+            for place, part in enumerate(parts):
                 start = ("", f" + {size}", f" + 2 * {size}")[place]
                 line = (f"o_{table} = {index}",) if not place else ()
                 self._builder.load(
                     f"b_{table}{part}", SETUP, shape, dtype="io", tensor=table, lines=line,
                     address=f"{table}{start} + o_{table}",
-                    note=f"the DFT of {shape[0]} points" if not place else "",
+                    note=f"the {_WHAT[table[0]]} of {shape[0]} points" if not place else "",
                 )  # fmt: skip
+
+    def enter(self, x: Pair, note: str) -> None:
+        """The outer stage and its twiddles: b_hr, b_hi [N1, N2] of x [NH, N2]."""
+        real, imag = x
+        first, second = [(self._f1("r"), _of(real, HALF))], [(self._f1("i"), _of(real, HALF))]
+        if self._paired:
+            first.append((self._f1("n"), _of(imag, HALF)))
+            second.insert(0, (self._f1("r"), _of(imag, HALF)))
+        self._product(("b_ar", "b_ai"), POINTS, first, second, f"{note}: [N1, NH] @ [NH, N2]")
+        self._twist(("b_ar", "b_ai"), "-", "+")
 
     def forward(self, x: Pair, z: Pair, note: str) -> None:
         """z [N1, N2] of x [NH, N2], whose other rows are zero."""
-        real, imag = x
-        self._product(
-            ("b_ar", "b_ai"), POINTS,
-            ((_f1("r"), _of(real, HALF)), (_f1("n"), _of(imag, HALF))),
-            ((_f1("r"), _of(imag, HALF)), (_f1("i"), _of(real, HALF))),
-            f"{note}: [N1, NH] @ [NH, N2]",
-        )  # fmt: skip
-        self._twist(("b_ar", "b_ai"), "-", "+")
+        self.enter(x, note)
         self._product(
             z, POINTS,
-            ((_of("b_hr", POINTS), _f2("r")), (_of("b_hi", POINTS), _f2("n"))),
-            ((_of("b_hr", POINTS), _f2("i")), (_of("b_hi", POINTS), _f2("r"))),
+            [(_of("b_hr", POINTS), self._f2("r")), (_of("b_hi", POINTS), self._f2("n"))],
+            [(_of("b_hr", POINTS), self._f2("i")), (_of("b_hi", POINTS), self._f2("r"))],
             "[N1, N2] @ [N2, N2]",
         )  # fmt: skip
 
-    def inverse(self, z: Pair, y: Pair) -> None:
-        """y [NH, N2] of z [N1, N2], by the conjugate factors; the other half is not computed."""
+    def leave(self, z: Pair) -> None:
+        """The inner stage going back and its twiddles: b_hr, b_hi [N1, N2] of z [N1, N2]."""
         real, imag = z
         self._product(
             ("b_ar", "b_ai"), POINTS,
-            ((_of(real, POINTS), _f2("r")), (_of(imag, POINTS), _f2("i"))),
-            ((_of(imag, POINTS), _f2("r")), (_of(real, POINTS), _f2("n"))),
+            [(_of(real, POINTS), self._f2("r")), (_of(imag, POINTS), self._f2("i"))],
+            [(_of(imag, POINTS), self._f2("r")), (_of(real, POINTS), self._f2("n"))],
             "and back: [N1, N2] @ [N2, N2]",
         )  # fmt: skip
         self._twist(("b_ar", "b_ai"), "+", "-")
-        self._product(
-            y, HALF,
-            ((_turned("r"), _of("b_hr", POINTS)), (_turned("i"), _of("b_hi", POINTS))),
-            ((_turned("r"), _of("b_hi", POINTS)), (_turned("n"), _of("b_hr", POINTS))),
-            "[NH, N1] @ [N1, N2]",
-        )  # fmt: skip
+
+    def inverse(self, z: Pair, y: Pair) -> None:
+        """y [NH, N2] of z [N1, N2], by the conjugate factors; the other half is not computed."""
+        self.leave(z)
+        real = [(self._turned("r"), _of("b_hr", POINTS)), (self._turned("i"), _of("b_hi", POINTS))]
+        imag = [(self._turned("r"), _of("b_hi", POINTS)), (self._turned("n"), _of("b_hr", POINTS))]
+        self._product(y, HALF, real, imag if self._paired else [], "[NH, N1] @ [N1, N2]")
 
     def _product(
-        self, out: Pair, shape: tuple[str, str], real: tuple[tuple[Operand, Operand], ...],
-        imag: tuple[tuple[Operand, Operand], ...], note: str,
+        self, out: Pair, shape: tuple[str, str], real: list[tuple[Operand, Operand]],
+        imag: list[tuple[Operand, Operand]], note: str,
     ) -> None:  # fmt: skip
         self._count += 1
         for buffer, sums in zip(out, (real, imag), strict=True):
             for place, (left, right) in enumerate(sums):
                 self._builder.dot(
                     buffer, self.region, shape, left, right, into=buffer if place else "",
-                    name=f"product {self._count} {buffer} {place}",
+                    name=f"product {self._outer} {self._count} {buffer} {place}",
                     note="" if place or buffer is out[1] else note,
                 )  # fmt: skip
 
@@ -107,7 +124,8 @@ class Dft:
         for part, start in (("r", ""), ("i", " + N1 * N2")):
             self._builder.load(
                 f"b_t{part}", self.region, POINTS, tensor="twiddle",
-                address=f"twiddle{start} + o_n", name=f"load twiddle {part} {self._count}",
+                address=f"twiddle{start} + o_n",
+                name=f"load twiddle {self._outer} {part} {self._count}",
             )  # fmt: skip
         reads = (real, imag, "b_tr", "b_ti")
         lines = (
@@ -116,22 +134,22 @@ class Dft:
         )
         for buffer, line in zip(("b_hr", "b_hi"), lines, strict=True):
             self._builder.map(
-                buffer, self.region, POINTS, line, name=f"twist {buffer} {self._count}",
-                dtype="io", reads=reads,
+                buffer, self.region, POINTS, line,
+                name=f"twist {self._outer} {buffer} {self._count}", dtype="io", reads=reads,
             )  # fmt: skip
+
+    def _f1(self, part: str) -> Operand:
+        name = f"b_{self._outer}{part}"
+        return Operand(name, name, OUTER)
+
+    def _turned(self, part: str) -> Operand:
+        name = f"b_{self._outer}{part}"
+        return Operand(name, f"tl.trans({name})", ("NH", "N1"), transposed=True)
+
+    def _f2(self, part: str) -> Operand:
+        name = f"b_{self._inner}{part}"
+        return Operand(name, f"tl.trans({name})", INNER, transposed=True)
 
 
 def _of(buffer: str, shape: tuple[str, str]) -> Operand:
     return Operand(buffer, buffer, shape)
-
-
-def _f1(part: str) -> Operand:
-    return Operand(f"b_f1{part}", f"b_f1{part}", OUTER)
-
-
-def _turned(part: str) -> Operand:
-    return Operand(f"b_f1{part}", f"tl.trans(b_f1{part})", ("NH", "N1"), transposed=True)
-
-
-def _f2(part: str) -> Operand:
-    return Operand(f"b_f2{part}", f"tl.trans(b_f2{part})", INNER, transposed=True)

@@ -13,6 +13,8 @@ the gradient of x needs, has the conjugate spectrum and takes x[n + m].
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from attnc.codegen.convolution.dft import CONSTANTS, HALF, POINTS, TABLES, Dft
 from attnc.codegen.convolution.sides import Sides, dgate_sides, dvalue_sides, forward_sides
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
@@ -20,8 +22,21 @@ from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.convolution import Filter
 
+
+class Row(NamedTuple):
+    """One row of a program: its letter, the part of a transform, its tokens; `start` of its block.
+
+    A row without a start is a block from the first token on.
+    """
+
+    which: str
+    part: str
+    tokens: str
+    start: str = ""
+
+
 # row a is the real part, row b the imaginary one
-ROWS = (("a", "r", "T"), ("b", "i", "T_b"))
+ROWS = (Row("a", "r", "T", "i_na * BL"), Row("b", "i", "T_b", "i_nb * BL"))
 _FORWARD_RANGE = ("lo = tl.maximum(FIRST, i_na - NT + 1)", "hi = tl.minimum(LAST, i_nb) + 1")
 _MIRRORED_RANGE = ("lo = tl.maximum(FIRST, -i_nb)", "hi = tl.minimum(LAST, NT - 1 - i_na) + 1")
 
@@ -54,29 +69,33 @@ def _kernel(found: Filter, sides: Sides, *, pieces: bool, gate_gradient: bool = 
     for row in ROWS:
         _load_row(builder, sides, row, region, pieces=pieces)
     dft.forward(("b_xr", "b_xi"), ("b_zr", "b_zi"), "both rows, forward")
-    _multiply(builder, region, pieces=pieces, mirrored=sides.mirrored)
+    multiply(builder, region, pieces=pieces, mirrored=sides.mirrored)
     dft.region = FINISH if pieces else SETUP
     for part in ("b_sr", "b_si"):
         builder.map(part, dft.region, POINTS, name=f"round {part}", dtype="io", reads=(part,))
     dft.inverse(("b_sr", "b_si"), ("b_yr", "b_yi"))
     for row in ROWS:
-        _finish(builder, found, sides, row, gate_gradient=gate_gradient)
+        finish_row(builder, found, sides, row, gate_gradient=gate_gradient)
     loop = KeyLoop("lo", "hi", True, "pieces of the filter, a block apart")
     return Kernel(
-        sides.name, "", _tensors(found, sides, gate_gradient=gate_gradient),
+        sides.name, "", filter_tensors(found, sides, gate_gradient=gate_gradient),
         ("B", "T", "C", *(("FIRST", "LAST") if pieces else ())), CONSTANTS, builder.build(),
         (_MIRRORED_RANGE if sides.mirrored else _FORWARD_RANGE) if pieces else (),
         (loop,) if pieces else (), specialized=("T",),
     )  # fmt: skip
 
 
-def _tensors(found: Filter, sides: Sides, *, gate_gradient: bool) -> tuple[TensorArgument, ...]:
+def filter_tensors(
+    found: Filter, sides: Sides, *, gate_gradient: bool,
+    tables: tuple[TensorArgument, ...] = TABLES,
+) -> tuple[TensorArgument, ...]:  # fmt: skip
+    """The arguments of a kernel that filters: what it reads, its tables, what it writes."""
     tensors = [
         TensorArgument(name, ("b", "c"), "io", "[B, C, T]", given=name.removeprefix("u_"))
         for name in sides.tensors(*(["v"] if gate_gradient else []))
     ]
     tensors.append(TensorArgument("spectrum", (), "io", "[C, pieces, 2, N1, N2]"))
-    tensors.extend(TABLES)
+    tensors.extend(tables)
     if found.skip is not None:
         name = found.skip.name
         tensors.append(TensorArgument(f"u_{name}", ("c",), "tensor", "[C]", given=name))
@@ -86,10 +105,8 @@ def _tensors(found: Filter, sides: Sides, *, gate_gradient: bool) -> tuple[Tenso
     return tuple(tensors)
 
 
-def _load_row(
-    builder: GraphBuilder, sides: Sides, row: tuple[str, str, str], region: str, *, pieces: bool
-) -> None:
-    which, part, tokens = row
+def _load_row(builder: GraphBuilder, sides: Sides, row: Row, region: str, *, pieces: bool) -> None:
+    which, part, tokens, _ = row
     away = "+" if sides.mirrored else "-"
     start = f"(i_n{which} {away} i_m) * BL + o_e" if pieces else "o_e"
     guard = f"m_{which}" if pieces else f"o_e < {tokens}"
@@ -126,7 +143,8 @@ def load_gated(
     )  # fmt: skip
 
 
-def _multiply(builder: GraphBuilder, region: str, *, pieces: bool, mirrored: bool) -> None:
+def multiply(builder: GraphBuilder, region: str, *, pieces: bool, mirrored: bool) -> None:
+    """b_s of b_z times the spectrum, or its conjugate where `mirrored`; added up over pieces."""
     piece = "(i_c * (LAST - FIRST + 1) + i_m - FIRST)" if pieces else "i_c"
     lines = (f"p_s = spectrum + {piece} * (2 * N1 * N2)",)
     for part, start in (("r", ""), ("i", " + N1 * N2")):
@@ -146,13 +164,14 @@ def _multiply(builder: GraphBuilder, region: str, *, pieces: bool, mirrored: boo
             builder.map(part, region, POINTS, f"{part} = {text}", reads=reads)
 
 
-def _finish(
-    builder: GraphBuilder, found: Filter, sides: Sides, row: tuple[str, str, str], *,
-    gate_gradient: bool,
-) -> None:  # fmt: skip
-    which, part, tokens = row
-    result, out, guard = f"b_y{part}", f"o_t{which}", f"m_t{which}"
-    counted: list[str] = [f"{out} = i_n{which} * BL + o_e", f"{guard} = {out} < {tokens}"]
+def finish_row(
+    builder: GraphBuilder, found: Filter, sides: Sides, row: Row, *, gate_gradient: bool
+) -> None:
+    """Skip and gates of one row [NH, N2] of a result b_y, and its store."""
+    which, part, tokens, start = row
+    result, out, guard = f"b_y{part}", f"o_t{which}" if start else "o_e", f"m_t{which}"
+    counted: list[str] = [f"{out} = {start} + o_e"] if start else []
+    counted.append(f"{guard} = {out} < {tokens}")
 
     def load(buffer: str, name: str) -> None:
         lines, counted[:] = tuple(counted), []

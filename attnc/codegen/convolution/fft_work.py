@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import sqrt
 
+from attnc.codegen.convolution.algebra import TOEPLITZ
 from attnc.codegen.convolution.work import taps_of
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, Request
@@ -13,7 +14,7 @@ from attnc.dsl.convolution import Convolution
 # root mean square of one rounding, of numbers whose logarithms are spread evenly
 _ROUNDING = {"bf16": 1.7e-3, "fp16": 2.1e-4, "fp32": 1e-7, "fp64": 1e-16}
 # the launcher's transform of the filter: taps laid out, transformed, put in order; bytes a point
-_LAID_OUT = 4 * 3 + 8 * 3
+LAID_OUT = 4 * 3 + 8 * 3
 
 
 def factors_of(n1: int, n2: int) -> dict[str, int]:
@@ -32,6 +33,14 @@ def pieces_of(request: Request, size: int) -> range:
     return range(first, max(first, last) + 1)
 
 
+def tensors_moved(kernel: Kernel) -> int:
+    """How many tensors [B, C, T] a kernel reads and writes."""
+    return sum(
+        tensor.axes[:1] == ("b",) or (tensor.written and tensor.dtype == "io")
+        for tensor in kernel.tensors
+    )
+
+
 def transform_work(
     request: Request, kernel: Kernel, tiles: Mapping[str, int]
 ) -> tuple[float, float]:
@@ -44,16 +53,15 @@ def transform_work(
     # pairs of blocks that a piece joins, over a channel's sequences, two to a transform
     joined = sum(blocks - abs(piece) for piece in pieces) * work.batch / 2
     transform = 8.0 * n1 * n2 * (half + n2)
-    moved = sum(tensor.axes[:1] == ("b",) or (tensor.written and tensor.dtype == "io")
-                for tensor in kernel.tensors)  # fmt: skip
+    moved = tensors_moved(kernel)
     points = work.hq * len(pieces) * n1 * n2
     if kernel.name == "dspectrum":
         # u and dz once a piece, and a partial sum
-        nbytes = moved * joined * 2 * size * work.hq * item + points * (8 + _LAID_OUT)
+        nbytes = moved * joined * 2 * size * work.hq * item + points * (8 + LAID_OUT)
         return float(nbytes), 2 * joined * transform * work.hq
     nbytes = moved * work.batch * work.hq * work.tk * item + points * 2 * item
     if kernel.name != "dgate":
-        nbytes += points * _LAID_OUT
+        nbytes += points * LAID_OUT
     rows = work.batch * blocks / 2
     return float(nbytes), (joined + rows) * transform * work.hq
 
@@ -64,4 +72,4 @@ def error_of(form: str, dtype: str) -> float:
     A transform rounds three operands, its four factors and the spectrum, and the output; a product
     with Toeplitz blocks rounds taps and the output. A test holds the figures against fp64.
     """
-    return _ROUNDING[dtype] * sqrt(9 if form == "fft" else 2)
+    return _ROUNDING[dtype] * sqrt(2 if form == TOEPLITZ else 9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from attnc.codegen.convolution.algebra import FFT, STEP_FORM, TOEPLITZ
+from attnc.codegen.convolution.algebra import BUTTERFLY, FFT, STEP_FORM, TOEPLITZ
 from attnc.codegen.launch import constant
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.dsl.convolution import Convolution, Filter
@@ -15,6 +15,8 @@ _LAUNCHERS = {
     (TOEPLITZ, True): "launch_dconvolution.jinja",
     (FFT, False): "launch_fft.jinja",
     (FFT, True): "launch_dfft.jinja",
+    (BUTTERFLY, False): "launch_butterfly.jinja",
+    (BUTTERFLY, True): "launch_dbutterfly.jinja",
     (STEP_FORM, False): "launch_filter_step.jinja",
 }
 
@@ -50,6 +52,10 @@ class ConvolutionLaunch:
     taps_range: str
     weight_gradient: bool
     skip_gradient: str
+    outer: str
+    inner: str
+    outer_gradient: bool
+    inner_gradient: bool
     results: tuple[str, ...]
 
 
@@ -98,6 +104,10 @@ def convolution_launch(plan: Plan, render_call: Callable[..., str]) -> Convoluti
         taps_range=_taps_range(weighed=weighed, skipped=bool(skipped)),
         weight_gradient=weighed,
         skip_gradient=f"u_{skipped}" if skipped else "",
+        outer=_named(found.outer),
+        inner=_named(found.inner),
+        outer_gradient=bool(_wanted(found.outer, wanted)),
+        inner_gradient=bool(_wanted(found.inner, wanted)),
         results=_results(found, names, wanted),
     )
 
@@ -105,7 +115,13 @@ def convolution_launch(plan: Plan, render_call: Callable[..., str]) -> Convoluti
 def _others(found: Filter) -> str:
     skip = ", a skip [C]" if found.skip is not None else ""
     gates = sum(ref is not None for ref in (found.pregate, found.postgate))
-    return skip + ("", ", a gate [B, T, C]", ", gates [B, T, C]")[gates]
+    factors = ", factors [2, N1, N1 / 2] and [2, N2, N2]" if found.learned else ""
+    return skip + ("", ", a gate [B, T, C]", ", gates [B, T, C]")[gates] + factors
+
+
+def _named(ref: object) -> str:
+    name = getattr(ref, "name", "")
+    return f"u_{name}" if name else ""
 
 
 def _wanted(ref: object, wanted: frozenset[str]) -> str:
@@ -151,6 +167,9 @@ def _results(found: Filter, names: tuple[str, ...], wanted: frozenset[str]) -> t
     if found.skip is not None:
         texts[found.skip.name] = f"dskip.to(u_{found.skip.name}.dtype)"
     texts[found.weight.name] = f"du_{found.weight.name}"
+    for factor, text in ((found.outer, "douter"), (found.inner, "dinner")):
+        if factor is not None:
+            texts[factor.name] = f"{text}.to(u_{factor.name}.dtype)"
     named = [texts[name[2:]] for name in names if name[2:] in wanted]
     return ("dv.transpose(1, 2)", *named)
 
@@ -162,6 +181,10 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "dtaps": ["C * NM", "S"],
         "filter_step": [f"C * triton.cdiv(B, {tile.get('BB', 1)})"],
         "dspectrum": ["C * (LAST - FIRST + 1)", "S"],
+        "butterfly_dspectrum": ["C * S"],
+        "douter": ["S"],
+        "dinner": ["S"],
+        **{name: ["C * B"] for name in ("butterfly", "dbutterfly", "butterfly_dgate")},
     }
     each = "triton.cdiv(B * NT, 2) * C" if "NH" in tile else f"{rows} * C"
     grid = grids.get(kernel.name, [each])

@@ -7,13 +7,14 @@ from itertools import product
 
 from attnc.codegen.candidate import refuse
 from attnc.codegen.convolution.algebra import (
+    BUTTERFLY,
     FFT,
-    FORMS,
     TOEPLITZ,
     FilterAlgebra,
     analyse_convolution,
     derive_convolution,
 )
+from attnc.codegen.convolution.butterfly_planner import butterfly_passes
 from attnc.codegen.convolution.fft_planner import transform_passes
 from attnc.codegen.convolution.fft_work import error_of, pieces_of
 from attnc.codegen.convolution.step_planner import step_plan
@@ -116,13 +117,15 @@ def _forms(request: Request, algebra: FilterAlgebra) -> tuple[str, ...]:
             notes=("a filter reads the tokens themselves: its decode keeps a ring of them",),
             hints=("init_state, prefill and step go token by token",),
         )
+    legal = tuple(verdict.form for verdict in algebra.forms if verdict.legal)
     if request.form is None:
-        return FORMS
-    if request.form in FORMS:
+        return legal
+    if request.form in legal:
         return (request.form,)
     raise PlanError(
         f"{request.variant.name!r} has no {request.form} form",
-        hints=(f"its forms are: {', '.join(verdict.form for verdict in algebra.forms)}",),
+        notes=tuple(v.reason for v in algebra.forms if v.form == request.form),
+        hints=(f"its forms are: {', '.join(legal)}",),
     )
 
 
@@ -143,6 +146,9 @@ def _reason(
             moved = sum(step.cost.hbm_bytes for step in first) / 1e6
             texts.append(f"{name} {best[name]:,.0f} us ({flops:,.1f} GFLOP, {moved:,.1f} MB)")
         said = f"by work and bytes, predicted: {', '.join(texts)}"
+    if form == BUTTERFLY:
+        tile = steps[0].tile
+        said += f"; N = {tile['N1']} x {tile['N2']} by declared factors, one block a sequence"
     if form == FFT:
         tile = steps[0].tile
         size = tile["NH"] * tile["N2"]
@@ -261,4 +267,8 @@ def _step_us(step: PassPlan, request: Request) -> float:
     return max(moved, step.cost.flops / rate * slow * idle) + 1.0
 
 
-_PASSES: dict[str, _Form] = {TOEPLITZ: _toeplitz_passes, FFT: transform_passes}
+_PASSES: dict[str, _Form] = {
+    TOEPLITZ: _toeplitz_passes,
+    FFT: transform_passes,
+    BUTTERFLY: butterfly_passes,
+}

@@ -10,7 +10,7 @@ splits in a fixed order and goes back to taps.
 from __future__ import annotations
 
 from attnc.codegen.convolution.dft import CONSTANTS, POINTS, TABLES, Dft
-from attnc.codegen.convolution.fft import ROWS, load_gated
+from attnc.codegen.convolution.fft import ROWS, Row, load_gated
 from attnc.codegen.convolution.sides import gate_name
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.kernel import Kernel, TensorArgument
@@ -65,10 +65,8 @@ def dspectrum_kernel(found: Filter) -> Kernel:
     )  # fmt: skip
 
 
-def _load(
-    builder: GraphBuilder, name: str, gate: str, row: tuple[str, str, str], *, first: bool
-) -> None:
-    which, part, tokens = row
+def _load(builder: GraphBuilder, name: str, gate: str, row: Row, *, first: bool) -> None:
+    which, part, tokens, _ = row
     lines: list[str] = []
     if first:
         offset = "" if which == "a" else " + 1"

@@ -59,6 +59,12 @@ def check_decodes(variant: Convolution) -> None:
     Raises:
         PlanError: its mask shows offsets below 0.
     """
+    if variant.filter.learned:
+        raise PlanError(
+            f"{variant.name!r} has no decode",
+            notes=("its learned factors mix all tokens of a block",),
+            hints=("leave outer and inner out: filters of the past go token by token",),
+        )
     lowest = variant.filter.lowest
     if lowest is None or lowest < 0:
         raise PlanError(

@@ -1,0 +1,34 @@
+"""The factors of a DFT, which declared ones start from."""
+
+from __future__ import annotations
+
+import torch
+
+from attnc.dsl.butterfly import factors_for
+from attnc.dsl.convolution import Convolution
+from attnc.errors import InputError
+
+
+def dft_factors(
+    variant: Convolution, tokens: int, device: torch.device | str | None = None
+) -> dict[str, torch.Tensor]:
+    """Both factors [2, N1, N1 / 2] and [2, N2, N2] by their declared names, each unitary.
+
+    Raises:
+        InputError: the variant declares none.
+        PlanError: there are more tokens than any block has.
+    """
+    outer, inner = variant.filter.outer, variant.filter.inner
+    if outer is None or inner is None:
+        raise InputError(
+            f"{variant.name!r} declares no factors",
+            hints=('outer = "F1[z, k1, n1]" and inner = "F2[z, k2, n2]" are learned',),
+        )
+    n1, n2 = factors_for(tokens)
+    found = {}
+    for name, rows, columns in ((outer.name, n1, n1 // 2), (inner.name, n2, n2)):
+        places = (torch.arange(size, dtype=torch.float64) for size in (rows, columns))
+        angles = torch.outer(*places) / rows * (-2 * torch.pi)
+        factor = torch.stack([angles.cos(), angles.sin()]) * rows**-0.5
+        found[name] = factor.to(device, torch.float32)
+    return found
