@@ -8,7 +8,7 @@ and a launch that differs in any goes the long way once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +16,11 @@ import torch
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
+from attnc.autotune.described_launch import Box, PreparedBoxes
 from attnc.autotune.launcher import Driver, Prepared, parameters
 
+# sizes and strides of a tensor that goes as a descriptor
+_OF_A_BOX = 8
 # launches remembered a kernel and thread; lengths that never repeat would fill memory
 _MOST = 1024
 
@@ -47,14 +50,14 @@ class FastKernel:
             self._local.known, prepared = {}, None
         # a profiler that listens to launches hears of those that go through Triton
         if alignment & 15 or self.listening():
-            self._kernel[grid](*tensors, *numbers, **self._constants)
+            self._run(grid, tensors, numbers)
         elif prepared is not None:
             prepared.launch(grid, torch._C._cuda_getCurrentRawStream(device), pointers)
         else:
-            compiled = self._kernel[grid](*tensors, *numbers, **self._constants)
+            compiled = self._run(grid, tensors, numbers)
             if len(self._local.known) >= _MOST:
                 self._local.known.clear()
-            self._local.known[key] = self._prepare(compiled, (*tensors, *numbers))
+            self._local.known[key] = self._prepare(compiled, tensors, numbers)
 
     def remembered(self, device: int, numbers: tuple[int, ...]) -> Prepared | None:
         """This thread's launch with these numbers and aligned pointers, if there was one."""
@@ -65,8 +68,15 @@ class FastKernel:
         """Whether a profiler hears of every launch of Triton's."""
         return bool(knobs.runtime.launch_enter_hook.calls)
 
-    def _prepare(self, compiled: Any, arguments: tuple[Any, ...]) -> Prepared:
+    def _run(
+        self, grid: tuple[int, int, int], tensors: Sequence[Any], numbers: tuple[int, ...]
+    ) -> Any:
+        """Launch by way of Triton; the compiled kernel."""
+        return self._kernel[grid](*tensors, *numbers, **self._constants)
+
+    def _prepare(self, compiled: Any, tensors: Sequence[Any], numbers: tuple[int, ...]) -> Prepared:
         """What a compiled kernel takes of these arguments: those that are no constants of it."""
+        arguments = (*tensors, *numbers)
         names = [p.name for p in self._kernel.params]
         kinds = [compiled.src.signature[name] for name in names[: len(arguments)]]
         taken = [(k, x) for k, x in zip(kinds, arguments, strict=True) if k != "constexpr"]
@@ -80,6 +90,73 @@ class FastKernel:
             shared_bytes=metadata.shared,
             hidden=parameters(compiled.asm["ptx"]) - len(taken),
         )
+
+
+class DescribedKernel(FastKernel):
+    """A kernel of the gluon backend: tensors with a box go as descriptors.
+
+    `boxes` are rows and columns of a tensor's box, None for one that goes as a pointer, in order of
+    its tensors; `tiled` makes Triton's descriptor of a tensor and its box. Numbers begin with the
+    shape [B, T, H, D] and the strides of each tensor with a box.
+    """
+
+    def __init__(
+        self,
+        kernel: JITFunction[Any],
+        options: Mapping[str, int],
+        driver: Driver,
+        boxes: Sequence[tuple[int, int] | None],
+        tiled: Callable[..., Any],
+    ) -> None:
+        super().__init__(kernel, options, driver)
+        self._boxes, self._tiled = tuple(boxes), tiled
+
+    def _run(
+        self, grid: tuple[int, int, int], tensors: Sequence[Any], numbers: tuple[int, ...]
+    ) -> Any:
+        described = [
+            x if box is None else self._tiled(x, *box)
+            for x, box in zip(tensors, self._boxes, strict=True)
+        ]
+        own = numbers[_OF_A_BOX * sum(box is not None for box in self._boxes) :]
+        return self._kernel[grid](*described, *own, **self._constants)
+
+    def _prepare(self, compiled: Any, tensors: Sequence[Any], numbers: tuple[int, ...]) -> Prepared:
+        places = [x for x, box in zip(tensors, self._boxes, strict=True) if box is not None]
+        own = numbers[_OF_A_BOX * len(places) :]
+        names = [p.name for p in self._kernel.params]
+        signature = compiled.src.signature
+        kinds = ["box" if box is not None else signature[name]
+                 for name, box in zip(names, self._boxes, strict=False)]  # fmt: skip
+        taken = [
+            (signature[name], x)
+            for name, x in zip(names[len(tensors) :], own, strict=True)
+            if signature[name] != "constexpr"
+        ]
+        # behind each descriptor come its sizes and strides
+        count = len(tensors) + _OF_A_BOX * len(places) + len(taken)
+        metadata = compiled.metadata
+        return PreparedBoxes(
+            self._driver,
+            compiled.function,
+            [*kinds, *(kind for kind, _ in taken)],
+            [_box(x, copy) for x, copy in zip(places, metadata.tensordesc_meta, strict=True)],
+            [x for _, x in taken],
+            threads=metadata.num_warps * 32,
+            shared_bytes=metadata.shared,
+            hidden=parameters(compiled.asm["ptx"]) - count,
+        )
+
+
+def _box(tensor: torch.Tensor, copy: Mapping[str, Any]) -> Box:
+    """A tensor [B, T, H, D] as [B, H, T, D], in the copies that the compiler made of its tile."""
+    batch, tokens, heads, columns = tensor.shape
+    of_batch, of_tokens, of_heads, of_columns = tensor.stride()
+    dtype = "bf16" if tensor.dtype == torch.bfloat16 else "fp16"
+    return Box(
+        (batch, heads, tokens, columns), (of_batch, of_heads, of_tokens, of_columns),
+        tuple(copy["block_size"]), copy["swizzle"], dtype, tensor.data_ptr(),
+    )  # fmt: skip
 
 
 def kernels_of(module: ModuleType) -> dict[str, JITFunction[Any]]:

@@ -47,6 +47,12 @@ class Driver:
         self._library = library
         self.launch = library.cuLaunchKernelEx
 
+    def function(self, name: str, *types: Any) -> Any:
+        """A function of the library by name, told the C types that it takes."""
+        found = getattr(self._library, name)
+        found.argtypes = types
+        return found
+
     def attach(self, device: int) -> None:
         """Make a device's primary context the current one of this thread, where it is not.
 
@@ -92,7 +98,7 @@ class Prepared:
 
     `types` are those of the arguments the binary takes, pointers (`*bf16`) first, then numbers with
     their `values`; `hidden` null pointers follow, which Triton's compiler adds. One thread at a
-    time may launch it: a launch writes into its buffer.
+    time may launch it: a launch writes into its buffer, at whose `words` the arguments stand.
     """
 
     def __init__(
@@ -116,11 +122,17 @@ class Prepared:
         for place, (kind, value) in enumerate(zip(types[pointers:], values, strict=True)):
             at = _CONFIG_BYTES + _WORD * (pointers + place)
             struct.pack_into(f"={_CODES[kind]}", self._buffer, at, value)
-        self._table = (ctypes.c_void_p * count)(*(base + _WORD * n for n in range(count)))
+        self.words = [base + _WORD * n for n in range(count)]
+        self._table = (ctypes.c_void_p * count)(*self.words)
         self._write = struct.Struct(f"{_CONFIG}{pointers}Q").pack_into
         self._threads, self._shared_bytes = threads, shared_bytes
         self._driver, self._run, self._function = driver, driver.launch, function
         self._at = ctypes.addressof(self._buffer), ctypes.addressof(self._table)
+
+    def arrange(self, order: Sequence[int]) -> None:
+        """Let the kernel find its arguments at these addresses, `words` among them."""
+        self._table = (ctypes.c_void_p * len(order))(*order)
+        self._at = self._at[0], ctypes.addressof(self._table)
 
     def launch(self, grid: tuple[int, int, int], stream: int, pointers: Sequence[int]) -> None:
         """Queue one run of the kernel on a stream.

@@ -178,6 +178,8 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         symbol=f"{plan.variant.name}_{kernel.name}",
         grid=grids[kernel.name](),
         tensors=[_tensor(tensor, tile) for tensor in kernel.tensors],
+        names=[tensor.given or tensor.name for tensor in kernel.tensors],
+        described=[tensor.given or tensor.name for tensor in kernel.tensors if tensor.box],
         numbers=[*strides, *_scalars(kernel.name, kernel.scalars)],
         constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
         options=step.options,

@@ -16,7 +16,7 @@ from attnc.autotune.first_call import compile_passes
 from attnc.autotune.launcher import Driver, LaunchError
 from attnc.autotune.module_cache import load_module, store_module
 from attnc.codegen.device import Device
-from attnc.codegen.launch import constant
+from attnc.codegen.launch import box_sides, constant
 from attnc.codegen.plan import Plan
 from attnc.codegen.render import kernel_symbol, render, render_launcher
 from attnc.errors import InputError, PlanError
@@ -115,28 +115,30 @@ def fast_launcher(
 
     `otherwise` launches what has no descriptors.
     """
-    from attnc.autotune.fast_kernel import FastKernel
+    from attnc.autotune.fast_kernel import DescribedKernel, FastKernel
 
     own: Callable[..., Any] = getattr(module, plan.phase)
-    if plan.backend == "gluon":
-        # descriptors are made anew for each launch: Triton does that
-        return describing(own, otherwise)
     try:
         driver = Driver()
     except LaunchError:
         # AMD's devices have another driver: there the module launches as it was emitted
-        return own
-    kernels = {}
+        return describing(own, otherwise) if plan.backend == "gluon" else own
+    kernels: dict[str, FastKernel] = {}
     for step in plan.passes:
         symbol = kernel_symbol(plan, step.kernel)
+        kernel = getattr(module, symbol)
+        if plan.backend == "gluon":
+            boxes = [box_sides(t, step.tile) if t.box else None for t in step.kernel.tensors]
+            kernels[symbol] = DescribedKernel(kernel, step.options, driver, boxes, module.tiled)
+            continue
         constants = {name: constant(plan, step, name) for name in step.kernel.constants}
         options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
-        kernels[symbol] = FastKernel(getattr(module, symbol), {**constants, **options}, driver)
+        kernels[symbol] = FastKernel(kernel, {**constants, **options}, driver)
     text = render_launcher(plan)
     run: Callable[..., Any] = load_launcher(
         text.encode(), f"{module.__file__}: launcher", "attnc.autotune", kernels
     )[plan.phase]
-    return run
+    return describing(run, otherwise) if plan.backend == "gluon" else run
 
 
 def _otherwise(built: Built) -> Callable[..., Any] | None:

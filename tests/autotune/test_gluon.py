@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from attnc.autotune.module_cache import store_module
 from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled
 from attnc.codegen.device import DEVICES
-from attnc.codegen.plan import Request
+from attnc.codegen.plan import Plan, Request
 from attnc.codegen.planner import plans
 from attnc.codegen.render import render
 from attnc.codegen.signature import kernel_specs
@@ -28,6 +30,23 @@ CASES = [
     ("biased", 64, "fp16"),
     ("sunk", 256, "bf16"),
 ]
+
+
+def parameters_of(ptx: str) -> list[str]:
+    """The types of an entry's parameters, in order."""
+    entry = re.search(r"\.entry\s+\w+\((.*?)\)", ptx, re.DOTALL)
+    return re.findall(r"\.param (?:\.align 64 )?\.(\w+)", entry[1])
+
+
+def planned_parameters(plan: Plan) -> Iterator[str]:
+    """What the driver is handed: descriptors with their sizes and strides, pointers, numbers."""
+    (spec,) = kernel_specs(plan)
+    for argument in spec.arguments:
+        if argument.type.startswith("tensordesc"):
+            yield from ("b8", *["u32"] * 4, *["u64"] * 4)
+        elif argument.type != "constexpr":
+            yield "u64" if argument.type.startswith("*") else "u32"
+    yield from ("u64", "u64")
 
 
 @pytest.mark.timeout(240)
@@ -57,5 +76,6 @@ def test_a_kernel_compiles_for_sm_90_and_takes_the_sram_that_was_planned(name, d
     assert verdict.ptx is not None and "wgmma.mma_async" in verdict.ptx
     assert "cp.async.bulk.tensor.4d" in verdict.ptx and "setmaxnreg" in verdict.ptx
     assert ("tanh.approx.f32" in verdict.ptx) == (name == "capped")
+    assert parameters_of(verdict.ptx) == list(planned_parameters(plan))
     if name == "causal":
         assert verdict.spill_stores == 0

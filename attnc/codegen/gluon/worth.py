@@ -31,7 +31,7 @@ _MEASURED = (
     Measured(64, 4000, "1.2x triton's speed at T=4096 (causal 1.1x), 0.93x at T=1024 causal"),
     Measured(128, 500, "1.6x triton's speed at T=4096 (causal 1.7x), 1.6x at T=1024 causal"),
 )
-# Triton's launcher makes four descriptors a call, on the host; a shorter kernel would wait for it
+# where Triton's launcher makes four descriptors, on the host, a shorter kernel would wait for it
 _LEAST_US = 50.0
 # a program has that many rows at least
 _LEAST_ROWS = 128
