@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from attnc.autotune.launcher import Driver, Prepared
+from attnc.autotune.launcher import Driver, Image, Prepared
 
 # CUtensorMap of cuda.h, and where one has to begin
 _MAP_BYTES, _MAP_ALIGNED = 128, 64
@@ -87,14 +87,46 @@ class PreparedBoxes(Prepared):
         self._replace = driver.function(
             "cuTensorMapReplaceAddress", ctypes.c_void_p, ctypes.c_void_p
         )
-        self._starts = starts
+        self._starts, self._kinds = starts, tuple(kinds)
+
+    def image(self) -> Image:
+        """The arguments as bytes: descriptors first, then everything else in words."""
+        bare = super().image()
+        packed = bytearray(b"".join(ctypes.string_at(at, _MAP_BYTES) for at in self._starts))
+        offsets: list[int] = []
+        tensors: list[int] = []
+
+        def put(data: bytes) -> int:
+            offsets.append(len(packed))
+            packed.extend(data.ljust(8, b"\0"))
+            return offsets[-1]
+
+        boxes = iter(enumerate(self._sizes))
+        words = [bare.packed[at : at + 8] for at in bare.offsets]
+        pointers, others = iter(words[: len(bare.tensors)]), iter(words[len(bare.tensors) :])
+        for kind in self._kinds:
+            if kind == "box":
+                box, arrays = next(boxes)
+                tensors.append(box * _MAP_BYTES)
+                offsets.append(box * _MAP_BYTES)
+                for number in (bytes(array._type_(n)) for array in arrays for n in array):
+                    put(number)
+            elif kind.startswith("*"):
+                tensors.append(put(next(pointers)))
+            else:
+                put(next(others))
+        for word in others:
+            put(word)
+        boxed = tuple(int(n in self._boxed) for n in range(len(tensors)))
+        return Image(bytes(packed), tuple(offsets), tuple(tensors), boxed)
 
     def launch(self, grid: tuple[int, int, int], stream: int, pointers: Sequence[int]) -> None:
         """Queue one run of the kernel on a stream.
 
         Raises: LaunchError where the driver refuses.
         """
-        super().launch(grid, stream, self._hand_over(pointers))
+        given = pointers if self.kernel is not None else self._hand_over(pointers)
+        super().launch(grid, stream, given)
 
     def on(self, grid: tuple[int, int, int]) -> tuple[Callable[..., None], Callable[[], int]]:
         """A launch over one grid in two calls, as of a kernel without descriptors."""

@@ -2,7 +2,7 @@
 
 Stands alone: it imports nothing of attnc and is copied as it is into wheels. Everything that does
 not change from one call to the next is packed once, so that a launch writes its pointers, its grid
-and its stream, and calls the driver.
+and its stream, and calls the driver: in C where `native` was compiled, by ctypes elsewhere.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import ctypes
 import re
 import struct
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 # how C types of a kernel's arguments are packed
 _CODES = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "fp32": "f", "fp64": "d"}
@@ -31,13 +35,25 @@ class LaunchError(RuntimeError):
     """The driver refused; the message holds its own words."""
 
 
+class Image(NamedTuple):
+    """A kernel's arguments as bytes: where each begins, and where tensors' addresses belong.
+
+    `boxed` says of each tensor, by 1, that a descriptor stands there.
+    """
+
+    packed: bytes
+    offsets: tuple[int, ...]
+    tensors: tuple[int, ...]
+    boxed: tuple[int, ...]
+
+
 class Driver:
-    """libcuda, by its C interface.
+    """libcuda, by its C interface, and the launcher in C, where there is one.
 
     Raises: LaunchError where the library is not there.
     """
 
-    def __init__(self, library: Any = None) -> None:
+    def __init__(self, library: Any = None, native: ModuleType | None = None) -> None:
         if library is None:
             try:
                 library = ctypes.CDLL("libcuda.so.1")
@@ -46,12 +62,22 @@ class Driver:
             library.cuLaunchKernelEx.argtypes = [ctypes.c_void_p] * 4
         self._library = library
         self.launch = library.cuLaunchKernelEx
+        self.native = native
 
     def function(self, name: str, *types: Any) -> Any:
         """A function of the library by name, told the C types that it takes."""
         found = getattr(self._library, name)
         found.argtypes = types
         return found
+
+    def kernel(self, function: int, threads: int, shared_bytes: int, image: Image) -> Any:
+        """A kernel of the launcher in C; None where there is no such launcher."""
+        if self.native is None:
+            return None
+        replace = self._library.cuTensorMapReplaceAddress if any(image.boxed) else None
+        return self.native.Kernel(
+            _address(self.launch), _address(replace), function, threads, shared_bytes, *image
+        )
 
     def attach(self, device: int) -> None:
         """Make a device's primary context the current one of this thread, where it is not.
@@ -125,7 +151,7 @@ class Prepared:
         self.words = [base + _WORD * n for n in range(count)]
         self._table = (ctypes.c_void_p * count)(*self.words)
         self._write = struct.Struct(f"{_CONFIG}{pointers}Q").pack_into
-        self._threads, self._shared_bytes = threads, shared_bytes
+        self._threads, self._shared_bytes, self._pointers = threads, shared_bytes, pointers
         self._driver, self._run, self._function = driver, driver.launch, function
         self._at = ctypes.addressof(self._buffer), ctypes.addressof(self._table)
 
@@ -134,11 +160,30 @@ class Prepared:
         self._table = (ctypes.c_void_p * len(order))(*order)
         self._at = self._at[0], ctypes.addressof(self._table)
 
+    def image(self) -> Image:
+        """The arguments as bytes: pointers, numbers, nulls, in words of eight bytes."""
+        words = self._buffer.raw[_CONFIG_BYTES : _CONFIG_BYTES + _WORD * len(self.words)]
+        places = tuple(range(0, len(words), _WORD))
+        return Image(words, places, places[: self._pointers], (0,) * self._pointers)
+
+    @cached_property
+    def kernel(self) -> Any:
+        """The same launch in C, None where there is no such launcher."""
+        return self._driver.kernel(self._function, self._threads, self._shared_bytes, self.image())
+
+    @property
+    def native(self) -> ModuleType | None:
+        """The launcher in C."""
+        return self._driver.native
+
     def launch(self, grid: tuple[int, int, int], stream: int, pointers: Sequence[int]) -> None:
         """Queue one run of the kernel on a stream.
 
         Raises: LaunchError where the driver refuses.
         """
+        if self.kernel is not None:
+            self.check(self.kernel.launch(*grid, stream, *pointers))
+            return
         threads, shared = self._threads, self._shared_bytes
         self._write(self._buffer, 0, *grid, threads, 1, 1, shared, stream, *pointers)
         config, table = self._at
@@ -160,6 +205,24 @@ class Prepared:
         """Raise LaunchError for an answer of the driver's that is not 0."""
         if result:
             self._driver.check(result, "launch")
+
+
+def load_native(path: Path) -> ModuleType:
+    """The launcher in C, of a file.
+
+    Raises: ImportError where this Python or this machine cannot run it.
+    """
+    name = "native_launch"
+    loader = ExtensionFileLoader(name, str(path))
+    spec = spec_from_file_location(name, path, loader=loader)
+    assert spec is not None, "a file with a loader has a spec"
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def _address(function: Any) -> int:
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def parameters(ptx: str) -> int:

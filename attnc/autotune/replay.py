@@ -2,13 +2,14 @@
 
 A launcher allocates, computes grids and numbers from shapes and strides, and launches. For a call
 whose shapes and strides are those of an earlier one only addresses differ: a recording keeps which
-tensor goes where, and a replay allocates, gathers addresses and launches. Copied into wheels.
+tensor goes where, and a replay allocates, gathers addresses and launches: in one call of C where
+the launcher in C is there. Copied into wheels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
@@ -74,9 +75,12 @@ class Replay:
     launches: tuple[Launch, ...]
     listening: Callable[[], bool]
     allocate: _ALLOCATE
+    native: Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...] | None] | None = None
 
-    def run(self, arguments: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...] | None:
+    def run(self, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         """What the launcher would return; None where this call has to go through it."""
+        if self.native is not None:
+            return None if self.listening() else self.native(arguments)
         table = [x.data_ptr() for x in arguments]
         together = 0
         for address in table:
@@ -146,12 +150,12 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def record(
-    run: Callable[..., Any], arguments: Sequence[torch.Tensor]
+    run: Callable[..., Any], arguments: Sequence[torch.Tensor], wanted: int | None = None
 ) -> tuple[tuple[torch.Tensor, ...], Replay | None]:
     """Run a launcher and keep how: its results, and a replay where it only allocates and launches.
 
-    The device of the arguments is the current one. One tensor given twice has no replay: a later
-    call may give two.
+    The device of the arguments is the current one. A replay returns the results up to `wanted`,
+    all by default. One tensor given twice has no replay: a later call may give two.
     """
     device = arguments[0].device
     tape: list[Any] = []
@@ -175,7 +179,8 @@ def record(
     if not (tape and once and allocations.only) or any(prepared is None for prepared, *_ in tape):
         return results, None
     listening = next(iter(kernels.values())).listening
-    return results, _replay(device, arguments, allocations.made, results, tape, listening)
+    replay = _replay(device, arguments, allocations.made, results, wanted, tape, listening)
+    return results, replay
 
 
 def _replay(
@@ -183,6 +188,7 @@ def _replay(
     arguments: Sequence[torch.Tensor],
     made: Sequence[torch.Tensor],
     results: Sequence[torch.Tensor],
+    wanted: int | None,
     tape: Sequence[tuple[Prepared, tuple[int, int, int], tuple[torch.Tensor, ...]]],
     listening: Callable[[], bool],
 ) -> Replay | None:
@@ -190,6 +196,8 @@ def _replay(
     fresh = {x.data_ptr(): x for x in made}
     if any(x.data_ptr() not in fresh for x in results):
         return None
+    # nobody sees the others: they lie with scratch, in one allocation
+    results = results[:wanted]
     returned = {x.data_ptr() for x in results}
     scratch = [x for x in made if x.data_ptr() not in returned]
     offsets, size = [], 0
@@ -207,7 +215,7 @@ def _replay(
     def place(x: torch.Tensor) -> int:
         return given[id(x)] if id(x) in given else places[x.data_ptr()]
 
-    return Replay(
+    replay = Replay(
         device=device,
         returned=tuple(Made(tuple(x.shape), x.stride(), x.dtype) for x in results),
         scratch_bytes=size,
@@ -220,6 +228,33 @@ def _replay(
         listening=listening,
         allocate=_allocator(device),
     )
+    steps = [(p, grid, [place(x) for x in tensors]) for p, grid, tensors in tape]
+    return replace(replay, native=_in_c(replay, len(arguments), steps))
+
+
+def _in_c(
+    replay: Replay,
+    arguments: int,
+    steps: Sequence[tuple[Prepared, tuple[int, int, int], list[int]]],
+) -> Callable[..., Any] | None:
+    """The whole replay as one call of the launcher in C; None where there is none."""
+    native = steps[0][0].native
+    if native is None:
+        return None
+    run: Callable[..., Any] = native.Call(
+        torch.Tensor.data_ptr,
+        replay.allocate,
+        tuple((x.shape, x.stride, x.dtype) for x in replay.returned),
+        ((replay.scratch_bytes,), (1,), torch.uint8),
+        replay.offsets,
+        tuple(x.data_ptr() for x in replay.kept),
+        torch._C._cuda_getCurrentRawStream,
+        (replay.device.index,),
+        steps[0][0].check,
+        arguments,
+        tuple((prepared.kernel, *grid, *places) for prepared, grid, places in steps),
+    ).run
+    return run
 
 
 def _taker(places: Sequence[int]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from attnc.autotune.binary_kernel import load_launcher
 from attnc.autotune.first_call import compile_passes
 from attnc.autotune.launcher import Driver, LaunchError
 from attnc.autotune.module_cache import load_module, store_module
+from attnc.autotune.native_build import native_launcher
 from attnc.codegen.device import Device
 from attnc.codegen.launch import box_sides, constant
 from attnc.codegen.plan import Plan
@@ -77,6 +79,15 @@ def _say(text: str) -> None:
     sys.stderr.write(f"attnc: {text}\n")
 
 
+@cache
+def _native() -> ModuleType | None:
+    """The launcher in C, and word of why there is none."""
+    found = native_launcher()
+    if found.module is None:
+        _say(f"launching by ctypes, some microseconds slower: {found.why_not}")
+    return found.module
+
+
 def store_plan(plan: Plan) -> Path:
     """Emit a plan into the cache of modules; the file it stands in."""
     return store_module(render(plan), f"{plan.variant.name}_{plan.form}_{plan.phase}")
@@ -119,7 +130,7 @@ def fast_launcher(
 
     own: Callable[..., Any] = getattr(module, plan.phase)
     try:
-        driver = Driver()
+        driver = Driver(native=_native())
     except LaunchError:
         # AMD's devices have another driver: there the module launches as it was emitted
         return describing(own, otherwise) if plan.backend == "gluon" else own

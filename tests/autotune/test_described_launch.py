@@ -20,6 +20,7 @@ from attnc.codegen.render import render_launcher
 from attnc.ops.descriptors import describing
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
+from tests.autotune.in_c import LAUNCHERS, driver_of
 
 # bytes of a row that each CUtensorMapSwizzle may have
 SWIZZLED = {1: 32, 2: 64, 3: 128}
@@ -74,9 +75,9 @@ Q = Box((2, 4, 300, 80), (96000, 80, 320, 1), (1, 1, 64, 64), 3, "bf16", 256)
 OUT = Box((2, 4, 300, 64), (76800, 64, 256, 1), (1, 1, 64, 32), 2, "fp16", 512)
 
 
-def prepared(library: FakeLibrary) -> PreparedBoxes:
+def prepared(library: FakeLibrary, launcher: str = "ctypes") -> PreparedBoxes:
     return PreparedBoxes(
-        Driver(library), 7, ["box", "*fp32", "box", "i32"], [Q, OUT], [-3],
+        driver_of(library, launcher), 7, ["box", "*fp32", "box", "i32"], [Q, OUT], [-3],
         threads=384, shared_bytes=98_304, hidden=2,
     )  # fmt: skip
 
@@ -93,10 +94,12 @@ def test_descriptors_are_encoded_once_innermost_axis_first():
     ]
 
 
-@pytest.mark.parametrize("replayed", [False, True])
-def test_a_kernel_finds_every_argument_where_triton_puts_it(replayed):
+@pytest.mark.parametrize(
+    ("launcher", "replayed"), [("ctypes", False), ("ctypes", True), ("c", False)]
+)
+def test_a_kernel_finds_every_argument_where_triton_puts_it(launcher, replayed):
     library = FakeLibrary(KINDS)
-    kernel = prepared(library)
+    kernel = prepared(library, launcher)
     for addresses in ((1 << 40, 32, 48), (64, 80, 1 << 44)):
         if replayed:
             write, run = kernel.on((5, 1, 1))
@@ -113,10 +116,13 @@ def test_a_kernel_finds_every_argument_where_triton_puts_it(replayed):
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("refuse", ["encode", "replace"])
-def test_what_the_driver_refuses_is_an_error_with_its_words(refuse):
+def test_what_the_driver_refuses_is_an_error_with_its_words(refuse, launcher):
+    library = FakeLibrary(KINDS, refuse)
     with pytest.raises(LaunchError, match="invalid argument"):
-        prepared(FakeLibrary(KINDS, refuse)).launch((1, 1, 1), 0, (16, 32, 48))
+        prepared(library, launcher).launch((1, 1, 1), 0, (16, 32, 48))
+    assert library.launches == []
 
 
 def gluon_plan(name: str = "flash_alibi", dim: int = 64):
@@ -154,8 +160,9 @@ class FakeTriton:
         return lambda *given, **options: self.given.append((given, options)) or self.compiled
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("dim", [64, 128])
-def test_an_emitted_launcher_launches_descriptors_by_way_of_triton_once(dim, monkeypatch):
+def test_an_emitted_launcher_launches_descriptors_by_way_of_triton_once(dim, launcher, monkeypatch):
     """Then by the driver, and a call like it is replayed: addresses of whole tensors, no views."""
     plan = gluon_plan(dim=dim)
     step = plan.passes[0]
@@ -166,7 +173,8 @@ def test_an_emitted_launcher_launches_descriptors_by_way_of_triton_once(dim, mon
     kinds = ("d" + "iiii" + "qqqq") * 3 + "p" + "d" + "iiii" + "qqqq" + "p" + "iiiii" + "pp"
     library = FakeLibrary(kinds)
     tiled = lambda x, rows, columns: ("tiled", tuple(x.shape), rows, columns)  # noqa: E731
-    kernel = DescribedKernel(triton, step.options, Driver(library), boxes, tiled)
+    driver = driver_of(library, launcher)
+    kernel = DescribedKernel(triton, step.options, driver, boxes, tiled)
     own = load_launcher(
         render_launcher(plan).encode(), "launcher", "attnc.autotune", {"flash_alibi_online": kernel}
     )["forward"]
@@ -192,7 +200,7 @@ def test_an_emitted_launcher_launches_descriptors_by_way_of_triton_once(dim, mon
     ]
     assert [n for (n,) in found[1:9]] == [2, 4, 300, dim, *q.transpose(1, 2).stride()]
     assert [n for (n,) in found[38:]] == [2, 300, 200, 4, 2, 0, 0]
-    again = [x.clone() for x in (q, k, v, slope)]
+    again = tuple(x.clone() for x in (q, k, v, slope))
     results, replay = record(run, (q, k, v, slope))
     assert replay is not None and len(results) == 2
     o, lse = replay.run(again)

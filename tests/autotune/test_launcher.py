@@ -14,6 +14,7 @@ from attnc.codegen.planner import plans
 from attnc.ops.built import fast_launcher, store_plan
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
+from tests.autotune.in_c import LAUNCHERS, driver_of
 
 PTX = """
 .visible .entry flash_online(
@@ -56,16 +57,17 @@ class FakeLibrary:
         return 0
 
 
-def prepared(library: FakeLibrary) -> Prepared:
+def prepared(library: FakeLibrary, launcher: str = "ctypes") -> Prepared:
     return Prepared(
-        Driver(library), 77, ["*bf16", "*fp32", "i32", "i64"], [-5, 1 << 40],
+        driver_of(library, launcher), 77, ["*bf16", "*fp32", "i32", "i64"], [-5, 1 << 40],
         threads=256, shared_bytes=98_304, hidden=1,
     )  # fmt: skip
 
 
-def test_a_launch_hands_the_driver_every_argument_in_its_place():
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launch_hands_the_driver_every_argument_in_its_place(launcher):
     library = FakeLibrary()
-    kernel = prepared(library)
+    kernel = prepared(library, launcher)
     kernel.launch((7, 3, 1), 0xABC, (1 << 47, 4096))
     kernel.launch((1, 1, 1), 0, (16, 32))
     first, second = library.launches
@@ -77,9 +79,10 @@ def test_a_launch_hands_the_driver_every_argument_in_its_place():
     assert second == {**first, "grid": (1, 1, 1), "stream": 0, "pointers": [16, 32]}
 
 
-def test_a_refused_launch_says_what_the_driver_said():
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_refused_launch_says_what_the_driver_said(launcher):
     with pytest.raises(LaunchError, match=r"^launch: invalid argument \(CUDA error 1\)$"):
-        prepared(FakeLibrary(result=1)).launch((1, 1, 1), 0, (0, 0))
+        prepared(FakeLibrary(result=1), launcher).launch((1, 1, 1), 0, (0, 0))
 
 
 def test_a_number_before_a_pointer_is_refused():
