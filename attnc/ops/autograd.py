@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from attnc.ops.gradients import PLAIN
 from attnc.ops.operators import BACKWARD, FORWARD, backward_now, forward_now, op_named
 
 
@@ -24,7 +25,7 @@ class Attention(torch.autograd.Function):
         initial_state: torch.Tensor | None,
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        run = forward_now if _eager(q, k, v) else FORWARD
+        run = forward_now if eager(q, k, v) else FORWARD
         return tuple(run(key, q, k, v, list(tensors), initial_state, form, precision))
 
     @staticmethod
@@ -50,7 +51,7 @@ class Attention(torch.autograd.Function):
         incoming = list(gradients)
         if op.keeps_row_sums and not op.softmax:
             del incoming[1]
-        run = backward_now if _eager(q, *gradients) else BACKWARD
+        run = backward_now if eager(q, *gradients) else BACKWARD
         with torch.no_grad():
             results = run(
                 ctx.key, q, k, v, tensors, initial_state, kept, incoming, " ".join(names),
@@ -69,7 +70,7 @@ class Attention(torch.autograd.Function):
 Attention.forward.__signature__ = inspect.signature(Attention.forward)  # type: ignore[attr-defined]
 
 
-def _eager(*tensors: torch.Tensor | None) -> bool:
+def eager(*tensors: torch.Tensor | None) -> bool:
     """Whether an op may run at once: nobody traces, transforms or listens to what is dispatched.
 
     The dispatcher costs tens of microseconds, and these cases are what it is for.
@@ -79,7 +80,7 @@ def _eager(*tensors: torch.Tensor | None) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and all(
             x is None
-            or (type(x) is torch.Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x))
+            or (type(x) in PLAIN and not torch._C._functorch.is_functorch_wrapped_tensor(x))
             for x in tensors
         )
     )

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from attnc.ops.autograd import _eager as eager
+from attnc.ops.autograd import eager as eager
 
 
 class FilterOp(Protocol):

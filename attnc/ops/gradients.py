@@ -6,15 +6,29 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd import forward_ad
 
 from attnc.errors import InputError
 
 if TYPE_CHECKING:
     from attnc.dsl.variant import Variant
 
+# types of tensors that have no dispatch of their own
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+def forward_mode() -> bool:
+    """Whether tangents may travel with tensors."""
+    return forward_ad._current_level >= 0
+
 
 def needs_gradient(*tensors: torch.Tensor | float | None) -> bool:
-    """Whether autograd will want a backward of these inputs."""
+    """Whether autograd will want a backward of these inputs, or refuse their tangents."""
+    if forward_mode() and any(
+        isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+        for x in tensors
+    ):
+        return True
     if not torch.is_grad_enabled():
         return False
     return any(getattr(tensor, "requires_grad", False) for tensor in tensors)

@@ -17,7 +17,7 @@ from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.dsl.sequences import over_sequences
 from attnc.dsl.variant import Variant
 from attnc.errors import AttncError, InputError
-from attnc.ops.autograd import Attention
+from attnc.ops.autograd import Attention, eager
 from attnc.ops.built import launch
 from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.convolution import ConvolutionOp
@@ -107,17 +107,18 @@ class Op(Decoding):
             InputError: shapes, dtypes, devices or arguments that do not fit the declaration.
             PlanError: no tile fits, or the form is not legal.
         """
-        if not CU_SEQLENS.isdisjoint(tensors) and not self.variant.mask_form.packed:
+        if tensors and not CU_SEQLENS.isdisjoint(tensors) and not self.variant.mask_form.packed:
             return self.over_sequences()(
                 q, k, v, return_lse=return_lse, initial_state=initial_state,
                 return_state=return_state, form=form, precision=precision, **tensors,
             )  # fmt: skip
         key: Hashable = None
-        if initial_state is None and not return_state and not torch.compiler.is_compiling():
-            key = call_key(q, k, v, (return_lse, form, precision), tensors)
-            answer = self._seen.answer(key, (q, k, v), tensors, generation())
+        if initial_state is None and not return_state and not torch.compiler.is_dynamo_compiling():
+            options = (return_lse, form, precision)
+            answer = self._seen.answer(q, k, v, options, tensors, generation())
             if answer is not None:
                 return answer[:2] if return_lse else answer[0]
+            key = call_key(q, k, v, options, tensors)
         q, k, v = autocast(q, k, v)
         sizes = check_qkv(q, k, v)
         given = check_tensors(self.variant, tensors, sizes, q)
@@ -142,7 +143,7 @@ class Op(Decoding):
             results = Attention.apply(  # type: ignore[no-untyped-call]
                 self.key, form or "", precision, q, k, v, state, *values
             )
-        elif torch.compiler.is_compiling():
+        elif not eager(q, k, v, state, *values):
             results = FORWARD(self.key, q, k, v, values, state, form or "", precision)
         else:
             results = self.forward(q, k, v, values, state, form, precision)
@@ -151,7 +152,9 @@ class Op(Decoding):
                 built = self.built_plans.find(q, k, v, values, form, precision, stateful=False)
                 built = built.taking_like(q, k, v)
                 if built.run is not None:
-                    self._seen.add(key, built.run, used_tensors(built.plan), generation())
+                    self._seen.add(
+                        key, built.run, used_tensors(built.plan), generation(), 1 + return_lse
+                    )
         if return_lse:
             return results[0], results[1]
         return (results[0], results[-1]) if return_state else results[0]

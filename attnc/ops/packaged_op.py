@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from attnc.errors import InputError
-from attnc.ops.autograd import Attention
+from attnc.ops.autograd import Attention, eager
 from attnc.ops.gradients import (
     autocast,
     check_gradients,
@@ -109,11 +109,11 @@ class PackagedOp:
             CacheError: a file of the package was altered.
         """
         key: Hashable = None
-        if initial_state is None and not return_state and not torch.compiler.is_compiling():
-            key = call_key(q, k, v, return_lse, tensors)
-            answer = self._seen.answer(key, (q, k, v), tensors)
+        if initial_state is None and not return_state and not torch.compiler.is_dynamo_compiling():
+            answer = self._seen.answer(q, k, v, return_lse, tensors)
             if answer is not None:
                 return answer[:2] if return_lse else answer[0]
+            key = call_key(q, k, v, return_lse, tensors)
         q, k, v = autocast(q, k, v)
         sizes = check_qkv(q, k, v)
         # the binaries read fp32
@@ -131,7 +131,7 @@ class PackagedOp:
         if needs_gradient(q, k, v, state, *values):
             check_gradients(self.variant, given)  # type: ignore[arg-type]
             results = Attention.apply(self.key, "", "fp32", q, k, v, state, *values)  # type: ignore[no-untyped-call]
-        elif torch.compiler.is_compiling():
+        elif not eager(q, k, v, state, *values):
             results = FORWARD(self.key, q, k, v, values, state, "", "fp32")
         else:
             results = self.forward(q, k, v, values, state)
@@ -139,7 +139,7 @@ class PackagedOp:
                        for x in tensors.values())  # fmt: skip
             if key is not None and wide:
                 module = self._module(q, k, v, "forward", stateful=False)
-                self._seen.add(key, module.run, module.facts["tensors"])
+                self._seen.add(key, module.run, module.facts["tensors"], wanted=1 + return_lse)
         if return_lse:
             return results[0], results[1]
         return (results[0], results[-1]) if return_state else results[0]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import Phase, assume, given, settings
-from torch.autograd import gradcheck
+from torch.autograd import forward_ad, gradcheck
 
 from attnc.codegen.kernels.gradient import pairs
 from attnc.codegen.planner import plans
@@ -395,3 +395,10 @@ def test_a_flipped_sign_in_a_derivative_is_caught(monkeypatch):
     monkeypatch.setattr(pairs, "shared_lines", flipped)
     with pytest.raises(AssertionError, match="d q"):
         hold_exactly(compile_op(shipped()["flash_softcap"]), Shape(1, 40, 40, 1, 1, 16, 16))
+
+
+def test_tangents_are_refused_and_not_dropped():
+    op = compile_op(shipped()["flash"])
+    x = torch.zeros(1, 8, 2, 16)
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+        op(forward_ad.make_dual(x, x.clone()), x, x)
