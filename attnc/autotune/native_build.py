@@ -47,9 +47,12 @@ def native_launcher() -> Native:
     """The one of this machine, compiled where it was not yet; looked for once a process."""
     try:
         path = _compiled()
-        return Native(path, load_native(path))
-    except (OSError, ImportError) as error:
+    except OSError as error:
         return Native(why_not=str(error))
+    try:
+        return Native(path, load_native(path))
+    except ImportError as error:
+        return Native(why_not=f"it does not load: {error}".replace(str(path), path.name))
 
 
 def platform_tag() -> str:
@@ -69,14 +72,29 @@ def _compiled() -> Path:
     for name in _SOURCES:
         known.update((folder / name).read_bytes())
     path = cache_directory() / "native" / known.hexdigest()[:32] / NATIVE_FILE
-    if path.exists():
+    if _whole(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if not path.exists():
+        if not _whole(path):
             with as_file(folder) as sources, tempfile.TemporaryDirectory() as scratch:
-                write_atomically(path, _compile(sources, Path(scratch) / NATIVE_FILE))
+                data = _compile(sources, Path(scratch) / NATIVE_FILE)
+            write_atomically(path, data)
+            write_atomically(_digest_of(path), hashlib.sha256(data).hexdigest().encode())
     return path
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _whole(path: Path) -> bool:
+    """Whether it is there as it was written: to load less would end the process."""
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return _digest_of(path).read_text() == digest
+    except OSError:
+        return False
 
 
 def _compile(sources: Path, path: Path) -> bytes:
@@ -84,8 +102,10 @@ def _compile(sources: Path, path: Path) -> bytes:
                str(sources / "native_launch.c")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        first = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
-        raise OSError(f"{command[0]} refuses the launcher in C: {first}")
+        # without the places, which are those of this machine
+        said = [line.partition("error: ")[2] for line in done.stderr.splitlines()]
+        why = next(filter(None, said), f"status {done.returncode}")
+        raise OSError(f"{Path(command[0]).name} refuses it: {why}")
     return path.read_bytes()
 
 

@@ -44,10 +44,12 @@ def write_package(
     directory: Path,
     modules: Sequence[PackagedModule],
     variants: Mapping[str, Mapping[str, Any]] | None = None,
+    launched_by: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write sources and binaries, then the manifest that lists them; returns its path.
 
-    `variants` says of each variant by name what a package that runs by itself has to know.
+    `variants` says of each variant by name what a package that runs by itself has to know, and
+    `launched_by` what launches its kernels.
 
     Each file appears whole or not at all, and equal modules give equal bytes: the manifest holds
     no time, host or path.
@@ -85,6 +87,7 @@ def write_package(
         "triton": triton_version(),
         "modules": entries,
         **({"variants": dict(variants)} if variants else {}),
+        **({"launched_by": dict(launched_by)} if launched_by else {}),
     }
     path = directory / MANIFEST
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from attnc.autotune.native_build import Native, native_launcher
 from attnc.autotune.package import PackagedModule, write_package
 from attnc.cli.facts import Facts
 from attnc.cli.find import find_all
@@ -40,6 +41,7 @@ class Order:
     backend: str | None = None
     decode: bool = False
     cache: str | None = None
+    any_platform: bool = False
 
     def facts(self) -> list[Facts]:
         """The facts of each module to build."""
@@ -69,6 +71,8 @@ def build(names: Sequence[str], order: Order, folder: Path, *, jobs: int) -> int
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, and a package is a folder")
     variants = find_all(names)
+    if order.any_platform and order.wheel is None:
+        raise UsageError("--any-platform is for a wheel", hints=("add --wheel NAME",))
     if order.wheel is not None:
         return _build_wheel(variants, order, order.wheel, folder, jobs=jobs)
     ranked = [_ranked(variant, facts) for variant in variants for facts in order.facts()]
@@ -114,8 +118,11 @@ def _build_wheel(
         wheel_module(request, item.plan, _packaged(item), spare)
         for request, item, spare in zip(requests, built, general, strict=True)
     ]
+    native = Native(why_not="--any-platform") if order.any_platform else native_launcher()
+    if native.why_not and not order.any_platform:
+        console().print(f"no launcher in C: {native.why_not}; the wheel launches by ctypes")
     try:
-        path = write_wheel(folder, name, modules, variants)
+        path = write_wheel(folder, name, modules, variants, native)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
     _print(built, path)

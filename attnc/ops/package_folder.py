@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from attnc.autotune.binary_kernel import BinaryKernel, load_launcher
-from attnc.autotune.launcher import Driver
+from attnc.autotune.launcher import Driver, load_native
 from attnc.errors import CacheError
 
 
@@ -45,10 +47,32 @@ class Package:
             )
         return data
 
+    def native(self) -> ModuleType | None:
+        """The launcher in C, where the package holds one that runs here; a warning where not.
+
+        Raises: CacheError where it was altered.
+        """
+        entry = self.manifest["launched_by"]
+        if entry["kind"] == "ctypes":
+            return None
+        self.read(entry)
+        try:
+            return load_native(self._folder / entry["file"])
+        except ImportError as error:
+            text = f"{self.name} launches by ctypes, some microseconds slower: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            return None
+
+    @property
+    def launches(self) -> str:
+        """What launches the kernels, and why where it is not C."""
+        entry = self.manifest["launched_by"]
+        return f"C ({entry['platform']})" if entry["kind"] == "c" else f"ctypes: {entry['why']}"
+
     def launcher(self, module: Mapping[str, Any]) -> Callable[..., Any]:
         """The launcher of a module, its kernels in place."""
         if self._driver is None:
-            self._driver = Driver()
+            self._driver = Driver(native=self.native())
         general = {entry["kernel"]: entry for entry in module["general"]}
         kernels = {
             entry["kernel"]: BinaryKernel(

@@ -84,8 +84,10 @@ class PackagedOp:
         self.key = register(f"{name}-{self._facts['digest']}", self)
 
     def __repr__(self) -> str:
+        built = "; ".join(self._built())
         return (
-            f"<{self.variant.name}: {self._facts['summary']}; built for {'; '.join(self._built())}>"
+            f"<{self.variant.name}: {self._facts['summary']}; built for {built}; "
+            f"launched by {self._package.launches}>"
         )
 
     def _built(self) -> list[str]:

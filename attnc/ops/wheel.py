@@ -15,6 +15,7 @@ from typing import Any
 
 import attnc
 from attnc.autotune.atomic_file import write_atomically
+from attnc.autotune.native_build import NATIVE_FILE, PYTHON_TAG, Native, platform_tag
 from attnc.autotune.package import MANIFEST, PackagedModule, write_package
 from attnc.codegen.template import render_text
 from attnc.dsl.variant import Variant
@@ -43,13 +44,22 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def write_wheel(
-    folder: Path, name: str, modules: Sequence[PackagedModule], variants: Sequence[Variant]
+    folder: Path,
+    name: str,
+    modules: Sequence[PackagedModule],
+    variants: Sequence[Variant],
+    native: Native,
 ) -> Path:
-    """Write `NAME-VERSION-py3-none-any.whl` into a folder; equal modules give equal bytes."""
+    """Write `NAME-VERSION-TAG.whl` into a folder; equal modules give equal bytes.
+
+    With the launcher in C it is a wheel of this platform, and without one of any.
+    """
     check_name(name)
+    tag = "py3-none-any" if native.file is None else f"{PYTHON_TAG}-{platform_tag()}"
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / name
-        manifest = write_package(package, modules, {v.name: _facts(v) for v in variants})
+        facts = {v.name: _facts(v) for v in variants}
+        manifest = write_package(package, modules, facts, _launcher(package, native))
         contents = {f"{name}/{path.name}": path.read_bytes() for path in package.iterdir()}
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     assert f"{name}/{MANIFEST}" in contents, "a package has a manifest"
@@ -61,9 +71,19 @@ def write_wheel(
         "wheel_init.jinja", name=name, version=attnc.__version__, ops=ops, digest=digest
     )
     contents[f"{name}/__init__.py"] = first.encode()
-    path = folder / f"{name}-{attnc.__version__}-py3-none-any.whl"
-    write_atomically(path, _zip(name, contents))
+    path = folder / f"{name}-{attnc.__version__}-{tag}.whl"
+    write_atomically(path, _zip(name, contents, tag))
     return path
+
+
+def _launcher(package: Path, native: Native) -> dict[str, Any]:
+    """What the manifest says of the launcher, whose file is put beside it."""
+    if native.file is None:
+        return {"kind": "ctypes", "why": native.why_not}
+    data = native.file.read_bytes()
+    write_atomically(package / NATIVE_FILE, data)
+    digest = hashlib.sha256(data).hexdigest()
+    return {"kind": "c", "file": NATIVE_FILE, "sha256": digest, "platform": platform_tag()}
 
 
 def check_name(name: str) -> None:
@@ -100,14 +120,15 @@ def _facts(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _zip(name: str, contents: Mapping[str, bytes]) -> bytes:
+def _zip(name: str, contents: Mapping[str, bytes], tag: str) -> bytes:
     info = f"{name}-{attnc.__version__}.dist-info"
     metadata = (
         f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {attnc.__version__}\n"
         f"Summary: Attention kernels as binaries, built by attnc {attnc.__version__}\n"
         "Requires-Python: >=3.10\nRequires-Dist: torch>=2.4\n"
     )
-    wheel = "Wheel-Version: 1.0\nGenerator: attnc\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    pure = str(tag.endswith("-any")).lower()
+    wheel = f"Wheel-Version: 1.0\nGenerator: attnc\nRoot-Is-Purelib: {pure}\nTag: {tag}\n"
     everything = {
         **dict(sorted(contents.items())),
         f"{info}/METADATA": metadata.encode(),

@@ -141,6 +141,10 @@ def build_command(
         str | None,
         typer.Option("--wheel", metavar="NAME", help="A pip-installable wheel, backward included."),
     ] = None,
+    any_platform: Annotated[
+        bool,
+        typer.Option("--any-platform", help="A wheel without the launcher in C: launches slower."),
+    ] = False,
     jobs: Jobs = 2,
 ) -> int:
     """Compile ahead of time, with no GPU, into a package."""
@@ -148,6 +152,7 @@ def build_command(
 
     dims, dtypes = tuple(dim or ()), tuple(dtype or ())
     order = Order(
-        tuple(target), dims, dtypes, heads, stateful, backward, wheel, backend, decode, cache
-    )
+        tuple(target), dims, dtypes, heads, stateful, backward, wheel, backend, decode, cache,
+        any_platform,
+    )  # fmt: skip
     return build(which, order, output, jobs=jobs)
