@@ -5,13 +5,12 @@ The operators find their op by the name and digest of the variant, as those of a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
-from attnc.ops.autograd import eager as eager
+from attnc.ops.autograd import by_position, eager
 
 
 class FilterOp(Protocol):
@@ -127,5 +126,4 @@ class Filtering(torch.autograd.Function):
         return (None, None, None, dv, *(found.get(name) for name in names))
 
 
-# `apply` asks for the signature at every call, and finding it anew takes a third of a call
-Filtering.forward.__signature__ = inspect.signature(Filtering.forward)  # type: ignore[attr-defined]
+by_position(Filtering.forward)

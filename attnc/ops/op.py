@@ -118,7 +118,8 @@ class Op(Decoding):
             answer = self._seen.answer(q, k, v, options, tensors, generation())
             if answer is not None:
                 return answer[:2] if return_lse else answer[0]
-            key = call_key(q, k, v, options, tensors)
+            if not needs_gradient(q, k, v, *tensors.values()):
+                key = call_key(q, k, v, options, tensors)
         q, k, v = autocast(q, k, v)
         sizes = check_qkv(q, k, v)
         given = check_tensors(self.variant, tensors, sizes, q)

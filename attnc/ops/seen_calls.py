@@ -21,6 +21,8 @@ from attnc.ops.gradients import PLAIN, forward_mode, needs_gradient
 
 # keys kept a variant: lengths that never repeat would fill memory
 _MOST = 1024
+# guards kept a call
+_MOST_GUARDS = 8
 
 
 # without the lazy start of CUDA, which has been where a tensor lies on it
@@ -63,7 +65,8 @@ class SeenCall:
     """A launcher, the declared tensors that it takes by name, and which answers chose it.
 
     `wanted` is how many of its results the caller takes. A thread's `replay` is None where the
-    launcher does more than a replay can.
+    launcher does more than a replay can. `guards` are those that held: one for each way in which
+    its tensors may want gradients.
     """
 
     run: Callable[..., Any]
@@ -71,6 +74,7 @@ class SeenCall:
     generation: int
     wanted: int
     threads: local = field(default_factory=local)
+    guards: list[_Guarded] = field(default_factory=list)
 
     def answer(self, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """What the launcher gives, on the current device: replayed where that can be."""
@@ -133,12 +137,14 @@ class SeenCalls:
                 return latest.seen.answer(given)
             seen = latest.seen
         else:
+            if needs_gradient(*given):
+                return None
             key = call_key(q, k, v, options, tensors)
             found = self.find(key, generation)
-            if found is None or needs_gradient(*given):
+            if found is None:
                 return None
             seen = found
-            self._latest = _guarded((q, k, v), options, tensors, seen)
+            self._latest = _guarded(given, options, tuple(tensors), seen)
         arguments = (q, k, v, *map(tensors.get, seen.names))
         return run_on(q.device, seen.answer, (arguments,))  # type: ignore[no-any-return]
 
@@ -153,24 +159,29 @@ class SeenCalls:
 
 
 def _guarded(
-    qkv: Sequence[torch.Tensor], options: Hashable, tensors: Mapping[str, Any], seen: SeenCall
+    given: tuple[torch.Tensor, ...], options: Hashable, names: tuple[str, ...], seen: SeenCall
 ) -> _Guarded | None:
     """A guard of a call that has a key, where this PyTorch makes guards of that kind.
+
+    One that was made before is taken again: calls of two shapes in turn make none.
 
     Source: TensorGuards of torch/csrc/dynamo/guards.cpp. It compares types, dispatch keys with
     what modes and autocast make of them, dtypes, devices, whether gradients are required, shapes
     and strides; one tensor given twice never holds.
     """
+    for known in seen.guards:
+        if known.given == names and known.holds(*given):
+            return known
     make = getattr(torch._C._dynamo.guards, "TensorGuards", None)
-    given = (*qkv, *tensors.values())
     if make is None or len({id(x) for x in given}) < len(given):
         return None
     guard = make(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-    names = tuple(tensors)
     leaves = any(x.requires_grad for x in given)
-    straight = names == seen.names
-    device = qkv[0].device.index
-    return _Guarded(options, names, guard.check, leaves, straight, device, seen)
+    device = given[0].device.index
+    found = _Guarded(options, names, guard.check, leaves, names == seen.names, device, seen)
+    del seen.guards[_MOST_GUARDS:]
+    seen.guards.insert(0, found)
+    return found
 
 
 def run_on(device: torch.device, run: Callable[..., Any], arguments: Sequence[Any]) -> Any:

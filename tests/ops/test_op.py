@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from attnc.dsl.toml_file import loads
 from attnc.errors import AttncError
+from attnc.ops.autograd import Attention, by_position
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
 
@@ -322,3 +324,14 @@ def test_a_compile_of_no_variant_says_what_it_takes():
         "error[A000]: compile takes a Variant, not a str\n"
         "  hint: attnc.load(path) returns a dict of variants by name"
     )
+
+
+def test_autograd_binds_a_forwards_arguments_as_python_would():
+    signature = inspect.signature(Attention.forward)
+    given = ("key", "", "fp32", 1, 2, 3, None, 4, 5)
+    plain = inspect.Signature(list(signature.parameters.values())).bind(*given)
+    bound = signature.bind(*given)
+    bound.apply_defaults()
+    assert (bound.args, bound.kwargs) == (plain.args, plain.kwargs) == (given, {})
+    with pytest.raises(AssertionError, match="a default would not be applied"):
+        by_position(lambda q, form="": q)

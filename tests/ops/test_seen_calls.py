@@ -230,6 +230,25 @@ def test_a_leaf_is_answered_where_nobody_wants_its_gradient(guarded, monkeypatch
     assert guarded(q=leaf) is None
 
 
+def test_calls_of_two_shapes_in_turn_make_two_guards(monkeypatch):
+    made = []
+    guards = torch._C._dynamo.guards.TensorGuards
+    monkeypatch.setattr(
+        torch._C._dynamo.guards, "TensorGuards", lambda *x, **y: made.append(x) or guards(*x, **y)
+    )
+    monkeypatch.setattr(seen_calls, "run_on", lambda _, run, arguments: run(*arguments))
+    monkeypatch.setattr(seen_calls, "record", lambda run, given, _: (run(*given), None))
+    monkeypatch.setattr(seen_calls, "call_key", lambda q, *_: q.shape)
+    calls = SeenCalls()
+    for length in (8, 9):
+        calls.add(torch.Size((1, length)), lambda *given, length=length: (length, *given), ())
+    for _ in range(4):
+        for length in (8, 9):
+            q, k, v = (torch.zeros(1, length) for _ in range(3))
+            assert calls.answer(q, k, v, None, {}) == (length, q, k, v)
+    assert len(made) == 2
+
+
 def test_declared_tensors_in_another_order_reach_the_launcher_in_its_own(monkeypatch):
     calls = SeenCalls()
     q, k, v, a, b = (torch.zeros(n + 1, 8, 2, 64) for n in range(5))
