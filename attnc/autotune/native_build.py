@@ -44,7 +44,12 @@ class Native:
 
 @cache
 def native_launcher() -> Native:
-    """The one of this machine, compiled where it was not yet; looked for once a process."""
+    """The one of this machine, compiled where it was not yet; looked for once a process.
+
+    ATTNC_LAUNCHER=ctypes leaves it out.
+    """
+    if os.environ.get("ATTNC_LAUNCHER") == "ctypes":
+        return Native(why_not="ATTNC_LAUNCHER=ctypes")
     try:
         path = _compiled()
     except OSError as error:
@@ -98,8 +103,10 @@ def _whole(path: Path) -> bool:
 
 
 def _compile(sources: Path, path: Path) -> bytes:
-    command = [*_compiler(), *_FLAGS, f"-I{sysconfig.get_paths()['include']}", "-o", str(path),
-               str(sources / "native_launch.c")]  # fmt: skip
+    # some distributions name one folder in their scheme and put Python.h into the other
+    headers = {sysconfig.get_paths()["include"], sysconfig.get_config_var("INCLUDEPY")}
+    command = [*_compiler(), *_FLAGS, *(f"-I{folder}" for folder in sorted(filter(None, headers))),
+               "-o", str(path), str(sources / "native_launch.c")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         # without the places, which are those of this machine

@@ -60,6 +60,11 @@ def test_without_a_compiler_there_is_none_and_it_says_so(fresh, monkeypatch):
     assert found.why_not == "there is no C compiler: neither CC nor gcc, clang or cc"
 
 
+def test_it_can_be_left_out(fresh, monkeypatch):
+    monkeypatch.setenv("ATTNC_LAUNCHER", "ctypes")
+    assert fresh() == native_build.Native(why_not="ATTNC_LAUNCHER=ctypes")
+
+
 def test_a_compiler_that_refuses_is_named_with_its_words(fresh, monkeypatch):
     monkeypatch.setenv("CC", f"{compiler()} -DPy_LIMITED_API=nonsense -include nowhere.h")
     found = fresh()
