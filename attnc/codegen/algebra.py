@@ -10,7 +10,7 @@ import sympy
 from attnc.codegen.symbolic import refs_of, symbol, to_sympy
 from attnc.dsl.expr import Expr, Ref
 from attnc.dsl.mask import FULL, MaskForm
-from attnc.dsl.proof import is_causal, within_causal
+from attnc.dsl.proof import is_causal, is_full, within_causal
 from attnc.dsl.variant import Variant
 
 FORMS = ("online", "parallel", "chunked", "recurrent")
@@ -161,7 +161,7 @@ def analyse(variant: Variant) -> Algebra:
         mask=variant.mask_form,
         causal=causal,
         within_causal=within_causal(variant.mask_form),
-        forms=_forms(softmax, causal, variant.mask_form == FULL, packed=variant.mask_form.packed),
+        forms=_forms(softmax, causal, variant.mask_form),
         factor=None if variant.factor is None else to_sympy(variant.factor),
         factor_refs=refs_of(variant.factor),
     )
@@ -218,7 +218,7 @@ def _uses_head(expression: Expr | None) -> bool:
     )
 
 
-def _forms(softmax: bool, causal: bool, full: bool, *, packed: bool) -> tuple[FormVerdict, ...]:
+def _forms(softmax: bool, causal: bool, mask: MaskForm) -> tuple[FormVerdict, ...]:
     if softmax:
         no_state = "exp(score) is no finite polynomial in s, so no state of fixed size holds it"
         return (
@@ -230,8 +230,9 @@ def _forms(softmax: bool, causal: bool, full: bool, *, packed: bool) -> tuple[Fo
     folds = "the weight is a polynomial in s: S = decay * S + phi(k)^T v"
     summed = "every query sees every key, and one state, S = sum of phi(k)^T v, serves them all"
     needs_causal = "the mask is not exactly causal, and a fold over tokens sees just j <= i"
-    if packed:
-        needs_causal = "sequences are packed, and no pass starts a state anew at each yet"
+    full = mask == FULL
+    if mask.packed and is_full(mask):
+        needs_causal = "sequences are packed, and no pass sums all keys of each yet"
     return (
         FormVerdict("online", False, "the weight is not exp(score)"),
         FormVerdict("parallel", True, "any mask, one tile of weights at a time"),

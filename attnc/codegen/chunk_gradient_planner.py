@@ -32,6 +32,7 @@ from attnc.codegen.kernels.gradient.global_gradient import (
     global_dquery_kernel,
     global_dvalue_kernel,
 )
+from attnc.codegen.kernels.gradient.packed import packed_chunks
 from attnc.codegen.kernels.gradient.reverse_scan import dscan_kernel
 from attnc.codegen.kernels.gradient.value_gradient import sums_channels
 from attnc.codegen.kernels.gradient.walk import why_no_walk
@@ -97,7 +98,7 @@ def _chunk_passes(request: Request, facts: GradientFacts, chunk: ChunkFacts) -> 
     if facts.algebra.by_channel:
         makers = (dpairs_kernel, channel_dvalue_kernel)
         gates = chunk_gates_kernel(request.variant, facts.algebra, facts.printer)
-        before = (gates, pairs_kernel(chunk))
+        before = tuple(packed_chunks(kernel, facts) for kernel in (gates, pairs_kernel(chunk)))
         sizes = tuple(size for size in sizes if size * tile_k <= _CROWDED) or (MIN_TILE,)
     if facts.algebra.global_sum:
         makers = (global_dquery_kernel, global_dkey_kernel, global_dvalue_kernel)
@@ -106,7 +107,7 @@ def _chunk_passes(request: Request, facts: GradientFacts, chunk: ChunkFacts) -> 
         inside = [RankedPass((inside_pass(request, k, size, tile_k),), ()) for k in before]
         last = [
             rank_pass(request, kernel, _chunk_tiles(request, facts, kernel.name, size))
-            for kernel in (make(chunk, facts) for make in makers)
+            for kernel in (packed_chunks(make(chunk, facts), facts) for make in makers)
         ]
         found = [*inside, *_folds(request, facts, chunk, size, kept=True), *last]
         if all(ranked.steps for ranked in found):
@@ -154,7 +155,10 @@ def _folds(
     kernels = [state_kernel(chunk), dstate_kernel(chunk, facts)]
     if kept and not facts.algebra.global_sum:
         kernels += [carry_kernel(chunk), dcarry_kernel(chunk, facts)]
-    folds = [rank_pass(request, kernel, _fold_tiles(request, rows)) for kernel in kernels]
+    folds = [
+        rank_pass(request, packed_chunks(kernel, facts), _fold_tiles(request, rows))
+        for kernel in kernels
+    ]
     widths = [step.tile["BV"] for step in folds[0].steps]
     for width in dict.fromkeys(widths):
         alike = [
@@ -168,7 +172,7 @@ def _folds(
         return [*passes, *folds]
     state, dstate, *at_chunks = folds
     scans = [
-        fixed_pass(request, kernel, {"BC": rows, "BE": 512})
+        fixed_pass(request, packed_chunks(kernel, facts), {"BC": rows, "BE": 512})
         for kernel in (scan_kernel(chunk), dscan_kernel(chunk))
     ]
     return [*passes, state, scans[0], dstate, scans[1], *at_chunks]

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from attnc.codegen.derive import Partial
 from attnc.codegen.kernels.gradient.partial_sums import PartialSum, partial_sum
 from attnc.codegen.kernels.gradient.walk import WALKS
-from attnc.codegen.launch import constant, list_grid, list_workspaces, state_slot, tile_count
+from attnc.codegen.launch import (
+    constant,
+    list_grid,
+    list_workspaces,
+    scan_grid,
+    segment_grid,
+    state_slot,
+    tile_count,
+)
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.codegen.work import walk_splits
 from attnc.dsl.variant import Declared
@@ -163,7 +171,9 @@ def _workspace(plan: Plan, partial: Partial) -> str:
     # a query's position may lie outside the tokens, and hidden tiles of pairs are never visited
     whole = {"i", "j"} <= set(partial.index) or ("i" in partial.index and "t" in sums.axes)
     shape = ", ".join(_lengths(plan, sums.axes))
-    maker = "zeros" if whole else "empty"
+    # and where sequences are packed, slots that none of them needs
+    spare = plan.form == "chunked" and plan.algebra.mask.packed and "n" in sums.axes
+    maker = "zeros" if whole or spare else "empty"
     return f"{sums.name} = torch.{maker}(({shape}), dtype={TORCH_TYPES[plan.acc]}, device=q.device)"
 
 
@@ -203,10 +213,10 @@ def _splits(plan: Plan, tile: Mapping[str, int]) -> list[str]:
     return [str(count)] if count > 1 else []
 
 
-def _walk_programs(plan: Plan, tile: Mapping[str, int]) -> str:
-    """The programs of one segment of all heads."""
+def _splits_of(plan: Plan, tile: Mapping[str, int]) -> str:
+    """The programs that share a segment of one head; empty for one."""
     splits = walk_splits(plan.dims, tile)
-    return f"{splits} * B * HQ" if splits > 1 else "B * HQ"
+    return str(splits) if splits > 1 else ""
 
 
 def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
@@ -226,12 +236,12 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
         "row_blocks": lambda: list_grid(plan, "row_blocks"),
         "dgates": lambda: [f"{entries} * HQ"],
-        "state": lambda: ["NV * B * HS", "NS"],
-        "carry": lambda: ["NV * B * HS", "NS"],
-        "dstate": lambda: ["NV * B * HQ", "NS"],
-        "dcarry": lambda: ["NV * B * HQ", "NS"],
-        "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
-        "dscan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HQ"],
+        "state": lambda: segment_grid(plan, "NV", "HS", "NS"),
+        "carry": lambda: segment_grid(plan, "NV", "HS", "NS"),
+        "dstate": lambda: segment_grid(plan, "NV", "HQ", "NS"),
+        "dcarry": lambda: segment_grid(plan, "NV", "HQ", "NS"),
+        "scan": lambda: scan_grid(plan, tile, "HS"),
+        "dscan": lambda: scan_grid(plan, tile, "HQ"),
         "chunk_gates": lambda: ["NC", "B * HS"],
         "channel_gates": lambda: [str(-(-plan.dims[0] // tile["BK"])), "B * HS"],
         "dchannel_gates": lambda: ["B * HQ"],
@@ -240,7 +250,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "dquery": lambda: ["NC", "B * HKV"],
         "dkey": lambda: ["NC", "B * HKV"],
         "dvalue": lambda: ["NC", "B * HKV", *_splits(plan, tile)],
-        **dict.fromkeys(WALKS, lambda: [_walk_programs(plan, tile), "NS"]),
+        **dict.fromkeys(WALKS, lambda: segment_grid(plan, _splits_of(plan, tile), "HQ", "NS")),
     }
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",

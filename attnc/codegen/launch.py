@@ -167,10 +167,10 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "channel_gates": lambda: [str(ceil(plan.dims[0] / tile["BK"])), "B * HS"],
         "pairs": lambda: ["NC", "B * HQ"],
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
-        "state": lambda: ["NV * B * HS", "NS" if whole else "NS - 1"],
-        "scan": lambda: [f"triton.cdiv({state_slot(plan)}, {tile['BE']})", "B * HS"],
-        "output": lambda: ["NV * B * HQ", "NS"],
-        "recurrent": lambda: ["NV * B * HS"],
+        "state": lambda: segment_grid(plan, "NV", "HS", "NS" if whole else "NS - 1"),
+        "scan": lambda: scan_grid(plan, tile, "HS"),
+        "output": lambda: segment_grid(plan, "NV", "HQ", "NS"),
+        "recurrent": lambda: ["NV * N", "HS"] if plan.algebra.mask.packed else ["NV * B * HS"],
         "decode": lambda: ["B * HKV", *(["NS"] if plan.splits > 1 else [])],
         "combine": lambda: ["B * HQ"],
     }
@@ -184,6 +184,21 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
         options=step.options,
     )
+
+
+def segment_grid(plan: Plan, programs: str, heads: str, segments: str) -> list[str]:
+    """Some programs a segment of every head; a slot each where sequences are packed."""
+    if plan.algebra.mask.packed:
+        return [" * ".join(filter(None, (programs, "NS"))), heads]
+    return [" * ".join(filter(None, (programs, "B", heads))), segments]
+
+
+def scan_grid(plan: Plan, tile: Mapping[str, int], heads: str) -> list[str]:
+    """Programs of BE elements of a state, of every sequence and head."""
+    programs = f"triton.cdiv({state_slot(plan)}, {tile['BE']})"
+    if plan.algebra.mask.packed:
+        return [f"{programs} * N", heads]
+    return [programs, f"B * {heads}"]
 
 
 def _online_programs(plan: Plan, tile: Mapping[str, int]) -> str:
@@ -217,7 +232,7 @@ def _scalars(kernel: str, scalars: tuple[str, ...]) -> list[str]:
 def constant(plan: Plan, step: PassPlan, name: str) -> int:
     """The value of one constexpr of a kernel."""
     head_dim, value_dim = plan.dims
-    fixed = {"K": head_dim, "V": value_dim}
+    fixed = {"K": head_dim, "V": value_dim, "MC": plan.min_chunks}
     if plan.features is not None:
         fixed["F"] = plan.features.count
         fixed["FP"] = plan.features.padded_count

@@ -11,6 +11,7 @@ from itertools import product
 from attnc.codegen.candidate import is_wide
 from attnc.codegen.kernels.chunk import ChunkFacts
 from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.packed import packed_chunks
 from attnc.codegen.kernels.gradient.walk import (
     walk_dk_kernel,
     walk_dkv_kernel,
@@ -43,7 +44,9 @@ def walk_ways(
 ) -> list[list[RankedPass]]:
     """The passes that come after the folds: dk and dv in one walk, or in one each."""
     dq, dkv, dk, dv = (
-        rank_pass(request, make(chunk, facts), _tiles(request, chunk, name, rows))
+        rank_pass(
+            request, packed_chunks(make(chunk, facts), facts), _tiles(request, chunk, name, rows)
+        )
         for name, make in (
             ("walk_dq", walk_dq_kernel),
             ("walk_dkv", walk_dkv_kernel),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 from math import floor
 
 from attnc.dsl.half_plane import Clause, HalfPlane
-from attnc.dsl.mask import CAUSAL, MaskForm
+from attnc.dsl.mask import CAUSAL, FULL, MaskForm
 
 
 def is_causal(form: MaskForm) -> bool:
-    """Whether the mask is exactly j <= i."""
-    return form == CAUSAL
+    """Whether the mask is exactly j <= i, in each sequence where some are packed."""
+    return replace(form, packed=False) == CAUSAL
+
+
+def is_full(form: MaskForm) -> bool:
+    """Whether every query sees every key, of its own sequence where some are packed."""
+    return replace(form, packed=False) == FULL
 
 
 def within_causal(form: MaskForm) -> bool:

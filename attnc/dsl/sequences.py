@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from attnc.dsl.expr import Expr, Name, Ref, walk
+from attnc.dsl.expr import Expr, Name, walk
 from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.dsl.variant import Declared, Variant
 from attnc.errors import InputError
@@ -43,8 +43,6 @@ def _with(variant: Variant, inputs: tuple[Declared, ...], *, packed: bool) -> Va
 def _problem(variant: Variant) -> str:
     if variant.mask_form.documents or variant.mask_form.blocks:
         return "documents and tables of blocks hold for a sequence as a whole"
-    if any("k" in ref.index for ref in _refs(variant.log_decay)):
-        return "its decay is one a channel, and no pass sums those by sequence yet"
     for tensor in (*variant.params, *variant.inputs):
         if {"i", "j"} <= set(tensor.shape):
             return f"{tensor.name!r} has an axis of queries and one of keys"
@@ -56,10 +54,6 @@ def _problem(variant: Variant) -> str:
         if expression is not None and _uses_batch(expression):
             return "it reads the number b of a batch entry"
     return ""
-
-
-def _refs(expression: Expr | None) -> list[Ref]:
-    return [] if expression is None else [n for n in walk(expression) if isinstance(n, Ref)]
 
 
 def _uses_batch(expression: Expr) -> bool:

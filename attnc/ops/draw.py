@@ -148,11 +148,14 @@ def _draw_tensors(
     scores = [part.score for part in (variant, *variant.terms)]
     positive = any(map(_takes_logarithms, (variant.value, *scores)))
     factors = [names_in(term.factor) for term in variant.terms if term.factor is not None]
-    drawn = {}
+    drawn: dict[str, Tensor] = {}
     for declared in (*variant.params, *variant.inputs):
         sizes = shape.lengths(declared.shape)
         if declared.name in CU_SEQLENS:
-            drawn[declared.name] = _starts(declared.name, shape, generator).to(device)
+            # one tensor where there are as many queries as keys: forms that fold tokens want it
+            same = drawn.get("cu_seqlens_k") if shape.tq == shape.tk else None
+            starts = _starts(declared.name, shape, generator) if same is None else same
+            drawn[declared.name] = starts.to(device)
             continue
         if declared.name in variant.documents:
             # about three documents of a sequence, of any lengths

@@ -32,7 +32,7 @@ from attnc.ops.gradients import (
 )
 from attnc.ops.inputs import check_qkv, check_state, check_tensors
 from attnc.ops.operators import FORWARD, register
-from attnc.ops.options import check_options, forms_with_kernels
+from attnc.ops.options import check_options, forms_with_kernels, one_length
 from attnc.ops.reference import reference
 from attnc.ops.seen_calls import SeenCalls, call_key
 from attnc.ops.tuned import generation
@@ -114,7 +114,9 @@ class Op(Decoding):
             )  # fmt: skip
         key: Hashable = None
         if initial_state is None and not return_state and not torch.compiler.is_dynamo_compiling():
-            options = (return_lse, form, precision)
+            # whether queries and keys of packed sequences are known to be the same tokens
+            one = tensors.get("cu_seqlens_q") is tensors.get("cu_seqlens_k")
+            options = (return_lse, form, precision, one)
             answer = self._seen.answer(q, k, v, options, tensors, generation())
             if answer is not None:
                 return answer[:2] if return_lse else answer[0]
@@ -126,16 +128,19 @@ class Op(Decoding):
         stateful = initial_state is not None or return_state
         check_options(
             self.variant.name, self._algebra, sizes, return_lse=return_lse, stateful=stateful,
-            form=form, precision=precision,
+            form=form, precision=precision, given=given,
         )  # fmt: skip
-        if self._algebra.family == "state" and form is None and sizes.tq != sizes.tk:
+        folds = stateful or one_length(sizes, given)
+        if self._algebra.family == "state" and form is None and not folds:
             form = "parallel"
         if 0 in (q.numel(), v.numel()):
             raise InputError(f"empty input: q is {list(q.shape)}, v is {list(v.shape)}")
         state: torch.Tensor | None = None
         if stateful:
+            starts = given.get("cu_seqlens_k")
+            entries = sizes.batch if starts is None else starts.shape[0] - 1
             shape = self.state_shape(
-                sizes.batch, sizes.hq, sizes.hkv, sizes.head_dim, sizes.value_dim
+                entries, sizes.hq, sizes.hkv, sizes.head_dim, sizes.value_dim
             )
             state = check_state(self.variant, initial_state, shape, q)
         values = list(given.values())

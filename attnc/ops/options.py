@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+
 from attnc.codegen.algebra import FORMS, Algebra
+from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.errors import InputError, PlanError
 from attnc.ops.inputs import Sizes
 
@@ -24,8 +29,9 @@ def check_options(
     stateful: bool,
     form: str | None,
     precision: str,
+    given: Mapping[str, torch.Tensor],
 ) -> None:
-    """Refuse what the variant of that name does not have.
+    """Refuse what the variant of that name does not have; `given` are the declared tensors.
 
     Raises:
         InputError: an lse, a state, a form or a precision that is not there for these sizes.
@@ -52,6 +58,8 @@ def check_options(
             f"the {form} form needs TQ = TK, not {sizes.tq} and {sizes.tk}",
             hints=("the parallel form takes any lengths; it is chosen when form is left out",),
         )
+    if stateful or form in {"chunked", "recurrent"}:
+        _check_starts(given)
     if not stateful:
         return
     verdict = algebra.keeps_state
@@ -64,6 +72,26 @@ def check_options(
             f"a state needs TQ = TK, not {sizes.tq} and {sizes.tk}",
             notes=("each token of k and v enters the state at its query's position",),
         )
+
+
+def one_length(sizes: Sizes, given: Mapping[str, torch.Tensor]) -> bool:
+    """Whether queries and keys are known to be the same tokens, in every packed sequence too.
+
+    Where sequences start is data, which nobody reads unasked: one tensor given for both says it.
+    """
+    starts = [given.get(name) for name in sorted(CU_SEQLENS)]
+    return sizes.tq == sizes.tk and starts[0] is starts[1]
+
+
+def _check_starts(given: Mapping[str, torch.Tensor]) -> None:
+    """Refuse sequences whose queries and keys differ in number, of a fold over tokens."""
+    starts = [given.get(name) for name in sorted(CU_SEQLENS)]
+    if starts[0] is starts[1] or torch.equal(*starts):  # type: ignore[arg-type]
+        return
+    raise InputError(
+        "cu_seqlens_q and cu_seqlens_k differ, and a fold over tokens takes each with its query",
+        hints=("the parallel form takes any lengths; it is chosen when form is left out",),
+    )
 
 
 def _check_form(name: str, algebra: Algebra, form: str) -> None:

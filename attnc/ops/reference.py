@@ -99,11 +99,10 @@ def attend(
     a state of a mask that is not causal.
     """
     if variant.mask_form.packed:
-        if initial_state is not None or return_state:
-            raise InputError("packed sequences have no states yet")
         return _attend_sequences(
-            variant, q, k, v, tensors or {}, dtype=dtype, rounding=rounding, return_lse=return_lse
-        )
+            variant, q, k, v, tensors or {}, initial_state, dtype=dtype, rounding=rounding,
+            return_lse=return_lse, return_state=return_state,
+        )  # fmt: skip
     with torch.autocast(q.device.type, enabled=False):
         run = Run(variant, q, k, v, dict(tensors or {}), dtype, rounding, initial_state)
         run.check(return_lse, return_state)
@@ -126,23 +125,38 @@ def _attend_sequences(
     k: Tensor,
     v: Tensor,
     tensors: Mapping[str, Tensor],
+    initial_state: Tensor | None,
     *,
     dtype: torch.dtype,
     rounding: torch.dtype | None,
     return_lse: bool,
+    return_state: bool,
 ) -> Attended:
-    """A packed call, sequence by sequence; what sees no key and no sink gives 0 and -inf."""
+    """A packed call, sequence by sequence; what sees no key and no sink gives 0 and -inf.
+
+    States [N, HS, F, V] are one a sequence; that of an empty one stays as it was.
+    """
     alone = alone_of(variant)
     out = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=rounding or dtype)
     lse = q.new_full((1, q.shape[2], q.shape[1]), float("-inf"), dtype=dtype)
-    for part in sequences_of(variant, tensors):
+    states: list[Tensor | None] = []
+    for n, part in enumerate(sequences_of(variant, tensors)):
+        start = None if initial_state is None else initial_state[n : n + 1]
+        states.append(start)
         if part.empty:
             continue
         found = attend(
             alone, q[:, part.rows], k[:, part.keys], v[:, part.keys], part.tensors(tensors),
-            dtype=dtype, rounding=rounding, return_lse=return_lse,
+            dtype=dtype, rounding=rounding, initial_state=start, return_lse=return_lse,
+            return_state=return_state,
         )  # fmt: skip
         out[:, part.rows] = found.out
+        states[n] = found.state
         if found.lse is not None:
             lse[:, :, part.rows] = found.lse
-    return Attended(out, lse if return_lse else None)
+    state = None
+    if return_state:
+        like = next((x for x in states if x is not None), None)
+        assert like is not None, "an empty call is refused"
+        state = torch.cat([torch.zeros_like(like) if x is None else x.to(like) for x in states])
+    return Attended(out, lse if return_lse else None, state)

@@ -47,7 +47,7 @@ def reference_gradients(
     """
     if variant.mask_form.packed:
         return _sequence_gradients(
-            variant, q, k, v, tensors, incoming, dtype=dtype, rounding=rounding
+            variant, q, k, v, tensors, incoming, initial_state, dtype=dtype, rounding=rounding
         )
     leaves = {name: _leaf(x, dtype) for name, x in (("q", q), ("k", k), ("v", v))}
     declared = {d.name: d for d in (*variant.params, *variant.inputs)}
@@ -110,6 +110,7 @@ def _sequence_gradients(
     v: Tensor,
     tensors: Mapping[str, Tensor],
     incoming: Incoming,
+    initial_state: Tensor | None,
     *,
     dtype: torch.dtype,
     rounding: torch.dtype | None,
@@ -118,19 +119,28 @@ def _sequence_gradients(
     alone = alone_of(variant)
     grads = {d.name for d in (*variant.params, *variant.inputs) if d.grad}
     whole = {"q": q, "k": k, "v": v, **{name: tensors[name] for name in tensors if name in grads}}
+    if initial_state is not None:
+        whole["initial_state"] = initial_state
     totals = {name: torch.zeros_like(x, dtype=dtype) for name, x in whole.items()}
-    for part in sequences_of(variant, tensors):
+    for n, part in enumerate(sequences_of(variant, tensors)):
+        own = slice(n, n + 1)
         if part.empty:
+            if incoming.state is not None and initial_state is not None:
+                # the state of no token is the one given
+                totals["initial_state"][own] += incoming.state[own].to(dtype)
             continue
         places = {"q": (slice(None), part.rows), "k": (slice(None), part.keys), **part.parts}
         places["v"] = places["k"]
+        places["initial_state"] = (own,)
         mine = Incoming(
             incoming.out[places["q"]],
             None if incoming.lse is None else incoming.lse[:, :, part.rows],
+            None if incoming.state is None else incoming.state[own],
         )
         found = reference_gradients(
             alone, q[places["q"]], k[places["k"]], v[places["v"]], part.tensors(tensors), mine,
             dtype=dtype, rounding=rounding,
+            initial_state=None if initial_state is None else initial_state[own],
         )  # fmt: skip
         for name, gradient in found.items():
             totals[name][places[name]] += gradient

@@ -91,7 +91,7 @@ def op_gradients(
     }
     declared = {d.name: d for d in (*op.variant.params, *op.variant.inputs)}
     tensors = {
-        label: x.detach().clone().requires_grad_(declared[label].grad)
+        label: x.detach().clone().requires_grad_() if declared[label].grad else x
         for label, x in inputs.tensors.items()
     }
     options: dict[str, Any] = {"form": form, **tensors}

@@ -120,6 +120,11 @@ class ChunkFacts:
         return "tl.exp2(b_g.to(ACC))" if self.algebra.by_channel else "tl.exp2(b_g)[:, None]"
 
     @property
+    def tokens(self) -> str:
+        """How many tokens of a head lie apart in a workspace: those of all packed sequences."""
+        return "NK" if self.algebra.mask.packed else "T"
+
+    @property
     def slot_layout(self) -> str:
         """The comment beside the workspace of states."""
         return "[B, HS, NS, SLOT]: FP * V, then FP sums" if self.summed else "[B, HS, NS, FP, V]"

@@ -8,6 +8,7 @@ from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.channel_gates import chunk_gates_kernel
 from attnc.codegen.kernels.channel_pairs import pairs_kernel
 from attnc.codegen.kernels.chunk import ChunkFacts
+from attnc.codegen.kernels.chunk_sequences import chunks_in_sequences
 from attnc.codegen.kernels.output import global_output_kernel, output_kernel
 from attnc.codegen.kernels.scan import scan_kernel
 from attnc.codegen.kernels.state import state_kernel
@@ -32,8 +33,11 @@ def chunk_kernels(
     facts = ChunkFacts(variant, algebra, features, dims, printer, stateful, min_columns)
     if algebra.global_sum:
         return (state_kernel(facts), global_output_kernel(facts))
+    before: tuple[Kernel, ...] = ()
     if algebra.by_channel:
-        gates = chunk_gates_kernel(variant, algebra, printer)
-        before = (gates, pairs_kernel(facts))
-        return (*before, state_kernel(facts), scan_kernel(facts), output_kernel(facts))
-    return (state_kernel(facts), scan_kernel(facts), output_kernel(facts))
+        before = (chunk_gates_kernel(variant, algebra, printer), pairs_kernel(facts))
+    # what a sequence's last segment folds leads to no row: to a state that is returned alone
+    needed = "segments" if stateful else "segments - 1"
+    state = chunks_in_sequences(state_kernel(facts), algebra, needed=needed)
+    others = (chunks_in_sequences(k, algebra) for k in (scan_kernel(facts), output_kernel(facts)))
+    return (*(chunks_in_sequences(kernel, algebra) for kernel in before), state, *others)

@@ -14,6 +14,7 @@ from attnc.codegen.features import Features
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.chunk_sequences import chunks_in_sequences
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
 from attnc.codegen.kernels.operand import join_guards
 from attnc.codegen.kernels.token_features import TokenFacts, feature_tables, token_features
@@ -65,7 +66,10 @@ def recurrent_kernel(
     scalars = tuple(name for name in SCALARS if name not in known)
     constants = (*constants, *known)
     tensors, graph = with_tensors(_tensors(facts, loaded), values), builder.build()
-    return Kernel("recurrent", "", tensors, scalars, constants, graph, loops=(group,), outer=TOKENS)
+    kernel = Kernel(
+        "recurrent", "", tensors, scalars, constants, graph, loops=(group,), outer=TOKENS
+    )
+    return chunks_in_sequences(kernel, algebra)
 
 
 def _tensors(facts: TokenFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
@@ -224,7 +228,7 @@ def _rows(builder: GraphBuilder, facts: TokenFacts) -> None:
             # programs of other columns of v write the same sums
             builder.store(
                 STEP, (), "b_n", name="store norm", reads=("b_n",), tensor="norm",
-                address="norm + (i_b * HQ + i_q) * T + o_t",
+                address=f"norm + (i_b * HQ + i_q) * {facts.tokens} + o_t",
             )  # fmt: skip
     elif facts.features.direct:
         factor = float(facts.algebra.coefficients[1]) * facts.variant.scale.value(facts.dims[0])

@@ -122,13 +122,13 @@ def _moved(tensor: TensorArgument, kernel: str, sums: Lanes) -> list[str]:
         place = "" if kernel == "dgates" and lane == "n" else place
         place = f"({place}) * V" if channels else place
     elif tensor.given:
-        place = _declared(tensor)
+        place = declared_start(tensor, "i_n")
     return [f"{name} = {name} + {place}"] if place else []
 
 
-def _declared(tensor: TensorArgument) -> str:
-    """A declared tensor has the tokens of all sequences, or an entry for each."""
-    for axis, start in (("t", "s_k"), ("j", "s_k"), ("i", "s_q"), ("b", "i_n")):
+def declared_start(tensor: TensorArgument, sequence: str) -> str:
+    """Where a declared tensor's part of a sequence starts: its tokens, or the entry for it."""
+    for axis, start in (("t", "s_k"), ("j", "s_k"), ("i", "s_q"), ("b", sequence)):
         if axis in tensor.axes:
             return f"{start} * stride_{tensor.name}_{axis}"
     return ""

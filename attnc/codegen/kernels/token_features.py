@@ -28,6 +28,11 @@ class TokenFacts:
         """Whether a normaliser goes with the state."""
         return self.algebra.normalize == "sum"
 
+    @property
+    def tokens(self) -> str:
+        """How many tokens of a head lie apart in a workspace: those of all packed sequences."""
+        return "NK" if self.algebra.mask.packed else "T"
+
     def guard(self, n: int) -> str:
         """The guard of a tile's rows that are no features."""
         tile = self.features.tiles[n]

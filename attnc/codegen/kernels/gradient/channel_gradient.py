@@ -194,7 +194,9 @@ def _log_decays(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) 
     note = "gradient of each token's log decays: of all pairs that it lies between"
     builder.map("b_dg", FINISH, ROWS, *lines, reads=("b_r", "b_y", "b_a"), note=note)
     loaded = load_slopes(builder, facts, FINISH)
-    store_channel_sums(builder, facts, FINISH, loaded.bindings, tokens="T", tile="i_c", tiles="NC")
+    store_channel_sums(
+        builder, facts, FINISH, loaded.bindings, tokens=facts.tokens, tile="i_c", tiles="NC"
+    )
     return loaded
 
 

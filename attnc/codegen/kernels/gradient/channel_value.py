@@ -38,8 +38,8 @@ def channel_dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     lines = [
         "i_h = i_hkv * (HQ // HKV) + i_g",
         "p_do = do + i_b * stride_do_b + i_h * stride_do_h",
-        "p_gates = gates + (i_b * HS + i_h // (HQ // HS)) * T * K",
-        *(["p_norm = norm + (i_b * HQ + i_h) * T"] if chunk.summed else []),
+        f"p_gates = gates + (i_b * HS + i_h // (HQ // HS)) * {chunk.tokens} * K",
+        *([f"p_norm = norm + (i_b * HQ + i_h) * {chunk.tokens}"] if chunk.summed else []),
     ]
     builder.map("p_gates", STEP, (), *lines, name="head")
     builder.extend(node for node in values.nodes if node.region == STEP)
@@ -49,7 +49,7 @@ def channel_dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     total = value_accumulator(facts)
     builder.load(
         "b_p", STEP, SQUARE, dtype="io", tensor="pairs", guard="m_t[None, :]",
-        lines=("p_pairs = pairs + ((i_b * HQ + i_h) * T + o_t) * BC",), reads=("p_gates",),
+        lines=(f"p_pairs = pairs + ((i_b * HQ + i_h) * {chunk.tokens} + o_t) * BC",), reads=("p_gates",),
         address="p_pairs[None, :] + r_c[:, None]", note="weights inside the chunk, keys by queries",
     )  # fmt: skip
     columns = ("BC", "BV")
@@ -75,7 +75,7 @@ def channel_dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
         total, STEP, columns, left, right, name="state dv", into=total, carried=True,
         note="[BC, BK] @ [BK, BV]",
     )  # fmt: skip
-    finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens="T")
+    finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens=facts.tokens)
     store_columns(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
     _, do, *others = output_tensors(chunk, facts)
     k, v = chunk.key_tensors()

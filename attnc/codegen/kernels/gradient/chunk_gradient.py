@@ -82,7 +82,7 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     if facts.derivation.decay:
         builder.store(
             STEP, ("BC",), "b_r", name="store drows", reads=("b_r",), tensor="drows",
-            address="drows + (i_b * HQ + i_h) * T + o_t", guard="m_t",
+            address=f"drows + (i_b * HQ + i_h) * {facts.tokens} + o_t", guard="m_t",
         )  # fmt: skip
     store_queries(builder, chunk, facts, loaded=queries)
     q, *others = output_tensors(chunk, facts)
@@ -152,7 +152,7 @@ def dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     total = value_accumulator(facts)
     _fold(builder, total.removeprefix("b_"), "b_p", "b_do", "BV")
     dvalue_from_state(builder, chunk, total)
-    finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens="T")
+    finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens=facts.tokens)
     store_columns(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
     q, do, *others = output_tensors(chunk, facts)
     k, v = chunk.key_tensors()
@@ -213,9 +213,9 @@ def _head(
         "p_do = do + i_b * stride_do_b + i_h * stride_do_h",
     ]
     if chunk.summed:
-        lines.append("p_norm = norm + (i_b * HQ + i_h) * T")
+        lines.append(f"p_norm = norm + (i_b * HQ + i_h) * {chunk.tokens}")
         if delta:
-            lines.append("p_delta = delta + (i_b * HQ + i_h) * T")
+            lines.append(f"p_delta = delta + (i_b * HQ + i_h) * {chunk.tokens}")
     builder.map("p_q", STEP, (), *lines, name="head")
     return decay_setup(builder, chunk, HEAD_AXES, STEP)
 
@@ -241,7 +241,7 @@ def _decays(builder: GraphBuilder, facts: GradientFacts, loaded: Loaded) -> None
     note = "gradient of each token's log decay: of all pairs that it lies between"
     builder.map("b_dg", STEP, ("BC",), *lines, name="gates", reads=reads, note=note)
     start_token_sums(builder, facts, STEP)
-    add_token_sums(builder, facts, loaded.bindings, tokens="T")
+    add_token_sums(builder, facts, loaded.bindings, tokens=facts.tokens)
     store_token_sums(builder, facts, STEP, tile="i_c", tiles="NC")
 
 

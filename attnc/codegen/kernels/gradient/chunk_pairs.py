@@ -84,7 +84,7 @@ def key_exponents(builder: GraphBuilder, facts: GradientFacts) -> None:
     if facts.derivation.decay:
         builder.load(
             "b_r", STEP, ("BC",), tensor="drows", guard="m_t", reads=("p_q",),
-            address="drows + (i_b * HQ + i_h) * T + o_t",
+            address=f"drows + (i_b * HQ + i_h) * {facts.tokens} + o_t",
         )  # fmt: skip
         line = "b_r = b_r - tl.sum(b_dw * b_p, 1)"
         note = "gradient of the exponents: what each row gained less what each key lost"

@@ -86,6 +86,11 @@ class GradientFacts:
         """How many keys of a head lie apart in a workspace."""
         return "NK" if self.algebra.mask.packed else "TK"
 
+    @property
+    def tokens(self) -> str:
+        """The same where there are as many queries as keys: in passes over chunks."""
+        return "NK" if self.algebra.mask.packed else "T"
+
     def tensors(self, *, tokens: str = "TQ") -> dict[str, TensorArgument]:
         """The arguments that more than one kernel reads, by name."""
         keys = "T" if tokens == "T" else "TK"
