@@ -109,12 +109,13 @@ class Page:
             yield verdict.form, verdict.legal, verdict.reason
         yield ("decode", *self._decode())
         try:
-            over_sequences(self.variant)
+            packed = analyse(over_sequences(self.variant))
         except InputError as error:
             yield "packed sequences", False, error.message.partition(": ")[2]
         else:
-            form = "parallel" if self.variant.family == "state" else "online"
-            yield "packed sequences", True, f"`cu_seqlens_q`, `cu_seqlens_k`, in the {form} form"
+            *others, last = (verdict.form for verdict in packed.forms if verdict.legal)
+            forms = f"{', '.join(others)} and {last} forms" if others else f"{last} form"
+            yield "packed sequences", True, f"`cu_seqlens_q`, `cu_seqlens_k`, in the {forms}"
 
     def _decode(self) -> tuple[bool, str]:
         try:

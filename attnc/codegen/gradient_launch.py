@@ -9,6 +9,7 @@ from attnc.codegen.derive import Partial
 from attnc.codegen.kernels.gradient.partial_sums import PartialSum, partial_sum
 from attnc.codegen.kernels.gradient.walk import WALKS
 from attnc.codegen.launch import (
+    channel_grid,
     constant,
     list_grid,
     list_workspaces,
@@ -80,10 +81,12 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
     else:
         rows = next(step for step in plan.passes if step.kernel.name == "dq").tile["BT"]
         count = "1" if by_sums else f"triton.cdiv(TQ, {rows})"
+        chunk = plan.passes[-1].tile.get("BC", 0)
         if by_sums and by_channel:
-            count = f"triton.cdiv(TK, {plan.passes[-1].tile['BC']})"
+            count = f"triton.cdiv(TK, {chunk})"
         if plan.algebra.mask.packed:
-            count = "N" if by_sums else f"TQ // {rows} + N"
+            count = f"TQ // {rows} + N" if not by_sums else f"TK // {chunk} + N"
+            count = "N" if by_sums and not by_channel else count
     uses_tiles = any("n" in partial_sum(partial).axes for partial in partials)
     return GradientLaunch(
         launcher="launch_dchunked.jinja" if chunked else "launch_pairs.jinja",
@@ -172,7 +175,8 @@ def _workspace(plan: Plan, partial: Partial) -> str:
     whole = {"i", "j"} <= set(partial.index) or ("i" in partial.index and "t" in sums.axes)
     shape = ", ".join(_lengths(plan, sums.axes))
     # and where sequences are packed, slots that none of them needs
-    spare = plan.form == "chunked" and plan.algebra.mask.packed and "n" in sums.axes
+    chunks = plan.form == "chunked" or plan.algebra.by_channel
+    spare = chunks and plan.algebra.mask.packed and "n" in sums.axes
     maker = "zeros" if whole or spare else "empty"
     return f"{sums.name} = torch.{maker}(({shape}), dtype={TORCH_TYPES[plan.acc]}, device=q.device)"
 
@@ -243,8 +247,8 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "scan": lambda: scan_grid(plan, tile, "HS"),
         "dscan": lambda: scan_grid(plan, tile, "HQ"),
         "chunk_gates": lambda: ["NC", "B * HS"],
-        "channel_gates": lambda: [str(-(-plan.dims[0] // tile["BK"])), "B * HS"],
-        "dchannel_gates": lambda: ["B * HQ"],
+        "channel_gates": lambda: channel_grid(plan, tile),
+        "dchannel_gates": lambda: [f"{entries} * HQ"],
         "pairs": lambda: ["NC", "B * HQ"],
         "dpairs": lambda: ["NC", "B * HQ"],
         "dquery": lambda: ["NC", "B * HKV"],

@@ -164,7 +164,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "parallel": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
         "gates": lambda: [f"{entries} * HS"],
         "chunk_gates": lambda: ["NC", "B * HS"],
-        "channel_gates": lambda: [str(ceil(plan.dims[0] / tile["BK"])), "B * HS"],
+        "channel_gates": lambda: channel_grid(plan, tile),
         "pairs": lambda: ["NC", "B * HQ"],
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
         "state": lambda: segment_grid(plan, "NV", "HS", "NS" if whole else "NS - 1"),
@@ -191,6 +191,12 @@ def segment_grid(plan: Plan, programs: str, heads: str, segments: str) -> list[s
     if plan.algebra.mask.packed:
         return [" * ".join(filter(None, (programs, "NS"))), heads]
     return [" * ".join(filter(None, (programs, "B", heads))), segments]
+
+
+def channel_grid(plan: Plan, tile: Mapping[str, int]) -> list[str]:
+    """Programs of BK channels, of every sequence and head."""
+    programs = str(ceil(plan.dims[0] / tile["BK"]))
+    return [f"{programs} * N" if plan.algebra.mask.packed else programs, "B * HS"]
 
 
 def scan_grid(plan: Plan, tile: Mapping[str, int], heads: str) -> list[str]:

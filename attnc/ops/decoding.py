@@ -176,7 +176,7 @@ class Decoding(Planned, ABC):
         self._check_inference(q, k, v, tensors)
         check_options(
             self.variant.name, self._algebra, sizes, return_lse=return_lse, stateful=False,
-            form=None, precision=precision,
+            form=None, precision=precision, given={},
         )  # fmt: skip
         if self._softmax:
             cache = check_cache(self.variant, state, sizes, q)

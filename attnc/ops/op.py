@@ -139,9 +139,7 @@ class Op(Decoding):
         if stateful:
             starts = given.get("cu_seqlens_k")
             entries = sizes.batch if starts is None else starts.shape[0] - 1
-            shape = self.state_shape(
-                entries, sizes.hq, sizes.hkv, sizes.head_dim, sizes.value_dim
-            )
+            shape = self.state_shape(entries, sizes.hq, sizes.hkv, sizes.head_dim, sizes.value_dim)
             state = check_state(self.variant, initial_state, shape, q)
         values = list(given.values())
         if needs_gradient(q, k, v, state, *values):

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from attnc.dsl.sequences import alone_of
 from attnc.dsl.variant import Variant
-from attnc.errors import InputError
 from attnc.ops.reference_block import blocks
 from attnc.ops.reference_run import Run
 from attnc.ops.sequences import sequences_of

@@ -16,19 +16,18 @@ from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError, PlanError
 from attnc.ops.convolution import ConvolutionOp
-from attnc.ops.criterion import Verdict, check, check_agreement, check_lse, check_state
+from attnc.ops.criterion import Verdict, check, check_agreement, check_lse
 from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op, compile
 from attnc.ops.reference import Attended, attend
 from attnc.ops.report import Report, Row
 from attnc.ops.verify_convolution import FilterChecker, filter_shapes
 from attnc.ops.verify_gradients import gradient_rows
+from attnc.ops.verify_states import state_rows
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 Progress = Callable[[int, int, str], None]
 _DEFAULT_DIM = 64
-# tokens before the call whose state becomes its initial state
-_PREFIX_TOKENS = 21
 _DRAWS = 3
 _INTERPRETED_TOKENS = 128
 
@@ -190,7 +189,10 @@ class _Checker:
             yield from gradient_rows(self.op, inputs, shape, name, dtype, forms, self.generator)
         for form in ("chunked", "recurrent"):
             if form in found and shape.tq > 1 and is_causal(self.variant.mask_form):
-                yield from self._state_rows(inputs, shape, name, form)
+                yield from state_rows(
+                    self.op, self.variant, inputs, shape, name, form, self.generator,
+                    gradients=self.gradients,
+                )  # fmt: skip
 
     def _telling_draw(self, shape: Shape, dtype: torch.dtype) -> tuple[Inputs, Attended, Attended]:
         """Inputs on which zeros would fail, with the reference and pt; the last draw otherwise.
@@ -209,48 +211,6 @@ class _Checker:
     def _call(self, inputs: Inputs, **options: Any) -> Any:
         given: dict[str, Any] = {**options, **inputs.tensors}
         return self.op(inputs.q, inputs.k, inputs.v, **given)
-
-    def _state_rows(self, inputs: Inputs, shape: Shape, name: str, form: str) -> Iterator[Row]:
-        """A sequence split at an odd token equals the whole, and a state given comes through."""
-        dtype = DTYPES[name]
-        before = draw_inputs(
-            self.variant,
-            Shape(shape.batch, _PREFIX_TOKENS, _PREFIX_TOKENS, *_heads_and_dims(shape)),
-            dtype,
-            self.generator,
-            self.device,
-        )
-        # params hold for the whole sequence, inputs belong to their tokens
-        kept = {d.name: inputs.tensors[d.name] for d in self.variant.params}
-        before = Inputs(*before.qkv, {**before.tensors, **kept})
-        start = self._attend(before, state=True).state
-        assert start is not None
-        start = start.float()
-        ref = self._attend(inputs, initial=start, state=True)
-        pt = self._attend(inputs, rounding=dtype, initial=start, state=True)
-        split = (shape.tq // 2) | 1
-        split = split if split < shape.tq else 1
-        outs = []
-        state = start
-        for part in (slice(0, split), slice(split, shape.tq)):
-            piece = inputs.tokens(self.variant, part)
-            out, state = self._call(piece, initial_state=state, return_state=True, form=form)
-            outs.append(out)
-        whole, last = self._call(inputs, initial_state=start, return_state=True, form=form)
-        assert ref.state is not None and pt.state is not None
-        by = "" if form == "chunked" else f", {form}"
-        yield Row.of(f"with a state given{by}", name, shape, check(whole, ref.out, pt.out))
-        verdict = check_state(last, ref.state, pt.state, dtype)
-        yield Row.of(f"state returned{by}", name, shape, verdict)
-        verdict = check(torch.cat(outs, 1), ref.out, pt.out)
-        yield Row.of(f"split at {split}{by}", name, shape, verdict)
-        verdict = check_state(state, ref.state, pt.state, dtype)
-        yield Row.of(f"state, split at {split}{by}", name, shape, verdict)
-        if self.gradients and form == "chunked":
-            yield from gradient_rows(
-                self.op, inputs, shape, name, dtype, ("chunked",), self.generator,
-                initial_state=start,
-            )  # fmt: skip
 
     def _rounds_scores(self, shape: Shape, name: str) -> bool:
         """Whether scores are as exact as `name`, by the hardware's tanh or by rounded features."""
@@ -272,9 +232,7 @@ class _Checker:
         inputs: Inputs,
         *,
         rounding: torch.dtype | None = None,
-        initial: Tensor | None = None,
         lse: bool = False,
-        state: bool = False,
     ) -> Attended:
         return attend(
             self.variant,
@@ -282,18 +240,12 @@ class _Checker:
             inputs.tensors,
             dtype=torch.float64 if rounding is None else torch.float32,
             rounding=rounding,
-            initial_state=initial,
             return_lse=lse,
-            return_state=state,
         )
 
     def _poison(self, like: Tensor, dtype: torch.dtype) -> None:
         """Leave NaN in the memory that the allocator hands out next, probably for the output."""
         torch.full(like.shape, float("nan"), dtype=dtype, device=like.device)
-
-
-def _heads_and_dims(shape: Shape) -> tuple[int, int, int, int]:
-    return shape.hq, shape.hkv, shape.qk, shape.v
 
 
 __all__ = ["DTYPES", "Report", "Row", "Shape", "Verdict", "default_shapes", "verify"]

@@ -136,7 +136,8 @@ def hold_exactly(op: Op, shape: Shape, form: str | None = None, *, state: bool =
     normal = lambda *sizes: torch.randn(sizes, generator=generator, dtype=torch.float64)  # noqa: E731
     initial = None
     if state:
-        initial = normal(*op.state_shape(shape.batch, shape.hq, shape.hkv, shape.qk, shape.v)).abs()
+        entries = shape.sequences or shape.batch
+        initial = normal(*op.state_shape(entries, shape.hq, shape.hkv, shape.qk, shape.v)).abs()
     incoming = Incoming(
         normal(shape.batch, shape.tq, shape.hq, shape.v),
         normal(shape.batch, shape.hq, shape.tq) if op.softmax else None,

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import attnc
 from attnc.dsl import loads
@@ -18,7 +19,8 @@ from attnc.ops.op import compile as compile_op
 from attnc.ops.verify import verify
 from tests.ops.test_gradients import hold_exactly
 from tests.ops.test_property import SETTINGS
-from tests.strategies import declarations, shapes
+from tests.packed import starts
+from tests.strategies import channel_declarations, declarations, shapes
 
 DECLARED = """
 [plain]
@@ -83,11 +85,12 @@ normalize = "none"
 log_decay = "-g[b,t,hkv]**2"
 inputs.g = { shape = ["b", "t", "hkv"], grad = true }
 """
+DRAWN = st.one_of(
+    declarations(grad=True),
+    declarations("state", causal=True, grad=True),
+    channel_declarations(causal=True, grad=True),
+)
 LENGTHS = (5, 0, 130, 64, 1, 0, 33, 128)
-
-
-def starts(lengths: tuple[int, ...]) -> torch.Tensor:
-    return torch.nn.functional.pad(torch.tensor(lengths).cumsum(0, dtype=torch.int32), (1, 0))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +116,7 @@ def test_packed_sequences_are_bit_for_bit_what_they_are_alone(name, dtype, ops):
     cu = starts(LENGTHS)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     form = op.over_sequences().forms()[0]
-    whole = op(*leaves, cu_seqlens_q=cu, cu_seqlens_k=cu, **tensors)
+    whole = op(*leaves, cu_seqlens_q=cu, cu_seqlens_k=cu, form=form, **tensors)
     gradients = torch.autograd.grad(whole, leaves, do)
     for start, stop in pairwise(cu.tolist()):
         if start == stop:
@@ -169,7 +172,10 @@ def test_verify_packs_sequences_and_an_unlike_kernel_fails(ops, monkeypatch):
     variant = ops["decayed"].variant
     report = verify(variant, shapes=shapes, dtypes=["fp32"])
     assert report.passed, str(report)
-    assert {row.what for row in report.rows} >= {"parallel form", "d q, parallel form"}
+    assert {row.what for row in report.rows} >= {
+        "parallel form", "d q, parallel form", "chunked against parallel", "d q, chunked form",
+        "recurrent form", "state returned", "d initial_state, chunked form with a state given",
+    }  # fmt: skip
     assert all(row.shape.endswith("in 5 sequences") for row in report.rows)
     call = Op.__call__
     monkeypatch.setattr(Op, "__call__", lambda *args, **given: call(*args, **given).roll(1, 1))
@@ -177,12 +183,17 @@ def test_verify_packs_sequences_and_an_unlike_kernel_fails(ops, monkeypatch):
 
 
 @settings(SETTINGS, max_examples=15)
-@given(text=declarations(grad=True), sizes=shapes(tokens=90, highest_dim=32))
-def test_a_drawn_variant_takes_packed_sequences_or_says_why_not(text, sizes):
+@given(text=DRAWN, sizes=shapes(tokens=90, highest_dim=32), data=st.data())
+def test_a_drawn_variant_takes_packed_sequences_or_says_why_not(text, sizes, data):
     variant = loads(text)["drawn"]
     try:
         op = compile_op(variant).over_sequences()
-        hold_exactly(op, replace(sizes, batch=1, sequences=4))
+        form = data.draw(st.sampled_from(op.forms()), label="form")
+        folds = form in {"chunked", "recurrent"}
+        keys = sizes.tq if folds else sizes.tk
+        state = folds and data.draw(st.booleans(), label="states")
+        shape = replace(sizes, batch=1, tk=keys, sequences=4)
+        hold_exactly(op, shape, form, state=state)
     except PlanError:
         assume(False)
     except InputError as error:
@@ -215,7 +226,6 @@ def packed_call(op: Op, batch: int = 1, **given: object) -> object:
          "cu_seqlens_q has 2 sequences, cu_seqlens_k has 1"),
         ({"cu_seqlens_k": torch.tensor([0], dtype=torch.int32)},
          "cu_seqlens_k has shape [1] and strides [1]"),
-        ({"return_state": True}, "'decayed' has no state"),
     ],
 )  # fmt: skip
 def test_a_packed_call_that_does_not_fit_is_refused(given, message, ops):
@@ -231,13 +241,13 @@ def test_queries_without_keys_of_sequences_are_refused(ops):
     assert caught.value.message == "'plain' needs input 'cu_seqlens_k'"
 
 
-def test_the_chunked_form_says_that_it_packs_nothing_yet(ops):
-    assert ops["decayed"].over_sequences().forms() == ("parallel",)
+def test_a_sum_over_all_keys_says_that_it_does_not_pack_yet():
+    declared = '[sum]\nfeature_map = "identity"\nscale = 1.0\nmask = "full"\nnormalize = "none"\n'
+    op = compile_op(loads(declared)["sum"])
+    assert op.over_sequences().forms() == ("parallel",)
     with pytest.raises(PlanError) as caught:
-        packed_call(ops["decayed"], slope=torch.zeros(2), form="chunked")
-    assert caught.value.notes == (
-        "sequences are packed, and no pass starts a state anew at each yet",
-    )
+        packed_call(op, form="chunked")
+    assert caught.value.notes == ("sequences are packed, and no pass sums all keys of each yet",)
 
 
 @pytest.mark.parametrize(

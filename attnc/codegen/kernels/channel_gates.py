@@ -16,6 +16,7 @@ from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.decay import LOG2E, index_bindings
+from attnc.codegen.kernels.sequences import in_sequences
 from attnc.codegen.printer import Printer, number
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
@@ -64,7 +65,10 @@ def channel_gates_kernel(variant: Variant, algebra: Algebra, printer: Printer) -
     tensors = (*loaded.tensors, TensorArgument("gates", (), "fp64", WHOLE_LAYOUT, written=True))
     loop = KeyLoop("0", "tl.cdiv(T, BC)", True, "tokens in order")
     scalars, constants = ("T", "HQ", "HKV", "HS"), ("K", "BC", "BK")
-    return Kernel("channel_gates", "", tensors, scalars, constants, builder.build(), loops=(loop,))
+    kernel = Kernel(
+        "channel_gates", "", tensors, scalars, constants, builder.build(), loops=(loop,)
+    )
+    return in_sequences(kernel, algebra)
 
 
 def _log_decays(

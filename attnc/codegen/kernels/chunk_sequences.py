@@ -1,10 +1,10 @@
 """Packed sequences in passes over chunks: each sequence has chunks and segments of its own.
 
 A program's slot says which sequence it belongs to and which of its segments, or chunks, it takes.
-After these statements T is the length of that sequence and every pointer stands at its first token,
-so that a sequence is cut exactly as a call of its own cuts it: what comes out has the same bits.
-Segments of sequence n start at slot min(n * MS, cu_seqlens[n] // (MC * BC) + n), where MS is the most
-that any sequence has and MC the fewest chunks of one; chunks at cu_seqlens[n] // BC + n.
+After these statements T is the length of that sequence and every pointer stands at its first
+token, so that it is cut exactly as a call of its own cuts it: what comes out has the same bits.
+Segments of sequence n start at slot min(n * MS, cu_seqlens[n] // (MC * BC) + n), where MS is the
+most that any sequence has and MC the fewest chunks of one; chunks at cu_seqlens[n] // BC + n.
 """
 
 from __future__ import annotations

@@ -38,8 +38,11 @@ def in_sequences(kernel: Kernel, algebra: Algebra, sums: Lanes | None = None) ->
     )  # fmt: skip
     read = tuple(tensor for tensor in kernel.tensors if not tensor.written)
     written = tuple(tensor for tensor in kernel.tensors if tensor.written)
-    lines = [line for tensor in kernel.tensors for line in _moved(tensor, kernel.name, sums or {})]
-    if kernel.name == "gates":
+    apart = " * K" if algebra.by_channel else ""
+    lines: list[str] = []
+    for tensor in kernel.tensors:
+        lines += _moved(tensor, kernel.name, sums or {}, apart)
+    if kernel.name in {"gates", "channel_gates"}:
         lines = [
             "s_k = tl.load(u_cu_seqlens_k + i_n)",
             "NK = T",
@@ -63,7 +66,7 @@ def _lengths(kernel: str) -> list[str]:
     side, tile, count, program = ("q", "BT", "TQ", "i_t")
     if kernel == "dkv":
         side, tile, count, program = ("k", "BS", "TK", "i_s")
-    slots = kernel != "dgates"
+    slots = kernel not in {"dgates", "dchannel_gates"}
     lines: list[str] = []
     if slots:
         lines += [
@@ -95,8 +98,11 @@ def _lengths(kernel: str) -> list[str]:
     return [*lines, "s_q = s_q.to(tl.int64)", "s_k = s_k.to(tl.int64)"]
 
 
-def _moved(tensor: TensorArgument, kernel: str, sums: Lanes) -> list[str]:
-    """The statement that moves a pointer to the sequence's own part of its tensor."""
+def _moved(tensor: TensorArgument, kernel: str, sums: Lanes, apart: str) -> list[str]:
+    """The statement that moves a pointer to the sequence's own part of its tensor.
+
+    `apart` is the factor of an address where a decay's sums are kept a channel.
+    """
     name = tensor.name
     # the `dkv` pass walks over heads: what is [heads, tokens] gets its head's part there
     rows, keys = "s_q", "s_k"
@@ -114,15 +120,21 @@ def _moved(tensor: TensorArgument, kernel: str, sums: Lanes) -> list[str]:
     elif name == "dcolumns":
         place = keys
     elif name == "gates":
-        head = {"gates": "i_bh * (NK - T)", "dkv": ""}.get(kernel, "i_h // (HQ // HS) * (NK - TK)")
-        place = f"s_k + {head}" if head else "s_k"
+        head = "i_h // (HQ // HS) * (NK - TK)"
+        head = "i_bh * (NK - T)" if kernel in {"gates", "channel_gates"} else head
+        place = "s_k" if kernel == "dkv" else f"s_k + {head}"
     elif name in sums:
         lane, *channels = sums[name]
         place = {"n": "i_slot - i_t", "i": rows}.get(lane, keys)
-        place = "" if kernel == "dgates" and lane == "n" else place
-        place = f"({place}) * V" if channels else place
+        if lane == "n" and kernel in {"dgates", "dchannel_gates"}:
+            # a place a sequence, or one a chunk of it
+            place = "" if kernel == "dgates" else "s_k // BC + i_n"
+        width = "".join({"c": " * V", "k": " * K"}[channel] for channel in channels)
+        place = f"({place}){width}" if width else place
     elif tensor.given:
         place = declared_start(tensor, "i_n")
+    if apart and name in {"gates", "drows", "dcolumns"}:
+        place = f"({place}){apart}"
     return [f"{name} = {name} + {place}"] if place else []
 
 

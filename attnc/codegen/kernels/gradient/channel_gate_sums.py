@@ -14,6 +14,7 @@ from attnc.codegen.kernels.gradient.channel_sums import (
     store_channel_sums,
 )
 from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.packed import packed_pass
 from attnc.codegen.tile_range import KeyLoop
 
 
@@ -43,9 +44,8 @@ def dchannel_gates_kernel(facts: GradientFacts) -> Kernel:
         "b_gs", STEP, ("BK",), line, name="fold b_gs", reads=("b_gs", "b_dg"), dtype="fp64"
     )
     loaded = load_slopes(builder, facts, STEP)
-    store_channel_sums(
-        builder, facts, STEP, loaded.bindings, tokens="TK", tile="i_c", tiles="tl.cdiv(TK, BC)"
-    )
+    tiles = "(NK // BC + N)" if facts.algebra.mask.packed else "tl.cdiv(TK, BC)"
+    store_channel_sums(builder, facts, STEP, loaded.bindings, tokens="TK", tile="i_c", tiles=tiles)
     tensors = (
         TensorArgument("drows", (), "acc", "[B, HQ, TQ, K]"),
         TensorArgument("dcolumns", (), "acc", "[B, HQ, TK, K]"),
@@ -54,4 +54,7 @@ def dchannel_gates_kernel(facts: GradientFacts) -> Kernel:
     )
     loop = KeyLoop("tl.cdiv(TK, BC) - 1", "-1", True, "the last tokens first")
     scalars, constants = ("TQ", "TK", "HQ", "HKV"), ("K", "BC", "BK")
-    return Kernel("dchannel_gates", "", tensors, scalars, constants, builder.build(), loops=(loop,))
+    kernel = Kernel(
+        "dchannel_gates", "", tensors, scalars, constants, builder.build(), loops=(loop,)
+    )
+    return packed_pass(kernel, facts)

@@ -78,7 +78,9 @@ def store_channel_rate(builder: GraphBuilder, facts: GradientFacts, side: Side) 
     """What a later pass sums over the tokens: q dq by rows, k dk by keys."""
     by_rows = side.kernel == "dq"
     target, row = (
-        ("drows", "i_bh * TQ + o_t") if by_rows else ("dcolumns", "(i_b * HQ + i_h) * TK + o_s")
+        ("drows", "i_bh * TQ + o_t")
+        if by_rows
+        else ("dcolumns", f"(i_b * HQ + i_h) * {facts.keys} + o_s")
     )
     region, guard = (FINISH, "m_t") if by_rows else (TAIL, "m_s")
     other = "b_q" if by_rows else "b_k"

@@ -49,8 +49,9 @@ def channel_dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     total = value_accumulator(facts)
     builder.load(
         "b_p", STEP, SQUARE, dtype="io", tensor="pairs", guard="m_t[None, :]",
-        lines=(f"p_pairs = pairs + ((i_b * HQ + i_h) * {chunk.tokens} + o_t) * BC",), reads=("p_gates",),
-        address="p_pairs[None, :] + r_c[:, None]", note="weights inside the chunk, keys by queries",
+        lines=(f"p_pairs = pairs + ((i_b * HQ + i_h) * {chunk.tokens} + o_t) * BC",),
+        reads=("p_gates",), address="p_pairs[None, :] + r_c[:, None]",
+        note="weights inside the chunk, keys by queries",
     )  # fmt: skip
     columns = ("BC", "BV")
     right = Operand("b_do", "b_do", columns)
