@@ -9,7 +9,7 @@ import sympy
 
 from attnc.codegen.symbolic import refs_of, symbol, to_sympy
 from attnc.dsl.expr import Expr, Ref
-from attnc.dsl.mask import FULL, MaskForm
+from attnc.dsl.mask import MaskForm
 from attnc.dsl.proof import is_causal, is_full, within_causal
 from attnc.dsl.variant import Variant
 
@@ -77,7 +77,7 @@ class Algebra:
     @property
     def global_sum(self) -> bool:
         """Whether every query sees every key undecayed, so that one state serves all queries."""
-        return self.family == "state" and self.mask == FULL
+        return self.family == "state" and is_full(self.mask)
 
     @property
     def plain_score(self) -> bool:
@@ -230,9 +230,7 @@ def _forms(softmax: bool, causal: bool, mask: MaskForm) -> tuple[FormVerdict, ..
     folds = "the weight is a polynomial in s: S = decay * S + phi(k)^T v"
     summed = "every query sees every key, and one state, S = sum of phi(k)^T v, serves them all"
     needs_causal = "the mask is not exactly causal, and a fold over tokens sees just j <= i"
-    full = mask == FULL
-    if mask.packed and is_full(mask):
-        needs_causal = "sequences are packed, and no pass sums all keys of each yet"
+    full = is_full(mask)
     return (
         FormVerdict("online", False, "the weight is not exp(score)"),
         FormVerdict("parallel", True, "any mask, one tile of weights at a time"),

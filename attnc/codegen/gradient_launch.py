@@ -13,9 +13,11 @@ from attnc.codegen.launch import (
     constant,
     list_grid,
     list_workspaces,
+    scalar_texts,
     scan_grid,
     segment_grid,
     state_slot,
+    state_slots,
     tile_count,
 )
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
@@ -228,9 +230,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     backwards = kernel.name in {"dstate", "dscan", "dcarry", *WALKS[1:]}
     back = _REVERSED if backwards else {}
     numbers = [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
-    scalars = kernel.scalars
-    sums = kernel.name in {"gates", "channel_gates"}
-    numbers += ["TK" if sums and name == "T" else name for name in scalars]
+    numbers += scalar_texts(plan, kernel)
     entries = "N" if plan.algebra.mask.packed else "B"
     grids = {
         "dq": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
@@ -240,9 +240,9 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
         "row_blocks": lambda: list_grid(plan, "row_blocks"),
         "dgates": lambda: [f"{entries} * HQ"],
-        "state": lambda: segment_grid(plan, "NV", "HS", "NS"),
+        "state": lambda: segment_grid(plan, "NV", "HS", state_slots(plan, whole=True)),
         "carry": lambda: segment_grid(plan, "NV", "HS", "NS"),
-        "dstate": lambda: segment_grid(plan, "NV", "HQ", "NS"),
+        "dstate": lambda: segment_grid(plan, "NV", "HQ", state_slots(plan, whole=True)),
         "dcarry": lambda: segment_grid(plan, "NV", "HQ", "NS"),
         "scan": lambda: scan_grid(plan, tile, "HS"),
         "dscan": lambda: scan_grid(plan, tile, "HQ"),

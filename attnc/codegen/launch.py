@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from attnc.codegen.kernel import TensorArgument
+from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.codegen.tile_lists import tile_lists
 
@@ -167,7 +167,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "channel_gates": lambda: channel_grid(plan, tile),
         "pairs": lambda: ["NC", "B * HQ"],
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
-        "state": lambda: segment_grid(plan, "NV", "HS", "NS" if whole else "NS - 1"),
+        "state": lambda: segment_grid(plan, "NV", "HS", state_slots(plan, whole=whole)),
         "scan": lambda: scan_grid(plan, tile, "HS"),
         "output": lambda: segment_grid(plan, "NV", "HQ", "NS"),
         "recurrent": lambda: ["NV * N", "HS"] if plan.algebra.mask.packed else ["NV * B * HS"],
@@ -180,7 +180,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         tensors=[_tensor(tensor, tile) for tensor in kernel.tensors],
         names=[tensor.given or tensor.name for tensor in kernel.tensors],
         described=[tensor.given or tensor.name for tensor in kernel.tensors if tensor.box],
-        numbers=[*strides, *_scalars(kernel.name, kernel.scalars)],
+        numbers=[*strides, *scalar_texts(plan, kernel)],
         constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
         options=step.options,
     )
@@ -189,7 +189,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
 def segment_grid(plan: Plan, programs: str, heads: str, segments: str) -> list[str]:
     """Some programs a segment of every head; a slot each where sequences are packed."""
     if plan.algebra.mask.packed:
-        return [" * ".join(filter(None, (programs, "NS"))), heads]
+        return [" * ".join(filter(None, (programs, segments))), heads]
     return [" * ".join(filter(None, (programs, "B", heads))), segments]
 
 
@@ -229,10 +229,27 @@ def box_sides(tensor: TensorArgument, tile: Mapping[str, int]) -> tuple[int, int
     return tile["BT"] // tile["NW"] if rows == "BW" else tile[rows], tile[columns]
 
 
-def _scalars(kernel: str, scalars: tuple[str, ...]) -> list[str]:
-    # the gates pass runs over the keys of a launch that names them TK
-    sums = kernel in {"gates", "channel_gates"}
-    return ["TK" if sums and name == "T" else name for name in scalars]
+def scalar_texts(plan: Plan, kernel: Kernel) -> list[str]:
+    """What a launcher hands over as the scalars of a kernel."""
+    texts: dict[str, str] = {}
+    if kernel.name in {"gates", "channel_gates"}:
+        # they run over the keys of a launch that names them TK
+        texts = {"T": "TK"}
+    elif kernel.name in {"state", "dstate"} and _sums_sequences(plan):
+        texts = {"NS": "N", "MS": "1"}
+    return [texts.get(name, name) for name in kernel.scalars]
+
+
+def _sums_sequences(plan: Plan) -> bool:
+    """Whether all keys of each packed sequence are summed: by one segment, as no pass adds up."""
+    return plan.algebra.mask.packed and plan.algebra.global_sum
+
+
+def state_slots(plan: Plan, *, whole: bool) -> str:
+    """The segments of a head that the state pass folds: but for the last, if none wants that."""
+    if plan.algebra.mask.packed:
+        return "N" if _sums_sequences(plan) else "NS"
+    return "NS" if whole else "NS - 1"
 
 
 def constant(plan: Plan, step: PassPlan, name: str) -> int:

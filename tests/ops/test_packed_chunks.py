@@ -79,13 +79,33 @@ inputs.g = { shape = ["b", "t", "hkv", "k"], grad = true }
 chunk = 16
 """
 VARIANTS = loads(DECLARED)
+# every query of a sequence sees all of its keys: one sum serves them, and there is no state
+WHOLE = loads(
+    """
+[whole]
+feature_map = "elu(x) + 1"
+scale = 0.3
+mask = "full"
+normalize = "sum"
+value = "dt[b,t,h]*v"
+inputs.dt = { shape = ["b", "t", "h"], grad = true }
+chunk = 16
+
+[powers]
+feature_map = "taylor(2)"
+scale = "rsqrt(d)"
+mask = "full"
+normalize = "none"
+chunk = 16
+"""
+)
 LENGTHS = (0, 63, 1, 0, 130, 0)
 SIZES = Shape(1, 0, 0, 2, 1, 16, 16)
 
 
 @pytest.fixture(scope="module")
 def ops() -> dict[str, Op]:
-    return {name: compile_op(variant) for name, variant in VARIANTS.items()}
+    return {name: compile_op(variant) for name, variant in (VARIANTS | WHOLE).items()}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +116,16 @@ def ops() -> dict[str, Op]:
 def test_chunks_of_packed_sequences_are_bit_for_bit_what_they_are_alone(name, dtype, state, ops):
     inputs = packed_inputs(ops[name], LENGTHS, SIZES, dtype)
     hold_bits(ops[name], LENGTHS, inputs, "chunked", state=state)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_sums_over_all_keys_of_packed_sequences_are_what_they_are_alone(name, ops):
+    """Bit for bit where the call alone has one segment, as each packed sequence has."""
+    lengths = (0, 63, 1, 0, 100)
+    inputs = packed_inputs(ops[name], lengths, SIZES, torch.float32)
+    hold_bits(ops[name], lengths, inputs, "chunked", state=False)
+    shape = Shape(1, 150, 150, 2, 1, 16, 16, sequences=4)
+    hold_exactly(ops[name].over_sequences(), shape, "chunked")
 
 
 @pytest.mark.parametrize("name", ["learned", "grouped"])

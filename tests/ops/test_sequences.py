@@ -241,13 +241,9 @@ def test_queries_without_keys_of_sequences_are_refused(ops):
     assert caught.value.message == "'plain' needs input 'cu_seqlens_k'"
 
 
-def test_a_sum_over_all_keys_says_that_it_does_not_pack_yet():
-    declared = '[sum]\nfeature_map = "identity"\nscale = 1.0\nmask = "full"\nnormalize = "none"\n'
-    op = compile_op(loads(declared)["sum"])
-    assert op.over_sequences().forms() == ("parallel",)
-    with pytest.raises(PlanError) as caught:
-        packed_call(op, form="chunked")
-    assert caught.value.notes == ("sequences are packed, and no pass sums all keys of each yet",)
+@pytest.mark.parametrize("name", [name for name, v in loads(DECLARED).items() if not v.has_lse])
+def test_packed_sequences_have_the_forms_of_one(name, ops):
+    assert ops[name].over_sequences().forms() == ops[name].forms()
 
 
 @pytest.mark.parametrize(

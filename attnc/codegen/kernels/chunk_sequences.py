@@ -165,6 +165,9 @@ def _place(tensor: TensorArgument, kernel: str, algebra: Algebra, sums: Lanes) -
         width = "".join({"c": " * V", "k": " * K"}[channel] for channel in channels)
         # `n` counts chunks, whatever else tokens; the latter lie NK apart
         return f"{'first_slot' if lane == 'n' else 's_k'}{width}"
+    if algebra.global_sum and name in {"states", "carried", "dcarried"}:
+        # one sum over all keys a sequence
+        return f"i_seq.to(tl.int64) * {slot}"
     chunk_slot = "(s_k // BC + i_seq)" if kernel in _SEGMENTS else "first_slot"
     heads = "HKV" if kernel in _BY_GROUP else "HQ"
     return {

@@ -32,7 +32,10 @@ def chunk_kernels(
     """
     facts = ChunkFacts(variant, algebra, features, dims, printer, stateful, min_columns)
     if algebra.global_sum:
-        return (state_kernel(facts), global_output_kernel(facts))
+        return tuple(
+            chunks_in_sequences(kernel, algebra)
+            for kernel in (state_kernel(facts), global_output_kernel(facts))
+        )
     before: tuple[Kernel, ...] = ()
     if algebra.by_channel:
         before = (chunk_gates_kernel(variant, algebra, printer), pairs_kernel(facts))

@@ -48,7 +48,8 @@ def global_dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
         "p_do = do + i_b * stride_do_b + i_h * stride_do_h",
     ]
     if chunk.summed:
-        lines += [f"p_{row} = {row} + (i_b * HQ + i_h) * T" for row in ("norm", "delta")]
+        place = f"(i_b * HQ + i_h) * {chunk.tokens}"
+        lines += [f"p_{row} = {row} + {place}" for row in ("norm", "delta")]
     _head(builder, "i_hs = i_h // (HQ // HS)", *lines)
     load_outputs(builder, chunk, facts, queries=queries)
     builder.map("b_dq", STEP, ("BC", "BK"), "b_dq = tl.zeros([BC, BK], ACC)", reads=("p_q",))
@@ -97,7 +98,7 @@ def global_dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     builder.extend(node for node in values.nodes if node.region == STEP)
     start_value(builder, facts, STEP, "BC")
     dvalue_from_state(builder, chunk, value_accumulator(facts))
-    finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens="T")
+    finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens=facts.tokens)
     store_columns(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
     k, v = chunk.key_tensors()
     tensors = (

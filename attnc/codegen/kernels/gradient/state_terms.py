@@ -140,7 +140,8 @@ def _load_tile(
     place = f"({head} * NC + i_c) * FP"
     start, sums_at = f"{place} * V", f"{place} + r_f{n}"
     if chunk.algebra.global_sum:
-        start, sums_at = f"{head} * {chunk.slot}", f"{head} * {chunk.slot} + FP * V + r_f{n}"
+        start = f"{head}{' * N' if chunk.algebra.mask.packed else ''} * {chunk.slot}"
+        sums_at = f"{start} + FP * V + r_f{n}"
     lines = (
         [f"r_f{n} = {column_text(tile.start, tile.width)}"] if after or not _both(builder) else []
     )
