@@ -6,11 +6,15 @@ too, and against the fp64 reference; the lengths give sequences of no, one and s
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from attnc.codegen.device import DEVICES
 from attnc.dsl import loads
 from attnc.errors import InputError
+from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
@@ -116,6 +120,19 @@ def ops() -> dict[str, Op]:
 def test_chunks_of_packed_sequences_are_bit_for_bit_what_they_are_alone(name, dtype, state, ops):
     inputs = packed_inputs(ops[name], LENGTHS, SIZES, dtype)
     hold_bits(ops[name], LENGTHS, inputs, "chunked", state=state)
+
+
+def test_slots_are_enough_where_a_device_holds_few_segments(ops, monkeypatch):
+    """Slots lie closer then: a sequence has as many as it may have segments, and no more."""
+    few = replace(DEVICES["h100"], sms=3)
+    op = ops["steady"]
+    for each in (op, op.over_sequences()):
+        monkeypatch.setattr(each, "built_plans", BuiltPlans(each.request, few))
+    lengths = (260, 20, 130, 0)
+    inputs = packed_inputs(op, lengths, SIZES, torch.float32)
+    hold_bits(op, lengths, inputs, "chunked", state=True)
+    text = next(iter(op.over_sequences().built_plans.by_kind.values())).path.read_text()
+    assert "MS = max(1, 6 // " in text
 
 
 @pytest.mark.parametrize("name", WHOLE)
