@@ -122,8 +122,9 @@ def default_shapes(variant: Variant, device: torch.device) -> tuple[Shape, ...]:
 def packed_shapes(variant: Variant, device: torch.device) -> tuple[Shape, ...]:
     """Sequences of any lengths in one call, one of them empty."""
     like = default_shapes(variant, device)[0]
-    tq, tk = (90, 150) if device.type == "cpu" else (4000, 6000)
-    shape = replace(like, batch=1, tq=tq, tk=tq, hq=4, hkv=2, sequences=5)
+    # the interpreter takes every form of them, with states and gradients
+    tq, tk, hq = (50, 90, 2) if device.type == "cpu" else (4000, 6000, 4)
+    shape = replace(like, batch=1, tq=tq, tk=tq, hq=hq, hkv=hq // 2, sequences=5)
     return shape, replace(shape, tk=tk)
 
 
