@@ -133,6 +133,9 @@ class Op(Decoding):
         folds = stateful or one_length(sizes, given)
         if self._algebra.family == "state" and form is None and not folds:
             form = "parallel"
+        if "cu_seqlens_q" in given and torch.compiler.is_compiling():
+            # Dynamo traces no autograd.Function that is given one tensor twice
+            given["cu_seqlens_q"] = given["cu_seqlens_q"].view(-1)
         if 0 in (q.numel(), v.numel()):
             raise InputError(f"empty input: q is {list(q.shape)}, v is {list(v.shape)}")
         state: torch.Tensor | None = None

@@ -191,6 +191,21 @@ def test_one_tensor_of_starts_takes_the_chunked_form_and_two_the_parallel_one(op
     torch.testing.assert_close(uneven, ref.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_a_compiled_packed_call_is_the_eager_one(ops):
+    inputs = packed_inputs(ops["steady"], (5, 0, 20), SIZES, torch.float32)
+    given = inputs.tensors
+    leaves = [x.requires_grad_() for x in inputs.qkv]
+
+    def call(q, k, v, cu):
+        starts = {"cu_seqlens_q": cu, "cu_seqlens_k": cu}
+        return ops["steady"].over_sequences()(q, k, v, **starts, slope=given["slope"])
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    outs = [run(*leaves, given["cu_seqlens_k"]) for run in (call, compiled)]
+    first, second = ([x, *torch.autograd.grad(x.square().sum(), leaves)] for x in outs)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
 @pytest.mark.parametrize("options", [{"form": "chunked"}, {"return_state": True}])
 def test_a_fold_over_sequences_with_more_keys_than_queries_is_refused(options, ops):
     q, k, v = (torch.randn(1, 10, 2, 16) for _ in range(3))
