@@ -13,7 +13,6 @@ from hypothesis import Phase, given, settings
 from torch.autograd import gradcheck
 
 from attnc.dsl import loads
-from attnc.errors import InputError
 from attnc.ops.criterion import check, check_agreement, check_gradient, check_state
 from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import compile as compile_op
@@ -246,11 +245,10 @@ def test_gradients_pass_through_states(name, tokens):
         assert (found[key] - gradient).norm() <= 1e-10 * gradient.norm(), key
 
 
-def test_packed_sequences_of_a_decay_a_channel_are_refused():
-    x = drawn("gla", "fp32", Shape(1, 9, 9, 1, 1, 16, 16))
-    starts = torch.tensor([0, 4, 9], dtype=torch.int32)
-    with pytest.raises(InputError, match="takes no packed sequences: its decay is one a channel"):
-        OPS["gla"](*x.qkv, cu_seqlens_q=starts, cu_seqlens_k=starts, **x.tensors)
+@pytest.mark.parametrize("name", ["constant", "window"])
+def test_decays_a_channel_pack_whether_of_a_token_or_not_and_under_any_mask(name):
+    packed = OPS[name].over_sequences()
+    hold_exactly(packed, Shape(1, 40, 40, 2, 1, 16, 16, sequences=3), packed.forms()[-1])
 
 
 def test_a_query_that_is_not_the_last_key_is_served_by_the_parallel_form():
