@@ -19,6 +19,7 @@ from attnc.ops.op import compile as compile_op
 from attnc.ops.verify import verify
 from tests.ops.test_gradients import hold_exactly
 from tests.ops.test_property import SETTINGS
+from tests.ops.test_verify import sabotage
 from tests.packed import starts
 from tests.strategies import channel_declarations, declarations, shapes
 
@@ -169,7 +170,7 @@ params.z = { shape = ["h"], grad = true }
 
 def test_verify_packs_sequences_and_an_unlike_kernel_fails(ops, monkeypatch):
     shapes = [Shape(1, 40, 40, 2, 1, 16, 16, sequences=5)]
-    variant = ops["decayed"].variant
+    variant = ops["gated"].variant
     report = verify(variant, shapes=shapes, dtypes=["fp32"])
     assert report.passed, str(report)
     assert {row.what for row in report.rows} >= {
@@ -177,12 +178,11 @@ def test_verify_packs_sequences_and_an_unlike_kernel_fails(ops, monkeypatch):
         "recurrent form", "state returned", "d initial_state, chunked form with a state given",
     }  # fmt: skip
     assert all(row.shape.endswith("in 5 sequences") for row in report.rows)
-    call = Op.__call__
-    monkeypatch.setattr(Op, "__call__", lambda *args, **given: call(*args, **given).roll(1, 1))
+    sabotage(monkeypatch, lambda out: out.copy_(out.roll(1, 1)))
     assert not verify(variant, shapes=shapes, dtypes=["fp32"], gradients=False).passed
 
 
-@settings(SETTINGS, max_examples=8)
+@settings(SETTINGS, max_examples=5)
 @given(text=DRAWN, sizes=shapes(tokens=70, highest_dim=24), data=st.data())
 def test_a_drawn_variant_takes_packed_sequences_or_says_why_not(text, sizes, data):
     variant = loads(text)["drawn"]
