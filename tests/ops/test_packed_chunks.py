@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 
 from attnc.codegen.device import DEVICES
 from attnc.dsl import loads
@@ -18,7 +19,7 @@ from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from tests.ops.test_gradients import hold_exactly
+from tests.ops.test_gradients import function_of, hold_exactly, wide
 from tests.packed import hold_bits, packed_inputs, starts
 
 DECLARED = """
@@ -157,6 +158,14 @@ def test_packed_sequences_folded_token_by_token_are_what_they_are_alone(name, op
 def test_gradients_of_chunks_are_those_of_each_sequence(name, state, ops):
     shape = Shape(1, 150, 150, 2, 1, 16, 16, sequences=4)
     hold_exactly(ops[name].over_sequences(), shape, "chunked", state=state)
+
+
+@pytest.mark.parametrize("name", ["taylor", "gated", "channels", "whole"])
+def test_gradcheck_passes_for_packed_chunks(name, ops):
+    packed = ops[name].over_sequences()
+    inputs = wide(packed, Shape(1, 20, 20, 2, 1, 16, 16, sequences=3))
+    call, leaves = function_of(packed, inputs, "chunked")
+    assert gradcheck(call, leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["channels", "grouped"])
