@@ -1,11 +1,11 @@
 """Long convolutions beside torch.fft in fp32: every timed output checked, times, ratios, memory.
 
 python -m benchmarks.conv OUT.json [--rows PREFIX ...] [--phases forward both] [--dtype bf16]
-    [--forms fft toeplitz] [--seconds N]
+    [--forms fft three_pass] [--every] [--seconds N]
 
 A row is named kind/T and chosen by how its name starts. `both` is a forward with its backward. A
 row of ours says which form was planned and with which tiles; --forms times forms that the planner
-would not choose beside it. What --seconds cut is listed.
+would not choose beside it, --every each of their plans, forward. What --seconds cut is listed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from triton.testing import do_bench
 
 import attnc
 from attnc.codegen.plan import Workload
+from attnc.codegen.planner import plans
 from attnc.dsl import loads
+from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.inputs import DTYPE_NAMES
+from attnc.ops.placement import planner_device
 from benchmarks.record import write
 
 _TEXT = """
@@ -81,6 +84,7 @@ def main() -> None:
     parser.add_argument("--phases", nargs="*", default=["forward", "both"])
     parser.add_argument("--dtype", choices=sorted(_DTYPES), default="bf16")
     parser.add_argument("--forms", nargs="*", default=[])
+    parser.add_argument("--every", action="store_true")
     parser.add_argument("--seconds", type=float, default=55)
     options = parser.parse_args()
     start = time.monotonic()
@@ -92,7 +96,10 @@ def main() -> None:
         if time.monotonic() - start > options.seconds:
             rows.append({"row": case.name, "cut": "the clock"})
             continue
-        for row in run(case, ops[case.kind], _DTYPES[options.dtype], options.phases, options.forms):
+        found = run(case, ops[case.kind], _DTYPES[options.dtype], options.phases, options.forms)
+        if options.every:
+            found = every_plan(case, ops[case.kind], _DTYPES[options.dtype], options.forms)
+        for row in found:
             rows.append(row)
             print(row, flush=True)
             # a run that is cut short leaves what it has
@@ -134,6 +141,38 @@ def run(
             continue
         measured.pop("found")
         yield {**row, **measured}
+
+
+def every_plan(
+    case: Case, op: ConvolutionOp, dtype: torch.dtype, forms: list[str]
+) -> Iterator[Row]:
+    """Each ranked forward plan of each form by itself, held against torch.fft's output."""
+    tensors = draw(case)
+    theirs = measure(case, by_fft, tensors, ["forward"], None)
+    oracle = theirs.pop("found")
+    yield {"row": case.name, "who": "torch.fft fp32", "right": True, **theirs}
+    own = {k: x.to(dtype) if x.dim() == 3 else x for k, x in tensors.items()}
+    work = Workload(case.batch, case.tokens, case.tokens, case.channels, case.channels, case.tokens)
+    device = planner_device(torch.device("cuda"))
+    for form in forms:
+        name = DTYPE_NAMES[dtype]
+        for plan in plans(op.request(None, name, form, False, device=device, workload=work)):
+            row: Row = {"row": case.name, "who": "attnc", "form": form}
+            row["plan"] = [str(step) for step in plan.passes]
+            built = Built([plan], 0, store_plan(plan))
+
+            def call(v: Tensor, built: Built = built, **given: Tensor) -> Tensor:
+                views = [x.transpose(1, 2) if x.dim() == 3 else x
+                         for x in (v, *(given[key] for key in op.tensor_names))]  # fmt: skip
+                return launch(built, views[0], views)[0].transpose(1, 2)
+
+            try:
+                measured = measure(case, call, own, ["forward"], oracle)
+            except Exception as error:  # a plan that cannot run is a result too
+                yield {**row, "error": f"{type(error).__name__}: {error}"[:200]}
+                continue
+            measured.pop("found")
+            yield {**row, **measured}
 
 
 def draw(case: Case) -> dict[str, Tensor]:

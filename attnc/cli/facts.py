@@ -16,7 +16,7 @@ from attnc.errors import UsageError
 
 # fp64 is for the interpreter's gradients alone
 DTYPES = ("bf16", "fp16", "fp32")
-FORMS = ("online", "parallel", "chunked", "recurrent", "toeplitz", "fft", "butterfly")
+FORMS = ("online", "parallel", "chunked", "recurrent", "toeplitz", "fft", "three_pass", "butterfly")
 _DEFAULT_DIMS = (64, 64)
 
 

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from attnc.codegen.convolution.inner_passes import INNER_PASSES
 from attnc.codegen.convolution.launch import ConvolutionLaunch, convolution_launch
+from attnc.codegen.convolution.outer_passes import OUTER_PASSES
 from attnc.codegen.gluon.kernel_text import helper_text, kernel_text
 from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL
@@ -43,6 +45,8 @@ _TEMPLATES = {
     "butterfly_dgate": "butterfly",
     "butterfly_dspectrum": "factor_sums",
     "douter": "factor_sums",
+    **dict.fromkeys(OUTER_PASSES, "outer_pass"),
+    **dict.fromkeys(INNER_PASSES, "inner_pass"),
     "dinner": "factor_sums",
 }
 _STEP_LINES = {
@@ -89,6 +93,8 @@ _HEADERS = {
     "fft": "for i_m in range({start}, {stop}):",
     "filter_step": "for i_d in range({start}, {stop}, BD):",
     "dspectrum": "for i_p in range({start}, {stop}):",
+    "outer_pass": "for i_r in range({start}, {stop}):",
+    "inner_pass": "for i_p in range({start}, {stop}):",
     "factor_sums": "for i_r in range({start}, {stop}):",
 }
 
@@ -227,6 +233,7 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             precision=_precision(plan),
             last_rows_first=plan.algebra.within_causal,
             slot=slot_text(plan),
+            loops_over_pairs=bool(kernel.loops),
             by_query=kernel.name.startswith("d"),
             stateful=plan.stateful,
             global_sum=plan.algebra.global_sum,
@@ -244,7 +251,9 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
 
 def _io_tensor(kernel: Kernel) -> str:
     """A tensor of the kernel that has the type of q, k and v."""
-    return next((name for name in ("v", "do", "q", "k") if kernel.tensor(name)), "q")
+    return next(
+        (name for name in ("v", "do", "umid", "zmid", "wmid", "q", "k") if kernel.tensor(name)), "q"
+    )
 
 
 def slot_text(plan: Plan) -> str:

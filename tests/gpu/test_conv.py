@@ -141,3 +141,71 @@ def test_learned_factors_and_their_gradients_agree_with_fp64(factors, dtype):
 def test_verify_holds_learned_factors_in_fp32():
     report = verify(LEARNED, device="cuda", dtypes=["fp32"])
     assert report.passed, report.failures
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("size", [(3, 6000, 3, 6001), (1, 20000, 2, 9001)], ids=str)
+def test_every_choice_of_three_passes_is_right(size, dtype):
+    op = compile_op(CONVOLUTIONS["gated"])
+    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    cuda = torch.device("cuda")
+    v, tensors = draw_filter(CONVOLUTIONS["gated"], FilterShape.of(*size), dtype, generator, cuda)
+    expected = by_fft64(v, tensors)
+    batch, tokens, channels, taps = size
+    request = op.request(
+        None, {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype],
+        "three_pass", False, device=planner_device(cuda),
+        workload=Workload(batch, tokens, tokens, channels, channels, taps),
+    )  # fmt: skip
+    arguments = [v, *(tensors[label] for label in op.tensor_names)]
+    found = plans(replace(request, phase="forward"))
+    assert len(found) > 1
+    for plan in found:
+        (out,) = launch(Built([plan], 0, store_plan(plan)), v, arguments)
+        error = (out.double() - expected).norm() / expected.norm()
+        assert error < BOUNDS[dtype], (str(plan.passes[1]), float(error))
+
+
+def by_fft64(v, tensors):
+    """The gated convolution in fp64 by torch.fft, which long sequences are compared with."""
+    wide = {key: x.double() for key, x in tensors.items()}
+    points = 2 * v.shape[1] + wide["w"].shape[1]
+    u = v.double() * wide["a"]
+    spectrum = torch.fft.rfft(u, n=points, dim=1) * torch.fft.rfft(wide["w"], n=points).T
+    z = torch.fft.irfft(spectrum, n=points, dim=1)[:, : v.shape[1]]
+    return wide["g"] * (z + wide["D"] * u)
+
+
+@pytest.mark.parametrize("tokens", [16384, 65536, 131072])
+def test_gradients_of_long_filters_agree_with_fp64(tokens):
+    op = compile_op(CONVOLUTIONS["gated"])
+    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    cuda, shape = torch.device("cuda"), FilterShape.of(3, tokens - 7, 4, tokens)
+    v, tensors = draw_filter(CONVOLUTIONS["gated"], shape, torch.bfloat16, generator, cuda)
+    incoming = torch.randn_like(v)
+    found = op_gradients(op, v, tensors, incoming, "three_pass")
+    again = op_gradients(op, v, tensors, incoming, "three_pass")
+    leaves = {"v": v.double().requires_grad_()}
+    leaves |= {key: x.double().requires_grad_() for key, x in tensors.items()}
+    out = by_fft64(leaves["v"], {key: x for key, x in leaves.items() if key != "v"})
+    wanted = torch.autograd.grad(out, list(leaves.values()), incoming.double())
+    for (label, gradient), expected in zip(found.items(), wanted, strict=True):
+        assert torch.equal(gradient, again[label]), label
+        error = (gradient.double() - expected).norm() / expected.norm()
+        # the skip's gradient is a sum over all tokens that cancels
+        assert error < (0.05 if label == "D" else 1.5 * BOUNDS[v.dtype]), (label, float(error))
+
+
+def test_three_passes_replay_in_a_cuda_graph_with_other_numbers():
+    op = compile_op(CONVOLUTIONS["both_sides"])
+    v, w = torch.randn(2, 9000, 8, device="cuda"), torch.randn(8, 9001, device="cuda") / 95
+    op(v, w=w, form="three_pass")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = op(v, w=w, form="three_pass")
+    v.copy_(torch.randn_like(v))
+    w.copy_(torch.randn_like(w) / 95)
+    graph.replay()
+    expected = op.reference(v, w=w)
+    error = (out.double() - expected).norm() / expected.norm()
+    assert error < 5e-6

@@ -12,8 +12,8 @@ from attnc.dsl.convolution import Convolution, Filter
 from attnc.dsl.proof import is_causal, within_causal
 from attnc.dsl.text import to_text
 
-TOEPLITZ, FFT, BUTTERFLY = "toeplitz", "fft", "butterfly"
-FORMS = (TOEPLITZ, FFT, BUTTERFLY)
+TOEPLITZ, FFT, THREE_PASS, BUTTERFLY = "toeplitz", "fft", "three_pass", "butterfly"
+FORMS = (TOEPLITZ, FFT, THREE_PASS, BUTTERFLY)
 STEP_FORM = "step"
 
 
@@ -102,15 +102,17 @@ def _verdicts(found: Filter) -> tuple[FormVerdict, ...]:
     """Which forms compute it: learned factors are a transform of their own."""
     toeplitz = "any filter, by products with Toeplitz blocks: O(T * taps) work"
     fft = "any filter, by DFTs as matrix products: O(T * sqrt(T)) work to a block, pieces beyond"
+    three_pass = "any filter, by DFTs of three factors through memory: O(T * cbrt(T)) work"
     butterfly = "sequences of one block, by the declared factors, one sequence a transform"
     if found.learned:
         toeplitz = "with learned factors the result is no sum of taps at offsets i - j"
-        fft = "the factors are declared, and need be no DFT"
+        fft = three_pass = "the factors are declared, and need be no DFT"
     else:
         butterfly = "no factors are declared: the DFT's pack two sequences, which is half the work"
     return (
         FormVerdict(TOEPLITZ, not found.learned, toeplitz),
         FormVerdict(FFT, not found.learned, fft),
+        FormVerdict(THREE_PASS, not found.learned, three_pass),
         FormVerdict(BUTTERFLY, found.learned, butterfly),
     )
 

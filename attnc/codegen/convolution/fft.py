@@ -122,30 +122,32 @@ def _load_row(builder: GraphBuilder, sides: Sides, row: Row, region: str, *, pie
 
 def load_gated(
     builder: GraphBuilder, buffer: str, region: str, which: str, source: str, gate: str,
-    offset: str, guard: str, lines: tuple[str, ...],
+    offset: str, guard: str, lines: tuple[str, ...], *, shape: tuple[str, str] = HALF,
 ) -> None:  # fmt: skip
     """One row [NH, N2] of a tensor, times its gate where it has one, rounded for a product."""
     builder.load(
-        buffer, region, HALF, dtype="io", tensor=source, guard=guard, lines=lines,
+        buffer, region, shape, dtype="io", tensor=source, guard=guard, lines=lines,
         address=f"p_{source}_{which} + {offset}", name=f"load {source} {which}",
-        note=f"row {which}: [NH, N2]" if which == "a" else "",
+        note=f"row {which}: [{', '.join(shape)}]" if which == "a" else "",
     )  # fmt: skip
     if not gate:
         return
     held = f"b_g{which}"
     builder.load(
-        held, region, HALF, dtype="io", tensor=gate, guard=guard, name=f"load {gate} {which}",
+        held, region, shape, dtype="io", tensor=gate, guard=guard, name=f"load {gate} {which}",
         address=f"p_{gate}_{which} + {offset}",
     )  # fmt: skip
     builder.map(
-        buffer, region, HALF, f"{buffer} = {buffer}.to(ACC) * {held}.to(ACC)",
+        buffer, region, shape, f"{buffer} = {buffer}.to(ACC) * {held}.to(ACC)",
         name=f"gate {source} {which}", dtype="io", reads=(buffer, held),
     )  # fmt: skip
 
 
-def multiply(builder: GraphBuilder, region: str, *, pieces: bool, mirrored: bool) -> None:
+def multiply(
+    builder: GraphBuilder, region: str, *, pieces: bool, mirrored: bool, place: str = "i_c"
+) -> None:
     """b_s of b_z times the spectrum, or its conjugate where `mirrored`; added up over pieces."""
-    piece = "(i_c * (LAST - FIRST + 1) + i_m - FIRST)" if pieces else "i_c"
+    piece = "(i_c * (LAST - FIRST + 1) + i_m - FIRST)" if pieces else place
     lines = (f"p_s = spectrum + {piece} * (2 * N1 * N2)",)
     for part, start in (("r", ""), ("i", " + N1 * N2")):
         builder.load(
@@ -165,8 +167,9 @@ def multiply(builder: GraphBuilder, region: str, *, pieces: bool, mirrored: bool
 
 
 def finish_row(
-    builder: GraphBuilder, found: Filter, sides: Sides, row: Row, *, gate_gradient: bool
-) -> None:
+    builder: GraphBuilder, found: Filter, sides: Sides, row: Row, *, gate_gradient: bool,
+    region: str = FINISH, shape: tuple[str, str] = HALF,
+) -> None:  # fmt: skip
     """Skip and gates of one row [NH, N2] of a result b_y, and its store."""
     which, part, tokens, start = row
     result, out, guard = f"b_y{part}", f"o_t{which}" if start else "o_e", f"m_t{which}"
@@ -176,14 +179,14 @@ def finish_row(
     def load(buffer: str, name: str) -> None:
         lines, counted[:] = tuple(counted), []
         builder.load(
-            buffer, FINISH, HALF, dtype="acc", tensor=name, lines=lines,
+            buffer, region, shape, dtype="acc", tensor=name, lines=lines,
             address=f"p_{name}_{which} + {out}", guard=guard, name=f"load {buffer} {which} {name}",
         )  # fmt: skip
 
     def store(name: str, value: str, reads: tuple[str, ...], note: str = "") -> None:
         lines, counted[:] = tuple(counted), []
         builder.store(
-            FINISH, HALF, *lines, f"{value}.to({name}.dtype.element_ty)", reads=reads, tensor=name,
+            region, shape, *lines, f"{value}.to({name}.dtype.element_ty)", reads=reads, tensor=name,
             name=f"store {name} {which}", address=f"p_{name}_{which} + {out}", guard=guard,
             note=note,
         )  # fmt: skip
@@ -191,7 +194,7 @@ def finish_row(
     if found.skip is not None:
         skip = f"u_{found.skip.name}"
         if which == "a":
-            builder.load("b_d", FINISH, (), dtype="acc", tensor=skip, address=f"p_{skip}",
+            builder.load("b_d", region, (), dtype="acc", tensor=skip, address=f"p_{skip}",
                          note="the token's own value, unfiltered")  # fmt: skip
         load("b_u", sides.source)
         own = "b_u"
@@ -199,13 +202,13 @@ def finish_row(
         if sides.gate:
             load("b_h", sides.gate)
             own, reads = "(b_u * b_h).to(IO).to(ACC)", (*reads, "b_h")
-        builder.map(result, FINISH, HALF, f"{result} = {result} + b_d * {own}",
+        builder.map(result, region, shape, f"{result} = {result} + b_d * {own}",
                     name=f"skip {which}", reads=reads)  # fmt: skip
     if gate_gradient:
         load("b_v", "v")
         store("dpre", f"({result} * b_v)", (result, "b_v"), "the gradient of the gate before")
     if sides.after:
         load("b_g", sides.after)
-        builder.map(result, FINISH, HALF, f"{result} = {result} * b_g", name=f"after {which}",
+        builder.map(result, region, shape, f"{result} = {result} * b_g", name=f"after {which}",
                     reads=(result, "b_g"))  # fmt: skip
-    store(sides.result, result, (result,), "" if which == "b" else "[NH, N2]")
+    store(sides.result, result, (result,), "" if which == "b" else f"[{', '.join(shape)}]")

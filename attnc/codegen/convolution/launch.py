@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from attnc.codegen.convolution.algebra import BUTTERFLY, FFT, STEP_FORM, TOEPLITZ
+from attnc.codegen.convolution.algebra import BUTTERFLY, FFT, STEP_FORM, THREE_PASS, TOEPLITZ
+from attnc.codegen.convolution.inner_passes import INNER_PASSES
+from attnc.codegen.convolution.outer_passes import OUTER_PASSES
 from attnc.codegen.launch import constant
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.dsl.convolution import Convolution, Filter
@@ -15,6 +17,8 @@ _LAUNCHERS = {
     (TOEPLITZ, True): "launch_dconvolution.jinja",
     (FFT, False): "launch_fft.jinja",
     (FFT, True): "launch_dfft.jinja",
+    (THREE_PASS, False): "launch_three.jinja",
+    (THREE_PASS, True): "launch_dthree.jinja",
     (BUTTERFLY, False): "launch_butterfly.jinja",
     (BUTTERFLY, True): "launch_dbutterfly.jinja",
     (STEP_FORM, False): "launch_filter_step.jinja",
@@ -25,7 +29,8 @@ _LAUNCHERS = {
 class ConvolutionLaunch:
     """What the launch templates of a convolution print; `by_token` are tensors [B, T, C].
 
-    `size` tokens are a block; `n1`, `n2` and `half` are the factors of a transform.
+    `size` tokens are a block; `n1`, `n2` and `half` are the factors of a transform; of three passes
+    `outer_points` are those of the outer stage, over `columns`. `whole` sequences are one block.
     """
 
     launcher: str
@@ -44,6 +49,10 @@ class ConvolutionLaunch:
     n1: int
     n2: int
     half: int
+    outer_points: int
+    columns: int
+    column_tiles: int
+    whole: bool
     tiles: dict[str, int]
     programs: int
     acc: str
@@ -96,6 +105,10 @@ def convolution_launch(plan: Plan, render_call: Callable[..., str]) -> Convoluti
         n1=tiles.get("N1", 0),
         n2=tiles.get("N2", 0),
         half=tiles.get("NH", 0),
+        outer_points=tiles.get("NO", 0),
+        columns=tiles.get("M", 0),
+        column_tiles=tiles.get("M", 1) // tiles.get("BM", 1),
+        whole=plan.form in {THREE_PASS, BUTTERFLY},
         tiles=tiles,
         programs=plan.programs,
         acc=TORCH_TYPES[plan.acc],
@@ -148,6 +161,8 @@ def _blocks(plan: Plan, tiles: dict[str, int]) -> dict[str, str]:
 
 def block_size(tiles: dict[str, int]) -> int:
     """Tokens of a block: the rows of a Toeplitz tile, or half of the points of a transform."""
+    if "NO" in tiles:
+        return tiles["NO"] * tiles["N1"] * tiles["N2"] // 2
     return tiles["NH"] * tiles["N2"] if "NH" in tiles else tiles.get("BT", 1)
 
 
@@ -182,6 +197,9 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "filter_step": [f"C * triton.cdiv(B, {tile.get('BB', 1)})"],
         "dspectrum": ["C * (LAST - FIRST + 1)", "S"],
         "butterfly_dspectrum": ["C * S"],
+        "inner_sums": [f"C * {tile.get('NO')}", "parts"],
+        **{name: [f"{tile['M'] // tile['BM']} * S"] for name in OUTER_PASSES if "M" in tile},
+        **{name: [f"C * {tile.get('NO')} * NP"] for name in INNER_PASSES[:3]},
         "douter": ["S"],
         "dinner": ["S"],
         **{name: ["C * B"] for name in ("butterfly", "dbutterfly", "butterfly_dgate")},

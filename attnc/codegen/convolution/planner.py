@@ -9,6 +9,7 @@ from attnc.codegen.candidate import refuse
 from attnc.codegen.convolution.algebra import (
     BUTTERFLY,
     FFT,
+    THREE_PASS,
     TOEPLITZ,
     FilterAlgebra,
     analyse_convolution,
@@ -19,6 +20,7 @@ from attnc.codegen.convolution.fft_planner import transform_passes
 from attnc.codegen.convolution.fft_work import error_of, pieces_of
 from attnc.codegen.convolution.step_planner import step_plan
 from attnc.codegen.convolution.taps import dtaps_kernel
+from attnc.codegen.convolution.three_pass_planner import three_passes
 from attnc.codegen.convolution.toeplitz import dgate_kernel, dvalue_kernel, forward_kernel
 from attnc.codegen.convolution.work import filter_work, taps_of
 from attnc.codegen.cost import estimate
@@ -33,13 +35,16 @@ _Passes = tuple[list[tuple[PassPlan, ...]], list[Rejected]]
 _Found = dict[str, _Passes]
 _Form = Callable[[Request, "frozenset[str] | None"], _Passes]
 
-# predicted, not measured: how far products stay below the device's rate. A Toeplitz block is
-# gathered from its taps before it is multiplied; a transform's products follow one another, and
-# those of fewer than 64 rows go without a warp group's instruction, for N1 = 64 the last stage's.
-_GATHERED = 2.5
-_SLOWER = ((128, 1.8), (64, 2.0), (0, 2.9))
+# how far products stay below the device's rate: 128 x 64 and pieces as an H100 measured them
+# (benchmarks/NOTES.md), the others predicted. A Toeplitz block is gathered from its taps before it
+# is multiplied; a transform's products follow one another, and those of fewer than 64 rows go
+# without a warp group's instruction, for N1 = 64 the last stage's.
+_GATHERED = 6.0
+_SLOWER = ((128, 4.5), (64, 4.8), (0, 8.0))
 # a loop over pieces carries a spectrum in registers, and loads tokens and spectra again
 _PIECES = 1.2
+# what a pass over strided columns gets of the memory's rate, and of the products': predicted
+_STRIDED, _STRIDED_PRODUCTS = 0.65, 4.8
 
 
 def convolution_plans(request: Request) -> tuple[Plan, ...]:
@@ -76,7 +81,7 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
         )
     form = min(best, key=lambda item: best[item])
     passes = found[form][0]
-    if form == FFT:
+    if form in {FFT, THREE_PASS}:
         passes = sorted(passes, key=lambda steps: _form_us(steps, request))
     reason = _reason(request, form, passes[0], found, best)
     return tuple(
@@ -146,6 +151,11 @@ def _reason(
             moved = sum(step.cost.hbm_bytes for step in first) / 1e6
             texts.append(f"{name} {best[name]:,.0f} us ({flops:,.1f} GFLOP, {moved:,.1f} MB)")
         said = f"by work and bytes, predicted: {', '.join(texts)}"
+    if form == THREE_PASS:
+        outer, inner = steps[0].tile, steps[1].tile
+        said += (
+            f"; N = {outer['NO']} x {inner['N1']} x {inner['N2']}, workspaces in {request.dtype}"
+        )
     if form == BUTTERFLY:
         tile = steps[0].tile
         said += f"; N = {tile['N1']} x {tile['N2']} by declared factors, one block a sequence"
@@ -253,15 +263,21 @@ def _form_us(steps: tuple[PassPlan, ...], request: Request) -> float:
 def _step_us(step: PassPlan, request: Request) -> float:
     """The larger of memory's time and the products', at the rate that such products get."""
     device, work, tile = request.device, request.workload, step.tile
-    if "N1" in tile:
+    moved = step.cost.hbm_bytes / (device.tbps * 1e6)
+    rate = device.tflops * 1e6 * (1.0 if DTYPES[request.dtype] == 2 else 0.12)
+    if "BM" in tile and "NO" in tile:
+        products = step.cost.flops / rate * _STRIDED_PRODUCTS
+        return max(moved / _STRIDED, products) + 1.0
+    if "NO" in tile:
+        slow = next(slow for least, slow in _SLOWER if tile["N1"] >= least)
+        rows = tile["N1"] * tile["N2"]
+    elif "N1" in tile:
         slow = next(slow for least, slow in _SLOWER if tile["N1"] >= least)
         slow *= _PIECES if work.tk > tile["NH"] * tile["N2"] else 1.0
         rows = 2 * tile["NH"] * tile["N2"]
     else:
         slow = _GATHERED * (1 + 64 / tile["BR"] if "BR" in tile else 1.0)
         rows = tile.get("BR", 1) * tile.get("BT", work.tk)
-    moved = step.cost.hbm_bytes / (device.tbps * 1e6)
-    rate = device.tflops * 1e6 * (1.0 if DTYPES[request.dtype] == 2 else 0.12)
     programs = work.hq * -(-work.batch * work.tk // rows)
     idle = max(1.0, device.sms / programs)
     return max(moved, step.cost.flops / rate * slow * idle) + 1.0
@@ -270,5 +286,6 @@ def _step_us(step: PassPlan, request: Request) -> float:
 _PASSES: dict[str, _Form] = {
     TOEPLITZ: _toeplitz_passes,
     FFT: transform_passes,
+    THREE_PASS: three_passes,
     BUTTERFLY: butterfly_passes,
 }
