@@ -13,7 +13,11 @@ from attnc.dsl.convolution import Convolution, Filter
 
 # N1, N2, warps: both factors feed a product, whose inner side is 16 at least, N1 / 2 too. The
 # compiler's figures for sm_90: two factors beyond 128 x 64 hold more than the registers do.
-_HALF_TYPES = ((128, 64, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (32, 16, 4))
+_HALF_TYPES = (
+    (128, 64, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (32, 16, 4),
+    # not measured yet: more warps hide what one program a multiprocessor waits for; 128 x 64 spills
+    (128, 64, 16), (64, 32, 8),
+)  # fmt: skip
 # without a warp group's instruction, more points than these spill tens of kilobytes (cuda:80)
 _WARP_GROUPS, _POINTS_WITHOUT = (90, 100), 2048
 # each fp32 product is split in three: larger ones spill kilobytes, and take a minute to compile
@@ -60,7 +64,7 @@ def _kernels(found: Filter, fields: frozenset[str] | None, *, pieces: bool) -> l
 def _warps(kernel: Kernel, tiles: dict[str, int], warps: int) -> int:
     """What a loop carries lies in registers beside a transform: twice the warps where 4 held it."""
     carried = bool(kernel.loops) and tiles["N1"] * tiles["N2"] >= 2048
-    return 8 if carried else warps
+    return max(8, warps) if carried else warps
 
 
 def _pass_plan(request: Request, kernel: Kernel, tiles: dict[str, int], warps: int) -> PassPlan:
