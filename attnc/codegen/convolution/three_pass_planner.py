@@ -23,8 +23,8 @@ from attnc.dsl.convolution import Convolution, Filter
 
 # N1, N2, warps of the inner transforms; in 16 bits 64 x 64 points fit 4 warps without a spill. Not
 # 64 x 32: a warp group's right operand of 32 columns, 64 rows of it, is what Triton 3.6 miscompiles
-_HALF_TYPES = ((64, 64, 4), (32, 64, 4), (32, 32, 4))
-_FULL_TYPES = ((32, 64, 8), (32, 32, 4), (32, 16, 4))
+_HALF_TYPES = ((64, 64, 4), (32, 64, 4), (32, 32, 4), (16, 16, 4))
+_FULL_TYPES = ((32, 64, 8), (32, 32, 4), (32, 16, 4), (16, 16, 4))
 # a product's inner side is 16 at least, and a column of so many points stays in registers
 _LEAST, _MOST = 16, 128
 _WARPS = 4
