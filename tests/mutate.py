@@ -131,6 +131,8 @@ MUTATIONS = (
              '(("i", "r"), ("r", "n"))', '(("i", "r"), ("r", "i"))'),
     Mutation("the outer factor's gradient", f"{CODEGEN}/convolution/factor_sums.py",
              'learned_dft(builder, STEP, adjoint=True)', 'learned_dft(builder, STEP)'),
+    Mutation("the sums of three passes", f"{CODEGEN}/convolution/inner_passes.py",
+             "b_ur * b_zi - b_ui * b_zr", "b_ur * b_zi + b_ui * b_zr"),
     Mutation("the mirrored filter's spectrum", f"{CODEGEN}/convolution/fft.py",
              '("+", "-") if mirrored', '("-", "+") if mirrored'),
 )  # fmt: skip

@@ -67,12 +67,13 @@ def test_gradcheck_passes_for_a_convolution(name, ops):
     assert torch.autograd.gradcheck(run, (v, *tensors.values()), fast_mode=True)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("name", ["gated", "both_sides"])
-def test_verify_holds_a_convolution_in_every_dtype(name):
-    shapes = [FilterShape.of(2, 130, 3, 131), FilterShape.of(3, 70, 2, 5, strided=True)]
-    report = verify(CONVOLUTIONS[name], shapes=shapes)
+def test_verify_holds_a_convolution_in_every_dtype(name, dtype):
+    shapes = [FilterShape.of(1, 130, 2, 131), FilterShape.of(3, 70, 1, 5, strided=True)]
+    report = verify(CONVOLUTIONS[name], shapes=shapes, dtypes=[dtype])
     assert report.passed, report.failures
-    assert {row.dtype for row in report.rows} == {"fp16", "bf16", "fp32"}
+    assert {row.dtype for row in report.rows} == {dtype}
     assert any(row.what.startswith("d w, ") for row in report.rows)
 
 
