@@ -1,16 +1,20 @@
 """Break every derived gradient in turn, and see that a test fails: `make mutate`.
 
+python tests/mutate.py [--jobs N] [--only TEXT]
+
 Each mutation flips a sign or drops a term in a copy of the package; the gradient tests then run on
-the copy. One that survives is printed, and the exit status is 1.
+the copy, N copies side by side. One that survives is printed, and the exit status is 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,10 +164,19 @@ def survives(mutation: Mutation) -> bool:
 
 
 def main() -> int:
-    survivors = [m.what for m in track(MUTATIONS, "mutating") if survives(m)]
-    for what in survivors:
-        print(f"SURVIVED: {what}")
-    print(f"{len(MUTATIONS) - len(survivors)} of {len(MUTATIONS)} mutations were caught")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", default="", help="those whose name has this text")
+    options = parser.parse_args()
+    chosen = [m for m in MUTATIONS if options.only in m.what]
+    survivors = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = {pool.submit(survives, mutation): mutation for mutation in chosen}
+        for done in track(as_completed(found), "mutating", total=len(found)):
+            mutation = found[done]
+            print("SURVIVED" if done.result() else "caught", mutation.what, sep=": ", flush=True)
+            survivors += [mutation.what] if done.result() else []
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutations were caught")
     return 1 if survivors else 0
 
 

@@ -114,6 +114,8 @@ class DescribedKernel(FastKernel):
     def _run(
         self, grid: tuple[int, int, int], tensors: Sequence[Any], numbers: tuple[int, ...]
     ) -> Any:
+        # making a descriptor needs a context, and a thread that only queues launches has none
+        self._driver.attach(torch._C._cuda_getDevice())
         described = [
             x if box is None else self._tiled(x, *box)
             for x, box in zip(tensors, self._boxes, strict=True)

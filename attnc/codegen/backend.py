@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from attnc.codegen.algebra import Algebra
+from attnc.codegen.algebra import Algebra, analyse
 from attnc.codegen.gluon.planner import refusal, tile_columns
 from attnc.codegen.gluon.worth import against, why_taken
-from attnc.codegen.plan import BACKENDS, Request
+from attnc.codegen.plan import BACKENDS, Plan, Request
 from attnc.errors import PlanError
 
 
@@ -40,7 +40,7 @@ def choose_backend(request: Request, algebra: Algebra) -> Backend:
     columns = tile_columns(max(request.dims))
     if request.backend is None:
         why = refused or against(request, algebra, columns)
-        return portable(why) if why else Backend("gluon", why_taken(columns))
+        return portable(why) if why else Backend("gluon", why_taken(request, columns))
     if refused:
         raise PlanError(
             f"the gluon backend cannot take the {request.phase} of {request.variant.name!r}",
@@ -50,12 +50,22 @@ def choose_backend(request: Request, algebra: Algebra) -> Backend:
     return Backend("gluon", ASKED, asked=True)
 
 
+def has_choice(plan: Plan) -> bool:
+    """Whether either backend could have made a plan, so that a command has to name one."""
+    if plan.algebra.family == "conv":
+        return False
+    asked = Request(plan.variant, plan.device, plan.dims, plan.dtype, phase=plan.phase)
+    return not refusal(asked, plan.algebra)
+
+
 def portable(why: str) -> Backend:
     """The triton backend, and why it is not gluon."""
     return Backend("triton", f"not gluon: {why}")
 
 
 def of_phase(request: Request, phase: str, wanted: tuple[str, ...] | None = None) -> Request:
-    """The same request for a phase; a backend that is asked for makes the forward alone."""
-    backend = request.backend if phase == "forward" else None
-    return replace(request, phase=phase, wanted=wanted, backend=backend)
+    """The same request for a phase; the planner chooses where gluon is asked for and cannot be."""
+    asked = replace(request, phase=phase, wanted=wanted)
+    if asked.backend == "gluon" and refusal(asked, analyse(request.variant)):
+        return replace(asked, backend=None)
+    return asked

@@ -18,6 +18,7 @@ from attnc.codegen.launch import (
     segment_grid,
     state_slot,
     state_slots,
+    tensor_text,
     tile_count,
 )
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
@@ -81,8 +82,11 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         tiles["BV"] = next(s for s in plan.passes if s.kernel.name == "state").tile["BV"]
         count = "NC"
     else:
-        rows = next(step for step in plan.passes if step.kernel.name == "dq").tile["BT"]
-        count = "1" if by_sums else f"triton.cdiv(TQ, {rows})"
+        tile = next(step for step in plan.passes if step.kernel.name == "dq").tile
+        rows, groups = tile["BT"], tile.get("NW", 1)
+        # each consumer group of a program has a partial sum of its own
+        count = f"triton.cdiv(TQ, {rows})" + (f" * {groups}" if groups > 1 else "")
+        count = "1" if by_sums else count
         chunk = plan.passes[-1].tile.get("BC", 0)
         if by_sums and by_channel:
             count = f"triton.cdiv(TK, {chunk})"
@@ -230,6 +234,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     backwards = kernel.name in {"dstate", "dscan", "dcarry", *WALKS[1:]}
     back = _REVERSED if backwards else {}
     numbers = [f"*{t.name}.stride()" for t in kernel.tensors if t.axes]
+    names = [back.get(tensor.name, tensor.name) for tensor in kernel.tensors]
     numbers += scalar_texts(plan, kernel)
     entries = "N" if plan.algebra.mask.packed else "B"
     grids = {
@@ -259,7 +264,12 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",
         grid=grids[kernel.name](),
-        tensors=[back.get(tensor.name, tensor.name) for tensor in kernel.tensors],
+        tensors=[
+            tensor_text(tensor, tile, name)
+            for tensor, name in zip(kernel.tensors, names, strict=True)
+        ],
+        names=names,
+        described=[tensor.name for tensor in kernel.tensors if tensor.box],
         numbers=numbers,
         constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
         options=step.options,

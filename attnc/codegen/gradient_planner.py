@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.candidate import is_wide, printer_for, state_too_large
 from attnc.codegen.channel_passes import CHANNEL_TOKENS, gates_pass
 from attnc.codegen.chunk_gradient_planner import chunk_ways
-from attnc.codegen.derive import derive
+from attnc.codegen.derive import Derivation, derive
 from attnc.codegen.features import MIN_TILE, Features, features_of
 from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
 from attnc.codegen.kernels.gradient.channel_gate_sums import dchannel_gates_kernel
@@ -28,6 +29,18 @@ from attnc.codegen.ranked_passes import (
 )
 from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the plans of a backward share beside their passes."""
+
+    form: str
+    reason: str
+    features: Features | None
+    derivation: Derivation
+    helpers: tuple[str, ...]
+    backend: str = "triton"
 
 
 def gradient_plans(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
@@ -57,6 +70,14 @@ def gradient_plans(request: Request, algebra: Algebra, form: str, reason: str) -
         ways = [_pair_passes(request, facts)]
         if not _fits(ways[0]):
             raise _no_fit(request, _last_reason(ways[0]))
+    made = Made(form, reason, features, derivation, tuple(sorted(printer.helpers)))
+    return plans_of(request, algebra, ways, made)
+
+
+def plans_of(
+    request: Request, algebra: Algebra, ways: Sequence[Sequence[RankedPass]], made: Made
+) -> tuple[Plan, ...]:
+    """The plans of ranked passes: plan n of a way takes each pass's n-th candidate, or its last."""
     rejected = tuple(
         dict.fromkeys(item for way in ways for ranked in way for item in ranked.rejected)
     )
@@ -64,21 +85,22 @@ def gradient_plans(request: Request, algebra: Algebra, form: str, reason: str) -
         Plan(
             variant=request.variant,
             algebra=algebra,
-            features=features,
+            features=made.features,
             device=request.device,
             dims=request.dims,
             dtype=request.dtype,
-            form=form,
-            form_reason=reason,
+            form=made.form,
+            form_reason=made.reason,
             stateful=request.stateful,
             precision=request.precision,
             workload=request.workload,
             passes=steps,
-            helpers=tuple(sorted(printer.helpers)),
+            helpers=made.helpers,
             programs=request.device.sms * 2,
             min_chunks=4,
             rejected=rejected,
-            derivation=derivation,
+            derivation=made.derivation,
+            backend=made.backend,
         )
         for way in ways
         for steps in _nth_candidates(way)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.codegen.backend import has_choice
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan
 
@@ -31,7 +32,7 @@ def _command(plan: Plan) -> str:
         f"--shape {work.batch},{work.tk if plan.decode else work.tq}",
         f"--heads {work.hq},{work.hkv}",
     ]
-    if plan.backend != "triton":
+    if has_choice(plan):
         parts.append(f"--backend {plan.backend}")
     if plan.stateful:
         parts.append("--stateful")

@@ -9,6 +9,7 @@ from math import ceil
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.codegen.tile_lists import tile_lists
+from attnc.codegen.warp_groups import GROUP_ROWS
 
 _LAUNCHERS = {
     "online": "launch_attend.jinja",
@@ -177,7 +178,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     return render_call(
         symbol=f"{plan.variant.name}_{kernel.name}",
         grid=grids[kernel.name](),
-        tensors=[_tensor(tensor, tile) for tensor in kernel.tensors],
+        tensors=[tensor_text(tensor, tile) for tensor in kernel.tensors],
         names=[tensor.given or tensor.name for tensor in kernel.tensors],
         described=[tensor.given or tensor.name for tensor in kernel.tensors if tensor.box],
         numbers=[*strides, *scalar_texts(plan, kernel)],
@@ -213,9 +214,12 @@ def _online_programs(plan: Plan, tile: Mapping[str, int]) -> str:
     return f"min({tile['P']}, {tiles})" if "P" in tile else tiles
 
 
-def _tensor(tensor: TensorArgument, tile: Mapping[str, int]) -> str:
-    """A tensor as the launcher hands it over: itself, or a descriptor that moves its box."""
-    name = tensor.given or tensor.name
+def tensor_text(tensor: TensorArgument, tile: Mapping[str, int], name: str = "") -> str:
+    """A tensor as the launcher hands it over: itself, or a descriptor that moves its box.
+
+    `name` is what the launcher calls it, where that is neither its own name nor the caller's.
+    """
+    name = name or tensor.given or tensor.name
     if tensor.box is None:
         return name
     rows, columns = box_sides(tensor, tile)
@@ -226,7 +230,7 @@ def box_sides(tensor: TensorArgument, tile: Mapping[str, int]) -> tuple[int, int
     """Rows and columns of the box that a descriptor moves; BW rows are one consumer's."""
     assert tensor.box is not None
     rows, columns = tensor.box
-    return tile["BT"] // tile["NW"] if rows == "BW" else tile[rows], tile[columns]
+    return GROUP_ROWS if rows == "BW" else tile[rows], tile[columns]
 
 
 def scalar_texts(plan: Plan, kernel: Kernel) -> list[str]:

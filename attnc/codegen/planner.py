@@ -25,6 +25,7 @@ from attnc.codegen.chunk_planner import chunk_features, chunk_passes, pass_kerne
 from attnc.codegen.convolution.planner import convolution_plans
 from attnc.codegen.decode_planner import decode_form, decode_passes
 from attnc.codegen.features import MIN_TILE
+from attnc.codegen.gluon.gradient_planner import gluon_gradient_plans
 from attnc.codegen.gluon.planner import gluon_plans, gluon_steps
 from attnc.codegen.gradient_planner import gradient_plans
 from attnc.codegen.kernel import Kernel
@@ -61,23 +62,31 @@ def plans(request: Request, backend: Backend | None = None) -> tuple[Plan, ...]:
     form, reason = _choose_form(request, algebra)
     backend = backend or choose_backend(request, algebra)
     if backend.name == "gluon":
-        printer = printer_for(request)
-        found = gluon_steps(request, algebra, _attend_kernel(request, algebra, printer))
-        if found.fitting:
-            helpers = tuple(sorted(printer.helpers))
-            ranked = gluon_plans(request, algebra, found, helpers, (form, reason))
+        ranked, rejected = _gluon_plans(request, algebra, (form, reason))
+        if ranked:
             # who asks for a backend wants no other
             behind = () if backend.asked else _otherwise(request, algebra, form, reason)
             return tuple(
                 replace(item, backend_reason=backend.reason, otherwise=behind) for item in ranked
             )
         if backend.asked:
-            raise _no_fit(request, found.rejected)
+            raise _no_fit(request, rejected)
         backend = portable("none of its tiles fits the budget")
     return tuple(
         replace(item, backend_reason=backend.reason)
         for item in _triton_plans(request, algebra, form, reason)
     )
+
+
+def _gluon_plans(
+    request: Request, algebra: Algebra, form: tuple[str, str]
+) -> tuple[tuple[Plan, ...], tuple[Rejected, ...]]:
+    if request.phase == "backward":
+        return gluon_gradient_plans(request, algebra, form)
+    printer = printer_for(request)
+    found = gluon_steps(request, algebra, _attend_kernel(request, algebra, printer))
+    helpers = tuple(sorted(printer.helpers))
+    return gluon_plans(request, algebra, found, helpers, form), found.rejected
 
 
 def _otherwise(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:

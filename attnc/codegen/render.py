@@ -10,6 +10,7 @@ from attnc.codegen.convolution.inner_passes import INNER_PASSES
 from attnc.codegen.convolution.launch import ConvolutionLaunch, convolution_launch
 from attnc.codegen.convolution.outer_passes import OUTER_PASSES
 from attnc.codegen.gluon.kernel_text import helper_text, kernel_text
+from attnc.codegen.gluon.pair_text import pair_text
 from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL
 from attnc.codegen.header import header
@@ -123,9 +124,8 @@ def kernel_symbol(plan: Plan, kernel: Kernel) -> str:
 def render(plan: Plan) -> str:
     """The module text of a plan: the same plan gives the same bytes."""
     if plan.backend == "gluon":
-        kernels = [
-            kernel_text(plan, step, kernel_symbol(plan, step.kernel)) for step in plan.passes
-        ]
+        printed = pair_text if plan.phase == "backward" else kernel_text
+        kernels = [printed(plan, step, kernel_symbol(plan, step.kernel)) for step in plan.passes]
         helpers = helper_text(plan.helpers)
         return _render_module(
             plan,

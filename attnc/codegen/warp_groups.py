@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# rows of a product of one warp group
+GROUP_ROWS = 64
 # what a producer's warp may use: it computes coordinates and nothing else
 _PRODUCER = 24
 _GROUP = 128

@@ -53,11 +53,15 @@ class Verdict:
         return f"{mark}: {self.reason}; {values}"
 
 
-def check(out: Tensor, ref: Tensor, pt: Tensor, *, gradient: bool = False) -> Verdict:
+def check(
+    out: Tensor, ref: Tensor, pt: Tensor, *, gradient: bool = False, allowed: Tensor | None = None
+) -> Verdict:
     """Hold an output against the fp64 reference, by what `pt` gets in the dtype of `out`.
 
-    `out` in fp32 or fp64 is held to a relative norm instead, and `pt` is not read.
+    `out` in fp32 or fp64 is held to a relative norm instead, and `pt` is not read. What is
+    `allowed` of an element beyond the bound is what `conditioning.allowance` says.
     """
+    out = _nearer(out, ref, allowed)
     wrong = _wrong_shape(out, ref)
     if wrong is not None:
         return wrong
@@ -105,8 +109,11 @@ def check_gradient(
     return _by_maximum(out, ref, bound)
 
 
-def check_agreement(out: Tensor, other: Tensor, ref: Tensor, pt: Tensor) -> Verdict:
+def check_agreement(
+    out: Tensor, other: Tensor, ref: Tensor, pt: Tensor, allowed: Tensor | None = None
+) -> Verdict:
     """Hold two forms against each other, by the bound that each of them has from the reference."""
+    out = _nearer(out, other, allowed)
     wrong = _wrong_shape(out, other)
     if wrong is not None:
         return wrong
@@ -168,6 +175,16 @@ def _by_norm(out: Tensor, ref: Tensor, limit: float) -> Verdict:
     reason = f"||out - ref|| / ||ref|| = {error:.4g}, bound {limit:.4g}"
     zeros_fail = size > 0 or not bool(finite.all())
     return _verdict(out, ref, difference, passed, error, limit, zeros_fail, reason)
+
+
+def _nearer(out: Tensor, ref: Tensor, allowed: Tensor | None) -> Tensor:
+    """`out` moved towards `ref` by what is allowed, and no further."""
+    if allowed is None or out.shape != ref.shape:
+        return out
+    wide, near = out.to(allowed.dtype), ref.to(allowed.dtype)
+    moved = wide + torch.minimum(allowed, (near - wide).abs()) * (near - wide).sign()
+    # in the dtype of `out` even where that rounds: the bound has room for it
+    return moved.to(out.dtype)
 
 
 def _difference(out: Tensor, ref: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ def odd_layout(tensor: torch.Tensor) -> str:
     return ""
 
 
+def describable(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that the copy engine can read: itself, or a copy of it."""
+    return tensor.clone(memory_format=torch.contiguous_format) if undescribable(tensor) else tensor
+
+
 def describing(
     run: Callable[..., Any], otherwise: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import torch
 
 from attnc.codegen.algebra import analyse
 from attnc.codegen.device import device_named
-from attnc.codegen.gradient_launch import gradient_tensors, wanted_names
+from attnc.codegen.gradient_launch import gradient_parameters, gradient_tensors, wanted_names
 from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import BACKENDS
 from attnc.dsl.convolution import Convolution
@@ -23,6 +23,7 @@ from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.decode_plans import DecodePlans
 from attnc.ops.decoding import Decoding
+from attnc.ops.descriptors import describable
 from attnc.ops.gradients import (
     autocast,
     check_gradients,
@@ -209,6 +210,9 @@ class Op(Decoding):
         named = dict(zip(self.tensor_names, tensors, strict=True))
         taken = [named[name] for name in gradient_tensors(built.plan)]
         arguments = gradient_arguments(q, k, v, taken, kept, gradients, initial_state)
+        if built.plan.backend == "gluon":
+            place = gradient_parameters(built.plan).index("do")
+            arguments[place] = describable(arguments[place])
         results = launch(built, q, arguments)
         stateful = initial_state is not None
         return gradient_results(results, wanted_names(built.plan), wanted, named, stateful=stateful)
@@ -275,7 +279,7 @@ def compile(
 ) -> Op | ConvolutionOp:
     """Make an op of a variant; `device` names a planner's device, the tensors' own by default.
 
-    `backend` asks for `triton` or `gluon` kernels in the forward; gradients have triton's alone.
+    `backend` asks for `triton` or `gluon` kernels, in the phases that the backend can take.
     """
     if not isinstance(variant, Variant):
         raise AttncError(

@@ -60,9 +60,24 @@ class FakeLibrary:
             )
             return 0
 
+        self.context: int | None = None
         self.cuTensorMapEncodeTiled = encode
         self.cuTensorMapReplaceAddress = move
         self.cuLaunchKernelEx = launch
+
+    def cuCtxGetDevice(self, device):
+        return 201 if self.context is None else 0
+
+    def cuDeviceGet(self, handle, device):
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context, handle):
+        ctypes.cast(context, ctypes.POINTER(ctypes.c_void_p))[0] = 55
+        return 0
+
+    def cuCtxSetCurrent(self, context):
+        self.context = context.value
+        return 0
 
     def cuGetErrorString(self, result, text):
         ctypes.cast(text, ctypes.POINTER(ctypes.c_char_p))[0] = b"invalid argument"
@@ -172,7 +187,11 @@ def test_an_emitted_launcher_launches_descriptors_by_way_of_triton_once(dim, lau
     triton = FakeTriton([*names, *strides, *step.kernel.scalars], strides[0], boxes)
     kinds = ("d" + "iiii" + "qqqq") * 3 + "p" + "d" + "iiii" + "qqqq" + "p" + "iiiii" + "pp"
     library = FakeLibrary(kinds)
-    tiled = lambda x, rows, columns: ("tiled", tuple(x.shape), rows, columns)  # noqa: E731
+
+    def tiled(x, rows, columns):
+        assert library.context == 55, "a thread without a context makes no descriptor"
+        return "tiled", tuple(x.shape), rows, columns
+
     driver = driver_of(library, launcher)
     kernel = DescribedKernel(triton, step.options, driver, boxes, tiled)
     own = load_launcher(

@@ -79,3 +79,26 @@ def test_a_kernel_compiles_for_sm_90_and_takes_the_sram_that_was_planned(name, d
     assert parameters_of(verdict.ptx) == list(planned_parameters(plan))
     if name == "causal":
         assert verdict.spill_stores == 0
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("name", "dim", "dtype"), [("causal", 128, "bf16"), ("sloped", 64, "fp16")]
+)
+def test_a_backward_compiles_for_sm_90_in_the_sram_and_registers_that_were_planned(
+    name, dim, dtype
+):
+    asked = Request(
+        VARIANTS[name], DEVICES["h100"], (dim, dim), dtype, phase="backward", backend="gluon"
+    )
+    plan = plans(asked)[0]
+    path = store_module(render(plan), name)
+    jobs = [CompileJob(path, spec, Target.parse("cuda:90")) for spec in kernel_specs(plan)]
+    with CompilePool(1) as pool:
+        verdicts = pool.map(jobs)
+    for step, verdict in zip(plan.passes, verdicts, strict=True):
+        assert isinstance(verdict, Compiled), verdict
+        assert verdict.shared_bytes <= step.cost.sram_bytes <= verdict.shared_bytes + 128
+        # a card measured the code of Triton 3.6; later ones spill a little more
+        assert verdict.spill_stores is not None and verdict.spill_stores <= 200
+        assert verdict.ptx is not None and verdict.ptx.count("wgmma.mma_async") >= 3

@@ -34,9 +34,8 @@ def kernels(
         op = compile_op(variant)
         base = op.request(dims, dtype, None, False, device=DEVICES[device])
         grads = tuple(t.name for t in (*variant.params, *variant.inputs) if t.grad)
-        requests = [replace(base, backend=name) for name in BACKENDS]
-        requests.append(replace(base, phase="backward", wanted=()))
-        requests.append(replace(base, phase="backward", wanted=grads))
+        phases = [base, *(replace(base, phase="backward", wanted=w) for w in ((), grads))]
+        requests = [replace(asked, backend=name) for name in BACKENDS for asked in phases]
         for request in requests:
             with suppress(PlanError):  # what gluon does not take
                 ranked = plans(request)

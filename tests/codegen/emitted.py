@@ -41,7 +41,7 @@ def all_variants() -> dict[str, Variant]:
 def all_plans() -> Iterator[tuple[str, Plan]]:
     """A name and a plan for each: variants, dims, bf16 and fp32, forms, with a state or not."""
     for name, variant in all_variants().items():
-        op = compile_op(variant)
+        op = compile_op(variant, backend="triton")
         for dims in DIMS.get(name, ((64, 64), (80, 48))):
             for dtype in ("bf16", "fp32"):
                 for form in op.forms():
@@ -54,7 +54,7 @@ def all_plans() -> Iterator[tuple[str, Plan]]:
 def backward_plans() -> Iterator[tuple[str, Plan]]:
     """A name and a plan of a backward for each: variants, dims, bf16 and fp32, forms, states."""
     for name, variant in all_variants().items():
-        op = compile_op(variant)
+        op = compile_op(variant, backend="triton")
         for dims, dtype in zip(DIMS.get(name, ((64, 64), (80, 48))), ("bf16", "fp32"), strict=True):
             for form in op.forms():
                 stateful = form == "chunked" and dtype == "fp32"

@@ -57,8 +57,11 @@ TAKEN = {
     "96 columns lie in tiles of 128": request("causal", 96, long(4096)),
     "fp16 as bf16": request("causal", 128, long(4096), dtype="fp16"),
     "an H200 as an H100": request("causal", 128, long(4096), device=DEVICES["h200"]),
-    "64 columns, causal, where that was faster": request("causal", 64, long(16384)),
+    "64 columns, causal, where that was faster": request("causal", 64, long(4096)),
+    "a backward of 64 columns": request("causal", 64, long(1024), phase="backward"),
+    "a backward of 128 columns": request("softcap", 128, long(4096), phase="backward"),
     "64 columns, where a row sees as many keys": request("full", 64, long(4096)),
+    "a narrow window of 128 columns": request("window128", 128, long(8192)),
     "a window that is wide enough": request("window1024", 128, long(8192)),
     "a score of the pair's numbers": request("softcap", 128, long(4096)),
     "a score of a number a head": request("alibi", 128, long(4096)),
@@ -80,17 +83,11 @@ LEFT = {
         "causal", 128, long(4096), device=DEVICES["b200"]
     ),
     "it has 16-bit tensors alone, not fp32": request("causal", 128, long(4096), dtype="fp32"),
-    "rows see 505 keys, and it is known to be faster from 4000 on at 64 columns": request(
+    "rows see 505 keys, and it is known to be faster from 1000 on at 64 columns": request(
         "causal", 64, long(1024)
     ),
-    "rows see 2017 keys, and it is known to be faster from 4000 on at 64 columns": request(
-        "causal", 64, long(4096)
-    ),
-    "rows see 253 keys, and it is known to be faster from 500 on at 128 columns": request(
-        "causal", 128, long(512)
-    ),
-    "rows see 126 keys, and it is known to be faster from 500 on at 128 columns": request(
-        "window128", 128, long(16384)
+    "rows see 61 keys, and it is known to be faster from 100 on at 128 columns": request(
+        "causal", 128, long(128)
     ),
     "4 us at the roofline are less than the host needs to launch it": request(
         "causal", 128, Workload(1, 1024, 1024, 16, 16)
@@ -98,7 +95,9 @@ LEFT = {
     "64 queries do not fill the 128 rows of its programs": request(
         "full", 128, Workload(8, 64, 16384, 32, 8)
     ),
-    "no card has measured it with tiles of 256 columns": request("causal", 256, long(4096)),
+    "no card has measured its forward with tiles of 256 columns": request(
+        "causal", 256, long(4096)
+    ),
     "no card has measured it with a tensor of pairs, bias": request("biased", 128, long(4096)),
     "it walks over one run of tiles, and the mask is a union of several": request(
         "union", 128, long(4096)
@@ -107,7 +106,7 @@ LEFT = {
         "documents", 128, long(4096)
     ),
     "it has the softmax family alone, not the state family": request("lightning", 128, long(4096)),
-    "it has no backward yet": request("causal", 128, long(4096), phase="backward"),
+    "a head of 256 columns passes 128": request("causal", 256, long(4096), phase="backward"),
     "a step is bound by memory, and the triton backend's takes one row": request(
         "causal", 128, Workload(64, 1, 4096, 32, 8), phase="decode", cache="contiguous"
     ),

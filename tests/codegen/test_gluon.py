@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from attnc.codegen.device import DEVICES
+from attnc.codegen.gluon.pair_schedule import pair_schedule
 from attnc.codegen.gluon.schedule import schedule
-from attnc.codegen.gluon.statement import gluon_text
+from attnc.codegen.gluon.statement import ONLINE, gluon_text
 from attnc.codegen.plan import Request
 from attnc.codegen.planner import plans
 from attnc.codegen.render import render
@@ -46,14 +47,15 @@ def test_a_backend_that_is_asked_for_is_taken():
     assert {plan.backend for plan in plans(request("flash"))} == {"gluon"}
     portable = plans(replace(request("flash"), backend="triton"))
     assert {plan.backend for plan in portable} == {"triton"}
-    assert portable[0].digest == plans(replace(request("flash"), backend=None))[0].digest
+    elsewhere = replace(request("flash"), backend=None, device=DEVICES["a100"])
+    assert portable[0].passes[0].kernel == plans(elsewhere)[0].passes[0].kernel
 
 
 REFUSED = {
     "its kernels are made for cuda:90, not for cuda:80": replace(
         request("flash"), device=DEVICES["a100"]
     ),
-    "it has no backward yet": request("flash", phase="backward"),
+    "a head of 256 columns passes 128": request("flash", 256, phase="backward"),
     "it has the softmax family alone, not the state family": request("lightning"),
     "it has 16-bit tensors alone, not fp32": request("flash", dtype="fp32"),
     "a head of 320 columns passes 256": request("flash", 320),
@@ -74,7 +76,7 @@ def test_what_the_backend_cannot_take_is_refused_by_name_and_left_to_triton(why)
         plans(asked)
     assert caught.value.notes == (why,)
     assert caught.value.hints == ("leave the backend out: triton takes all that can be declared",)
-    if asked.variant.mask_form.clauses and asked.phase == "forward":
+    if asked.variant.mask_form.clauses:
         left = plans(replace(asked, backend=None))[0]
         assert (left.backend, left.backend_reason) == ("triton", f"not gluon: {why}")
 
@@ -111,6 +113,55 @@ def test_full_tiles_carry_no_mask_code():
     assert text.count("gl.where(m_st, b_s") == 3  # the first tile, and the two masked runs
 
 
+def test_a_backward_prints_full_tiles_without_mask_code_too():
+    text = render(plans(request("windowed", phase="backward"))[0])
+    for full in text.split("# full tiles: every row sees every key, no mask\n")[1:]:
+        assert "m_st" not in full.split("of the full tiles")[0]
+    assert text.count("b_p = gl.where(m_st, b_p") == 4  # two masked runs a pass
+
+
+def test_a_backward_of_wanted_tensors_keeps_a_partial_sum_a_consumer():
+    variant = loads(TOML.read_text(encoding="utf-8").replace("] }", "], grad = true }"))["sloped"]
+    text = render(plans(replace(request("sloped", phase="backward"), variant=variant))[0])
+    assert "NT = triton.cdiv(TQ, 128) * 2\n" in text
+    assert "NT = gl.cdiv(TQ, BT) * NW\n" in text
+    assert "i_t = i_t * NW + GROUP\n" in text
+
+
+# copies, which the copy engine makes, and the products and outputs are the template's own
+OWN_BACKWARD = {
+    "load b_q", "load b_k", "load b_v", "load b_do", "dot b_s", "dot b_dp", "fold dq", "fold dk",
+    "fold dv", "store dq", "store dk", "store dv",
+}  # fmt: skip
+BACKWARD_NODES = [
+    (number, node.name)
+    for number, step in enumerate(plans(request("capped", phase="backward"))[0].passes)
+    for node in step.kernel.graph.nodes()
+    if node.name not in OWN_BACKWARD
+]
+
+
+@pytest.mark.parametrize(("number", "name"), BACKWARD_NODES)
+def test_deleting_a_node_of_a_backward_changes_the_text(number, name):
+    plan = plans(request("capped", phase="backward"))[0]
+    step = plan.passes[number]
+    kernel = replace(step.kernel, graph=step.kernel.graph.without(name))
+    passes = list(plan.passes)
+    passes[number] = replace(step, kernel=kernel)
+    other = replace(plan, passes=tuple(passes))
+    assert render(other).split('"""')[2] != render(plan).split('"""')[2]
+
+
+def test_a_backward_asks_for_dv_before_it_has_the_gradients_of_scores():
+    by_keys = plans(request("capped", phase="backward"))[0].passes[1].kernel.graph
+    parts = pair_schedule(by_keys, masked=True)
+    assert [fold.name for fold in parts.early] == ["b_dv"]
+    assert [fold.name for fold in parts.late] == ["b_dk"]
+    # the producer brings what the rows keep; the consumers meet it where they need it
+    assert parts.brought(parts.scores) == ("b_m",)
+    assert parts.brought(parts.gradients) == ("b_d",)
+
+
 # copies, which the copy engine makes, and the two products are the template's own
 OWN = {"load b_q", "load b_k", "load b_v", "dot b_s", "values", "store o"}
 NODES = {node.name for node in plans(request("capped"))[0].passes[0].kernel.graph.nodes()}
@@ -145,13 +196,13 @@ def test_what_needs_no_scores_is_done_while_they_are_made():
     ],
 )  # fmt: skip
 def test_a_tile_that_is_made_says_its_layout(portable, gluon):
-    assert gluon_text(portable) == gluon
+    assert gluon_text(portable, ONLINE) == gluon
 
 
 def test_rows_that_meet_the_accumulator_take_its_layout():
     line = "b_o = b_o / tl.where(b_l > 0.0, b_l, 1.0)[:, None]"
     converted = "gl.convert_layout(gl.where(b_l > 0.0, b_l, 1.0), ROWS_OF_VALUES)[:, None]"
-    assert gluon_text(line, accumulator=True) == f"b_o = b_o / {converted}"
+    assert gluon_text(line, ONLINE, accumulator=True) == f"b_o = b_o / {converted}"
 
 
 @pytest.mark.parametrize("groups", [2, 3])

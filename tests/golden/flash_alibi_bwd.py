@@ -8,7 +8,7 @@ plan        dkv: BT=64 BS=128 BK=64 BV=64, 8 warps, 3 stages
 sram        131072 of 232448 bytes (h100)
 digest      d8121d8782341cf8
 regenerate  attnc emit flash_alibi --dim 64,64 --dtype bf16 --device h100 --form online --shape
-            4,4096 --heads 16,16 --backward
+            4,4096 --heads 16,16 --backend triton --backward
 """
 
 import torch

@@ -6,7 +6,7 @@ plan        online: BT=128 BS=64 BK=64 BV=64, 8 warps, 3 stages
 sram        65536 of 232448 bytes (h100)
 digest      c56a95f0f8b572d6
 regenerate  attnc emit flash --dim 64,64 --dtype bf16 --device h100 --form online --shape
-            4,4096 --heads 16,16
+            4,4096 --heads 16,16 --backend triton
 """
 
 import torch

@@ -6,7 +6,7 @@ plan        online: BT=128 BS=64 BK=64 BV=64, 8 warps, 3 stages
 sram        65536 of 232448 bytes (h100)
 digest      2b7fa1595029dba2
 regenerate  attnc emit flash_window --dim 64,64 --dtype bf16 --device h100 --form online
-            --shape 4,4096 --heads 16,16
+            --shape 4,4096 --heads 16,16 --backend triton
 """
 
 import torch

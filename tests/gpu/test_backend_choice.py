@@ -93,7 +93,10 @@ def test_aligned_calls_come_first_and_odd_addresses_after():
 
 
 def test_gradients_and_lse_pass_through_a_call_that_runs_gluon():
-    op, portable = compile_op(CAUSAL), compile_op(CAUSAL, backend="triton")
+    # a name of its own: autograd finds the first op of a name and a meaning
+    text = '[graded]\nfeature_map = "softmax"\nscale = "rsqrt(d)"\nmask = "causal"'
+    causal = loads(text)["graded"]
+    op, portable = compile_op(causal), compile_op(causal, backend="triton")
     qkv = make(HQ), make(HKV), make(HKV, seed=1)
     wanted = torch.randn_like(qkv[0])
     found = []
@@ -101,7 +104,7 @@ def test_gradients_and_lse_pass_through_a_call_that_runs_gluon():
         leaves = [x.detach().clone().requires_grad_() for x in qkv]
         out, lse = each(*leaves, return_lse=True)
         found.append(torch.autograd.grad((out * wanted).sum() + lse.sum(), leaves))
-    assert "gluon" in backends(op) and backends(portable) == {"triton"}
+    assert backends(op) == {"gluon"} and backends(portable) == {"triton"}
     for ours, other in zip(*found, strict=True):
         assert float((ours - other).abs().max()) <= 0.02 * float(other.abs().max())
 

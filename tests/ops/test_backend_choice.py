@@ -53,7 +53,7 @@ def test_a_call_runs_gluon_where_its_own_shape_is_long_enough():
     assert find(op, rows(*LONG)).plan.backend == "gluon"
     assert find(op, rows(*LONG, dtype=torch.float16)).plan.backend == "gluon"
     assert find(op, rows(*LONG, dtype=torch.float32)).plan.backend == "triton"
-    assert find(op, rows(4, 4096, 16, 64)).plan.backend == "triton"
+    assert find(op, rows(4, 1024, 16, 64)).plan.backend == "triton"
     assert find(op, rows(4, 200, 16, 128)).plan.backend == "triton"
     assert find(op, rows(4, 1, 16, 128), rows(*LONG)).plan.backend == "triton"
 
@@ -206,10 +206,21 @@ def test_tuning_measures_the_backend_that_such_a_call_runs():
     assert {plan.backend for plan in ranked_plans(job, torch.device("cpu"))} == {"gluon"}
 
 
-def test_a_backward_a_step_and_packed_sequences_run_triton():
+def test_a_backward_has_a_backend_of_its_own():
+    op = compile_op(shipped()["flash"])
+    found = find(op, rows(16, 1024, 32, 64), wanted=())
+    assert (found.plan.phase, found.plan.backend) == ("backward", "gluon")
+    assert (found.otherwise.plan.phase, found.otherwise.plan.backend) == ("backward", "triton")
+    assert find(op, rows(16, 1024, 32, 64)).plan.backend == "triton"
+    asked = compile_op(shipped()["flash"], backend="gluon")
+    wide = rows(4, 1024, 16, 256)
+    assert find(asked, wide).plan.backend == "gluon"
+    assert find(asked, wide, wanted=()).plan.backend == "triton", "it takes no such backward"
+
+
+def test_a_step_and_packed_sequences_run_triton():
     op = compile_op(shipped()["flash"])
     q = rows(*LONG)
-    assert find(op, q, wanted=()).plan.backend == "triton"
     step = op._decode_plans.find(
         rows(4, 1, 16, 128), rows(4, 1, 16, 128), [], Workload(4, 1, 4096, 16, 16), "fp32",
         cache="contiguous",

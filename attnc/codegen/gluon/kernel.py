@@ -6,24 +6,32 @@ from dataclasses import replace
 
 from attnc.codegen.kernel import Kernel
 
-# rows of a copy are one consumer's, BW; what the score reads keeps its pointers and strides
-_BOXES = {
-    "q": (("BW", "BK"), "[B, HQ, TQ, K] in tiles [BW, BK]"),
-    "k": (("BS", "BK"), "[B, HKV, TK, K] in tiles [BS, BK]"),
-    "v": (("BS", "BV"), "[B, HKV, TK, V] in tiles [BS, BV]"),
-    "o": (("BW", "BV"), "[B, HQ, TQ, V] in tiles [BW, BV]"),
+_LAYOUTS = {
+    **dict.fromkeys(("q", "dq"), "[B, HQ, TQ, K]"),
+    **dict.fromkeys(("k", "dk"), "[B, HKV, TK, K]"),
+    **dict.fromkeys(("v", "dv"), "[B, HKV, TK, V]"),
+    **dict.fromkeys(("o", "do"), "[B, HQ, TQ, V]"),
+}
+# the rows of the tiles that each kernel copies, by tensor: BW are one consumer's. What a score
+# reads, and the o that a backward reads once, keep their pointers and strides
+_ROWS = {
+    "online": {"q": "BW", "k": "BS", "v": "BS", "o": "BW"},
+    "dq": {"q": "BW", "k": "BS", "v": "BS", "do": "BW", "dq": "BW"},
+    "dkv": {"q": "BT", "k": "BW", "v": "BW", "do": "BT", "dk": "BW", "dv": "BW"},
 }
 
 
 def described(kernel: Kernel, *, persistent: bool = False) -> Kernel:
-    """The kernel with q, k, v and o as descriptors, which carry their shapes and strides.
+    """The kernel with what its copies move as descriptors, which carry their shapes and strides.
 
     A `persistent` one counts the places that its programs share, and asks for B.
     """
-    tensors = []
+    tensors, rows = [], _ROWS[kernel.name]
     for tensor in kernel.tensors:
-        if tensor.name in _BOXES:
-            box, layout = _BOXES[tensor.name]
+        if tensor.name in rows:
+            layout = _LAYOUTS[tensor.name]
+            box = (rows[tensor.name], "BK" if layout.endswith("K]") else "BV")
+            layout = f"{layout} in tiles [{', '.join(box)}]"
             tensor = replace(tensor, axes=(), layout=layout, box=box)
         tensors.append(tensor)
     scalars = ("B", *kernel.scalars) if persistent else kernel.scalars

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from attnc.codegen.gluon.arguments import assigned, call, listed, partition, taken
 from attnc.codegen.gluon.schedule import Schedule, schedule
-from attnc.codegen.gluon.statement import gluon_lines, gluon_text
+from attnc.codegen.gluon.statement import ONLINE, gluon_lines, gluon_text
 from attnc.codegen.graph import FINISH, SETUP, Node
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import PassPlan, Plan
@@ -16,7 +17,6 @@ from attnc.codegen.template import render_text
 from attnc.codegen.tile_range import KeyLoop
 from attnc.codegen.warp_groups import group_registers
 
-_WIDTH = 100
 _PLACE = ("i_t", "i_b", "i_h", "i_hkv")
 _STEP_LINES = ("o_s = i_s + r_s", "m_s = o_s < TK")
 _WORD = re.compile(r"\w+")
@@ -64,6 +64,7 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     given = [tensor.name for tensor in kernel.tensors if tensor.name not in {"q", "k", "v"}]
     given += [*(["strides"] if strides else []), "tiles", "barriers", "sizes"]
     persistent = "P" in step.tile
+    place, sizes = f"{symbol}_tile", "place, TQ, TK, HQ, HKV" if persistent else "TQ, TK, HQ, HKV"
     groups = step.tile["NW"]
     shares = group_registers(groups)
     text = render_text(
@@ -73,25 +74,27 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         strides=strides,
         scalars=list(kernel.scalars),
         constants=_constants(step),
-        consumer_signature=_listed(
-            f"def {symbol}_consumer(", [*given, "GROUP: gl.constexpr"], "):"
-        ),
+        consumer_signature=listed(f"def {symbol}_consumer(", [*given, "GROUP: gl.constexpr"], "):"),
         persistent=persistent,
         place="place" if persistent else "gl.program_id(0)",
-        rows_signature=_listed(
+        rows_signature=listed(
             f"def {symbol}_rows(", ["turn", "done", *given, "GROUP: gl.constexpr"], "):"
         ),
-        rows_call=_call(f"{symbol}_rows", ["turn", "done", *given, "GROUP"]),
-        packed_strides=_listed("    strides = (", strides, ")"),
-        unpacked_strides=_listed("    (", strides, ") = strides"),
-        partitions=[_partition(f"{symbol}_consumer", [*given, str(n)]) for n in range(groups)],
+        rows_call=call(f"{symbol}_rows", ["turn", "done", *given, "GROUP"]),
+        packed_strides=listed("    strides = (", strides, ")"),
+        unpacked_strides=listed("    (", strides, ") = strides"),
+        partitions=[partition(f"{symbol}_consumer", [*given, str(n)]) for n in range(groups)],
         names=names,
         range_names=frozenset(_WORD.findall(" ".join(kernel.setup_lines))),
         setup_lines=kernel.setup_lines,
         tile=", ".join([*_PLACE, *bounds]),
-        producer_tile=_taken([*_PLACE, *bounds], {*_PLACE, start, kernel.loops[-1].stop}),
-        consumer_tile=_taken(
-            [*_PLACE, *bounds], {"i_t", "i_b", "i_h", start, kernel.loops[-1].stop, *names}
+        producer_place=assigned(
+            taken([*_PLACE, *bounds], {*_PLACE, start, kernel.loops[-1].stop}), place, sizes
+        ),
+        consumer_place=assigned(
+            taken([*_PLACE, *bounds], {"i_t", "i_b", "i_h", start, kernel.loops[-1].stop, *names}),
+            place,
+            sizes,
         ),
         start=start,
         stop=kernel.loops[-1].stop,
@@ -110,11 +113,6 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     return re.sub(r"\btl\.", "gl.", text).replace("ACC", "gl.float32")
 
 
-def _taken(names: list[str], used: Iterable[str]) -> str:
-    """The names on the left of an unpacking, those that nobody reads marked so."""
-    return ", ".join(name if name in used else f"_{name}" for name in names)
-
-
 def _constants(step: PassPlan) -> dict[str, int]:
     """Sizes that a module states once: its functions share them."""
     tile = step.tile
@@ -124,36 +122,6 @@ def _constants(step: PassPlan) -> dict[str, int]:
         **{name: tile[name] for name in ("BS", "BK", "BV", "NW")},
         "STAGES": step.num_stages,
     }
-
-
-def _call(function: str, names: list[str]) -> str:
-    """A call that stands behind `        done = `."""
-    line = f"{function}({', '.join(names)})"
-    if len(line) + len("        done = ") <= _WIDTH:
-        return line
-    inner = "".join(f"\n            {name}," for name in names)
-    handed = f"            {', '.join(names)}"
-    inner = f"\n{handed}" if len(handed) <= _WIDTH else inner
-    return f"{function}({inner}\n        )"
-
-
-def _partition(function: str, names: list[str]) -> str:
-    """A function of some warps, and what it is handed, as a formatter would leave them."""
-    handed = ", ".join(names)
-    line = f"            ({function}, ({handed})),"
-    if len(line) <= _WIDTH:
-        return line
-    inner = _listed("                (", names, "),")
-    return f"            (\n                {function},\n{inner}\n            ),"
-
-
-def _listed(before: str, names: list[str], after: str) -> str:
-    """A list on one line, or a name a line where it is too long for one."""
-    line = f"{before}{', '.join(names)}{',' if len(names) == 1 else ''}{after}"
-    if len(line) <= _WIDTH:
-        return line
-    indent = " " * (len(before) - len(before.lstrip()))
-    return "\n".join([before, *(f"{indent}    {name}," for name in names), f"{indent}{after}"])
 
 
 def helper_text(helpers: tuple[str, ...]) -> str:
@@ -197,6 +165,6 @@ def _statements(
     for node in nodes:
         own = statement(plan, kernel, node, masked=masked)
         accumulator = node.buffer == steps.into
-        lines = gluon_lines(own.lines, accumulator=accumulator)
-        found.append(replace(own, lines=lines, value=gluon_text(own.value)))
+        lines = gluon_lines(own.lines, ONLINE, accumulator=accumulator)
+        found.append(replace(own, lines=lines, value=gluon_text(own.value, ONLINE)))
     return tuple(found)

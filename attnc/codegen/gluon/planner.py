@@ -9,14 +9,16 @@ from attnc.codegen.features import power_of_two
 from attnc.codegen.gluon.kernel import described
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, BufferUse, Cost, PassPlan, Plan, Rejected, Request
+from attnc.codegen.warp_groups import GROUP_ROWS
 from attnc.codegen.work import pass_work
 from attnc.dsl.mask import MaskForm
 
 # a product of a warp group has 64 rows and 256 columns at most, and copies swizzle 128 bytes
 _LEAST_COLUMNS, _MOST_COLUMNS = 64, 256
-_GROUP_ROWS = 64
+# a backward's groups hold dk and dv, and no thread has registers for wider ones
+_MOST_OF_TWO = 128
 # arrays of barriers start at multiples of 16 bytes; what partitions are handed stands there too
-_BARRIER, _APART = 8, 16
+BARRIER, _APART = 8, 16
 _HANDED, _HANDED_ARGUMENT, _HANDED_PERSISTENT = 224, 16, 64
 _BEHIND = "ranked behind: such kernels were slower on an H100"
 # registers that a thread needs beside its tiles
@@ -56,8 +58,6 @@ def refusal(request: Request, algebra: Algebra) -> str:
     device = request.device
     if device.target != "cuda:90":
         return f"its kernels are made for cuda:90, not for {device.target}"
-    if request.phase == "backward":
-        return "it has no backward yet"
     if request.decode:
         return "a step is bound by memory, and the triton backend's takes one row"
     if algebra.family != "softmax":
@@ -72,8 +72,9 @@ def refusal(request: Request, algebra: Algebra) -> str:
     if mask:
         return mask
     wide = [tile_columns(dim) for dim in request.dims]
-    if max(wide) > _MOST_COLUMNS:
-        return f"a head of {max(request.dims)} columns passes {_MOST_COLUMNS}"
+    most = _MOST_COLUMNS if request.phase == "forward" else _MOST_OF_TWO
+    if max(wide) > most:
+        return f"a head of {max(request.dims)} columns passes {most}"
     if wide[0] != wide[1]:
         return f"tiles of {wide[0]} and {wide[1]} columns share no buffer of rows"
     if any(dim % 8 for dim in request.dims):
@@ -167,19 +168,20 @@ def _in_order(columns: int, algebra: Algebra) -> tuple[Tiles, ...]:
     return tiles
 
 
-def _aligned(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
+    """Bytes of SRAM that an array of barriers takes with what stands behind it."""
     return -(-nbytes // _APART) * _APART
 
 
 def _step(request: Request, kernel: Kernel, columns: int, tiles: Tiles) -> PassPlan:
-    rows = _GROUP_ROWS * tiles.groups
+    rows = GROUP_ROWS * tiles.groups
     sizes = {"BT": rows, "BS": tiles.keys, "BK": columns, "BV": columns, "NW": tiles.groups}
     if tiles.persistent:
         sizes["P"] = request.device.sms
     item = DTYPES[request.dtype]
     keys = tiles.keys * columns * item
-    of_rows = (2 if tiles.persistent else 1) * _aligned(tiles.groups * _BARRIER)
-    barriers = of_rows + 4 * _aligned(tiles.stages * _BARRIER)
+    of_rows = (2 if tiles.persistent else 1) * aligned(tiles.groups * BARRIER)
+    barriers = of_rows + 4 * aligned(tiles.stages * BARRIER)
     more = sum(1 + len(tensor.strides) for tensor in kernel.tensors if tensor.given)
     handed = _HANDED + 4 * (tiles.groups + 1) + more * _HANDED_ARGUMENT
     handed += _HANDED_PERSISTENT if tiles.persistent else 0
@@ -193,7 +195,7 @@ def _step(request: Request, kernel: Kernel, columns: int, tiles: Tiles) -> PassP
         BufferUse("args", (handed,), "int8", "sram", handed),
     )
     # scores, weights in half the space, and the accumulator of 64 rows on 128 threads
-    words = (tiles.keys + tiles.keys // 2 + columns) * _GROUP_ROWS // 128
+    words = (tiles.keys + tiles.keys // 2 + columns) * GROUP_ROWS // 128
     hbm_bytes, flops = pass_work(request, kernel, sizes)
     seconds = max(hbm_bytes / (request.device.tbps * 1e12), flops / (request.device.tflops * 1e12))
     cost = Cost(

@@ -16,11 +16,12 @@ from attnc.dsl.variant import Variant
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Heads whose tile has `columns`: gluon was faster where rows see `keys` keys or more.
+    """A phase of heads whose tile has `columns`: gluon was faster where rows see `keys` keys.
 
     `seen` is what an H100 measured in bf16 beside the triton backend, B*T = 16384, H*D = 2048.
     """
 
+    phase: str
     columns: int
     keys: int
     seen: str
@@ -28,8 +29,16 @@ class Measured:
 
 # a causal row of T tokens sees a little under T / 2 of them
 _MEASURED = (
-    Measured(64, 4000, "1.2x triton's speed at T=4096 (causal 1.1x), 0.93x at T=1024 causal"),
-    Measured(128, 500, "1.6x triton's speed at T=4096 (causal 1.7x), 1.6x at T=1024 causal"),
+    Measured("forward", 64, 1000, "1.2x triton's speed at T=4096 (causal 1.1x), 1.1x at T=1024"),
+    Measured(
+        "forward", 128, 100, "1.6x triton's speed at T=4096 (causal 1.7x), 1.6x in a window of 128"
+    ),
+    Measured(
+        "backward", 64, 500, "1.9x triton's speed at T=4096 (causal 1.8x), 1.6x at T=1024 causal"
+    ),
+    Measured(
+        "backward", 128, 100, "1.7x triton's speed at T=4096 (causal 1.7x), 1.4x in a window of 128"
+    ),
 )
 # where Triton's launcher makes four descriptors, on the host, a shorter kernel would wait for it
 _LEAST_US = 50.0
@@ -47,9 +56,9 @@ def against(request: Request, algebra: Algebra, columns: int) -> str:
     work = request.workload
     if request.launcher in _LAUNCHERS:
         return _LAUNCHERS[request.launcher]
-    known = next((item for item in _MEASURED if item.columns == columns), None)
+    known = _known(request.phase, columns)
     if known is None:
-        return f"no card has measured it with tiles of {columns} columns"
+        return f"no card has measured its {request.phase} with tiles of {columns} columns"
     paired = _paired(request.variant)
     if paired:
         return f"no card has measured it with a tensor of pairs, {paired}"
@@ -68,10 +77,16 @@ def against(request: Request, algebra: Algebra, columns: int) -> str:
     return ""
 
 
-def why_taken(columns: int) -> str:
+def why_taken(request: Request, columns: int) -> str:
     """Why kernels are taken unasked."""
-    known = next(item for item in _MEASURED if item.columns == columns)
+    known = _known(request.phase, columns)
+    assert known is not None
     return f"measured on an H100 at {columns} columns: {known.seen}"
+
+
+def _known(phase: str, columns: int) -> Measured | None:
+    found = (item for item in _MEASURED if (item.phase, item.columns) == (phase, columns))
+    return next(found, None)
 
 
 def _paired(variant: Variant) -> str:

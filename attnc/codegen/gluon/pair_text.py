@@ -1,0 +1,266 @@
+"""One pass of a backward in the second backend as text: what its template prints.
+
+A consumer warp group is to the graph's statements what a program is in the portable backend: it has
+BW rows (of queries in `dq`, of keys in `dkv`), and a number and partial sums of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from attnc.codegen.gluon.arguments import assigned, listed, partition, taken
+from attnc.codegen.gluon.pair_schedule import (
+    PairSchedule,
+    Product,
+    pair_schedule,
+)
+from attnc.codegen.gluon.statement import Layouts, gluon_lines, gluon_text
+from attnc.codegen.graph import FINISH, HEAD, SETUP, TAIL, Node
+from attnc.codegen.kernel import Kernel
+from attnc.codegen.plan import PassPlan, Plan
+from attnc.codegen.statement import Statement, statement
+from attnc.codegen.template import render_text
+from attnc.codegen.tile_range import KeyLoop
+from attnc.codegen.warp_groups import group_registers
+
+_WORD = re.compile(r"\w+")
+# which side a program holds, which it streams, what tells it apart, and what its loops count
+_SIDES = {
+    "dq": ("BT", "BS", ("i_t", "i_b", "i_h", "i_hkv"), "i_s"),
+    "dkv": ("BS", "BT", ("i_s", "i_b", "i_hkv"), "i_t"),
+}
+_STEP_LINES = {
+    "dq": ("o_s = i_s + r_s", "m_s = o_s < TK"),
+    "dkv": ("o_t = i_t + r_t", "m_t = o_t < TQ", "b_i = o_t + (TK - TQ)"),
+}
+_POINTER = re.compile(r"p_(\w+) = ")
+_COPIED = ("q", "k", "v", "do")
+
+
+@dataclass(frozen=True, slots=True)
+class _Fold:
+    """A product into an accumulator: the text of its left side, and the streamed tile."""
+
+    total: str
+    left: str
+    tile: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run over tiles: its loop, its statements by place, its products."""
+
+    note: str
+    header: str
+    lines: tuple[str, ...]
+    loads: tuple[Statement, ...]
+    ahead: tuple[Statement, ...]
+    scores: tuple[Statement, ...]
+    gradients: tuple[Statement, ...]
+    of_scores: tuple[str, ...]
+    of_gradients: tuple[str, ...]
+
+    def texts(self) -> Iterable[str]:
+        yield from (self.header, *self.lines)
+        for node in (*self.loads, *self.ahead, *self.scores, *self.gradients):
+            yield from node.texts()
+
+
+def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
+    """The functions of one pass: its range, its producer, its consumer, its entry."""
+    kernel = step.kernel
+    held, streamed, ids, counter = _SIDES[kernel.name]
+    steps = pair_schedule(kernel.graph, masked=True)
+    own = (steps.scores_of.left.buffer, steps.gradients_of.left.buffer)
+    moved = (steps.scores_of.right.buffer, steps.gradients_of.right.buffer)
+    layouts = _layouts(held, streamed, kernel)
+    runs = tuple(_run(plan, kernel, loop, layouts) for loop in kernel.loops)
+    outputs = {tensor.name for tensor in kernel.tensors if tensor.box and tensor.written}
+    kept = [node.tensor for node in steps.statistics if node.tensor]
+    left = frozenset({*own, *moved, *outputs, *kept})
+    setup, head, tail, finish = (
+        statements(plan, kernel, kernel.graph.nodes(region), layouts, left)
+        for region in (SETUP, HEAD, TAIL, FINISH)
+    )
+    bounds = _bounds(kernel)
+    body = [text for node in (*setup, *head, *tail, *finish) for text in node.texts()]
+    body += [text for run in runs for text in run.texts()]
+    names = frozenset(_WORD.findall(" ".join(body)))
+    strides = [stride for tensor in kernel.tensors for stride in tensor.strides]
+    copied = [*_COPIED, *kept]
+    given = [tensor.name for tensor in kernel.tensors if tensor.name not in copied]
+    given += [*(["strides"] if strides else []), "tiles", "barriers", "sizes"]
+    groups = step.tile["NW"]
+    shares = group_registers(groups)
+    start, stop = kernel.loops[0].start, kernel.loops[-1].stop
+    sizes = ", ".join(kernel.scalars)
+    text = render_text(
+        "gluon_pairs.jinja",
+        symbol=symbol,
+        by_rows=kernel.name == "dq",
+        tensors=kernel.tensors,
+        strides=strides,
+        copied=copied,
+        kept=kept,
+        scalars=list(kernel.scalars),
+        held=held,
+        streamed=streamed,
+        own=own,
+        moved=moved,
+        outputs=sorted(outputs),
+        consumer_signature=listed(f"def {symbol}_consumer(", [*given, "GROUP: gl.constexpr"], "):"),
+        packed_strides=listed("    strides = (", strides, ")"),
+        unpacked_strides=listed("    (", strides, ") = strides"),
+        partitions=[partition(f"{symbol}_consumer", [*given, str(n)]) for n in range(groups)],
+        names=names,
+        range_names=frozenset(_WORD.findall(" ".join(kernel.setup_lines))),
+        setup_lines=kernel.setup_lines,
+        tile=", ".join([*ids, *bounds]),
+        producer_place=assigned(
+            taken([*ids, *bounds], {*ids, start, stop}), f"{symbol}_tile", sizes
+        ),
+        consumer_place=assigned(
+            taken([*ids, *bounds], {*ids[:3], start, stop, *names}), f"{symbol}_tile", sizes
+        ),
+        counter=counter,
+        start=start,
+        count=f"gl.cdiv({stop}, {streamed})" if start == "0"
+        else f"gl.cdiv(gl.maximum({stop} - {start}, 0), {streamed})",
+        setup=setup,
+        head=head,
+        tail=tail,
+        runs=runs,
+        finish=finish,
+        scores_of=steps.scores_of,
+        gradients_of=steps.gradients_of,
+        statistics=statements(
+            plan, kernel, steps.statistics, replace(layouts, rows="LANES"), frozenset(), masked=True
+        ),
+        brought=steps.brought((*steps.scores, *steps.gradients)),
+        early=_folds(steps.early),
+        late=_folds(steps.late),
+        all_totals=steps.totals,
+        worker_warps=[4] * (groups - 1) + [1],
+        worker_registers=[shares.consumer] * (groups - 1) + [shares.producer],
+        last_rows_first=plan.algebra.within_causal,
+        place="gl.program_id(0)",
+        persistent=False,
+    )  # fmt: skip
+    text = re.sub(r"\btl\.", "gl.", text)
+    text = re.sub(r"\bACC\b", "gl.float32", text)
+    return _with_constants(text, _constants(plan, step, held, streamed))
+
+
+def _layouts(held: str, streamed: str, kernel: Kernel) -> Layouts:
+    wide = {(held, "BK"), (held, "BV")}
+    by_sides: dict[tuple[str, ...], str] = {
+        (held,): "ROWS",
+        (streamed,): "COLUMNS",
+        (held, streamed): "SCORES",
+        **dict.fromkeys(wide, "TOTALS"),
+    }
+    buffers = {node.buffer for node in kernel.graph.nodes() if node.shape in wide and node.buffer}
+    return Layouts(by_sides, held, wide=frozenset(buffers))
+
+
+def _bounds(kernel: Kernel) -> tuple[str, ...]:
+    """The bounds of the loops that the range's function returns."""
+    found = (bound for loop in kernel.loops for bound in (loop.start, loop.stop))
+    return tuple(dict.fromkeys(bound for bound in found if bound not in {"0", "TK", "TQ"}))
+
+
+def _constants(plan: Plan, step: PassPlan, held: str, streamed: str) -> dict[str, str]:
+    """What the functions of a pass call sizes and layouts: each states those that it uses."""
+    tile = step.tile
+    mma = "gl.NVMMADistributedLayout([3, 0], [4, 1], [16, {}, 16])"
+    return {
+        "K": str(plan.dims[0]),
+        "V": str(plan.dims[1]),
+        **{name: str(tile[name]) for name in ("BT", "BS", "BK", "BV", "NW")},
+        "BW": str(tile[held] // tile["NW"]),
+        "STAGES": str(step.num_stages),
+        "SCORES": mma.format(tile[streamed]),
+        "TOTALS": mma.format(tile["BK"]),
+        "LANES": f"gl.BlockedLayout([{max(1, tile[streamed] // 32)}], [32], [1], [0])",
+        "NUMBERS": "gl.SwizzledSharedLayout(1, 1, 1, [0])",
+        "LEFT": "gl.DotOperandLayout(0, TOTALS, 2)",
+        "ROWS": "gl.SliceLayout(1, SCORES)",
+        "COLUMNS": "gl.SliceLayout(0, SCORES)",
+        "ROWS_OF_TOTALS": "gl.SliceLayout(1, TOTALS)",
+        "CHANNELS": "gl.SliceLayout(0, TOTALS)",
+    }
+
+
+def _with_constants(text: str, constants: Mapping[str, str]) -> str:
+    """Each function with the sizes and layouts that it names, stated where its body begins."""
+    found = []
+    for function in re.split(r"(?=^@gluon\.jit)", text, flags=re.MULTILINE):
+        signature, colon, body = function.partition("):\n")
+        used = set(_WORD.findall(re.sub(r"#.*", "", body)))
+        lines: list[str] = []
+        for name, value in reversed(list(constants.items())):
+            if name in used:
+                used |= set(_WORD.findall(value))
+                lines.insert(0, f"    {name}: gl.constexpr = {value}\n")
+        found.append(f"{signature}{colon}{''.join(lines)}{body}")
+    return "".join(found)
+
+
+def _folds(products: Iterable[Product]) -> tuple[_Fold, ...]:
+    return tuple(
+        _Fold(product.name, product.left.buffer, product.right.buffer) for product in products
+    )
+
+
+def _run(plan: Plan, kernel: Kernel, loop: KeyLoop, layouts: Layouts) -> _Run:
+    _, streamed, _, counter = _SIDES[kernel.name]
+    steps: PairSchedule = pair_schedule(kernel.graph, masked=loop.masked)
+    loads, ahead, scores, gradients = (
+        statements(plan, kernel, nodes, layouts, frozenset(), masked=loop.masked)
+        for nodes in (steps.loads, steps.ahead, steps.scores, steps.gradients)
+    )
+    of_scores = steps.brought(steps.scores)
+    found = _Run(loop.note, f"for {counter} in range({loop.start}, {loop.stop}, {streamed}):", (),
+                 loads, ahead, scores, gradients, of_scores,
+                 steps.brought(steps.gradients))  # fmt: skip
+    needed = set(_WORD.findall(" ".join(found.texts())))
+    lines: list[str] = []
+    for line in reversed(_STEP_LINES[kernel.name]):
+        target, _, value = line.partition(" = ")
+        if target in needed:
+            needed |= set(_WORD.findall(value))
+            lines.insert(0, line)
+    return replace(found, lines=tuple(lines))
+
+
+def statements(
+    plan: Plan, kernel: Kernel, nodes: Iterable[Node], layouts: Layouts, left: frozenset[str],
+    *, masked: bool = False,
+) -> tuple[Statement, ...]:  # fmt: skip
+    """Nodes as Gluon prints them, but for those `left` to the copy engine: buffers and outputs."""
+    found = []
+    for node in nodes:
+        if node.op in {"load", "store"} and (node.buffer in left or node.tensor in left):
+            continue
+        own = statement(plan, kernel, node, masked=masked)
+        wide = bool(layouts.wide) and node.shape[1:] in {("BK",), ("BV",)}
+        pointers = {*_COPIED, *left}
+        lines = [line for line in own.lines if _pointer(line) not in pointers]
+        found.append(
+            replace(
+                own,
+                lines=gluon_lines(tuple(lines), layouts, accumulator=wide),
+                value=gluon_text(own.value, layouts, accumulator=wide),
+                address=gluon_text(own.address, layouts, accumulator=wide),
+                guard=gluon_text(own.guard, layouts, accumulator=wide),
+            )
+        )
+    return tuple(found)
+
+
+def _pointer(line: str) -> str:
+    """The tensor whose pointer a line moves; empty for other lines."""
+    found = _POINTER.match(line)
+    return found[1] if found else ""
