@@ -72,10 +72,11 @@ def _ranked(request: Request, kernel: Kernel, algebra: Algebra) -> RankedPass:
     columns = tile_columns(max(request.dims))
     found: list[PassPlan] = []
     rejected: list[Rejected] = []
-    candidates = _CANDIDATES[kernel.name, columns]
+    candidates: tuple[PairTiles, ...] = _CANDIDATES[kernel.name, columns]
     if kernel.name == "dkv" and not algebra.plain_score:
-        # beside dk and dv no thread has registers for wide pairs and what a score computes of them
-        candidates = tuple(sorted(candidates, key=lambda tiles: (tiles.streamed, tiles.groups)))
+        # beside dk and dv few threads have registers for what a score computes of its pairs
+        roomy = lambda tiles: (tiles.streamed > GROUP_ROWS, tiles.groups > 2)  # noqa: E731
+        candidates = tuple(sorted(candidates, key=roomy))
     for tiles in candidates:
         step = _step(request, described(kernel), columns, tiles)
         needed, budget = step.cost.sram_bytes, request.device.sram_bytes
