@@ -86,7 +86,7 @@ LEFT = {
     "rows see 505 keys, and it is known to be faster from 1000 on at 64 columns": request(
         "causal", 64, long(1024)
     ),
-    "rows see 61 keys, and it is known to be faster from 100 on at 128 columns": request(
+    "rows see 64 keys, and it is known to be faster from 100 on at 128 columns": request(
         "causal", 128, long(128)
     ),
     "4 us at the roofline are less than the host needs to launch it": request(

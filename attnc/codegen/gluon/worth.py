@@ -40,8 +40,8 @@ _MEASURED = (
         "backward", 128, 100, "1.7x triton's speed at T=4096 (causal 1.7x), 1.4x in a window of 128"
     ),
 )
-# where Triton's launcher makes four descriptors, on the host, a shorter kernel would wait for it
-_LEAST_US = 50.0
+# an op whose tensors go as descriptors keeps the host for 11 us; a shorter kernel would wait for it
+_LEAST_US = 15.0
 # a program has that many rows at least
 _LEAST_ROWS = 128
 
