@@ -54,7 +54,8 @@ ROOT = Path(__file__).parent.parent.parent
         (
             "plan based --form chunk",
             "error[A500]: unknown form 'chunk'\n"
-            "  note: the known ones are online, parallel, chunked, recurrent, toeplitz, fft\n"
+            "  note: the known ones are online, parallel, chunked, recurrent, toeplitz, fft, "
+            "three_pass, butterfly\n"
             "  hint: did you mean 'chunked'?\n",
         ),
         (
