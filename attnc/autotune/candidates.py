@@ -16,6 +16,7 @@ from attnc.codegen.kernel_spec import KernelSpec
 from attnc.codegen.plan import PassPlan, Plan, Request
 from attnc.codegen.planner import plans
 from attnc.codegen.signature import kernel_specs
+from attnc.dsl.scales import of_dtype
 from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
 from attnc.errors import AttncError
@@ -87,7 +88,7 @@ def draw_candidates(device: str, dtype: str, *, count: int, seed: int) -> list[C
             request = _draw_request(random, device, dtype)
             plan = random.choice(plans(request))
         except AttncError:
-            continue  # a state too large for any tile, say: it has no candidates
+            continue  # a state too large for any tile, say, or 8-bit tensors in the state family
         for step, kernel in zip(plan.passes, kernel_specs(plan), strict=True):
             if any(node.op == "dot" for node in step.kernel.graph.nodes()):
                 found.append(Candidate(plan, step, kernel))
@@ -130,7 +131,7 @@ def _declarations(expression: str) -> Iterator[str]:
 
 
 def _draw_request(random: Random, device: str, dtype: str) -> Request:
-    variant = draw_variant(random)
+    variant = of_dtype(draw_variant(random), dtype)
     algebra = analyse(variant)
     legal = [verdict.form for verdict in algebra.forms if verdict.legal]
     form = random.choice([form for form in legal if form != "recurrent"])

@@ -21,6 +21,7 @@ DTYPES = {
         torch.bfloat16,
         torch.float32,
         torch.float64,
+        torch.float8_e4m3fn,
         torch.uint8,
         torch.int8,
         torch.int16,

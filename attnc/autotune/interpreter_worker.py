@@ -24,7 +24,7 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from attnc.autotune import bfloat16, interpreter_repairs
+    from attnc.autotune import bfloat16, float8, interpreter_repairs
     from attnc.autotune.exchange import Exchange
     from attnc.autotune.module_cache import load_module
 
@@ -33,6 +33,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     # a GPU does not warn of inf - inf either; the tail of stderr is kept for what matters
     np.seterr(all="ignore")
+    float8.install()
     bfloat16.install()
     interpreter_repairs.repair_index()
     interpreter_repairs.know_tanh()

@@ -29,9 +29,10 @@ def main() -> None:
     import torch
 
     if device == "cpu":
-        from attnc.autotune import bfloat16, interpreter_repairs
+        from attnc.autotune import bfloat16, float8, interpreter_repairs
 
         torch.set_num_threads(1)
+        float8.install()
         bfloat16.install()
         interpreter_repairs.repair_index()
         interpreter_repairs.know_tanh()

@@ -22,6 +22,7 @@ from attnc.cli.wheel_modules import compile_general, wheel_module, wheel_request
 from attnc.codegen.choice import choice_of
 from attnc.codegen.plan import Plan
 from attnc.codegen.planner import plans
+from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 from attnc.ops.tuned import tuned_first
@@ -97,6 +98,11 @@ def _build_wheel(
         raise UsageError(
             "a wheel cannot launch gluon kernels: their tensors go as descriptors",
             hints=("leave --backend out; or leave --wheel out: a folder holds their binaries",),
+        )
+    if SCALED_DTYPE in order.dtypes:
+        raise UsageError(
+            f"a wheel holds no {SCALED_DTYPE} modules yet: its ops take no scales",
+            hints=("leave --wheel out: the folder holds their binaries",),
         )
     if order.decode:
         raise UsageError(

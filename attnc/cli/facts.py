@@ -9,13 +9,16 @@ from attnc.cli.targets import device_of_target
 from attnc.codegen.algebra import analyse
 from attnc.codegen.decode_planner import ring_size
 from attnc.codegen.device import DEVICES, Device
+from attnc.codegen.dtype import OUT_DTYPES
 from attnc.codegen.kernels.decode import CACHES
 from attnc.codegen.plan import BACKENDS, Request, Workload
+from attnc.dsl.scale_names import SCALED_DTYPE
+from attnc.dsl.scales import of_dtype
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 
 # fp64 is for the interpreter's gradients alone
-DTYPES = ("bf16", "fp16", "fp32")
+DTYPES = ("bf16", "fp16", "fp32", SCALED_DTYPE)
 FORMS = ("online", "parallel", "chunked", "recurrent", "toeplitz", "fft", "three_pass", "butterfly")
 _DEFAULT_DIMS = (64, 64)
 
@@ -37,19 +40,21 @@ class Facts:
     decode: bool = False
     cache: str | None = None
     launcher: str = "compiled"
+    out: str | None = None
 
     def request(self, variant: Variant) -> Request:
         """The request for a plan of a variant.
 
         Raises:
             UsageError: an option that cannot be read, or a name that is not known.
+            InputError: 8-bit tensors of a variant that takes none.
         """
         heads = heads_of(variant, self.heads)
         return Request(
-            variant=variant,
+            variant=of_dtype(variant, known_dtype(self.dtype)),
             device=self._device(),
             dims=dims_of(variant, self.dim),
-            dtype=known_dtype(self.dtype),
+            dtype=self.dtype,
             form=self._form(),
             stateful=self.stateful,
             heads=heads or (1, 1),
@@ -58,7 +63,20 @@ class Facts:
             cache=self._cache(variant),
             backend=known_backend(self.backend),
             launcher=self.launcher,
+            out=self._out(),
         )
+
+    def _out(self) -> str:
+        if self.out is None:
+            return ""
+        if self.dtype != SCALED_DTYPE:
+            raise UsageError(
+                f"--out is for --dtype {SCALED_DTYPE}",
+                notes=(f"{self.dtype} tensors give a {self.dtype} output",),
+            )
+        if self.out not in OUT_DTYPES:
+            raise _unknown("output dtype", self.out, OUT_DTYPES)
+        return self.out
 
     def _phase(self) -> str:
         if self.decode and (self.backward or self.stateful or self.form is not None):

@@ -14,7 +14,12 @@ DeviceName = Annotated[
     str, typer.Option("--device", metavar="NAME", help="Plan for a device or a target.")
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="TYPE", help="The tensors' type: bf16, fp16 or fp32.")
+    str,
+    typer.Option("--dtype", metavar="TYPE", help="The tensors' type: bf16, fp16, fp32 or e4m3."),
+]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", metavar="TYPE", help="With e4m3, the output's type; else bf16."),
 ]
 Dim = Annotated[
     str | None, typer.Option("--dim", metavar="QK,V", help="Head dims; else declared, else 64.")

@@ -11,6 +11,7 @@ from attnc.codegen.symbolic import refs_of, symbol, to_sympy
 from attnc.dsl.expr import Expr, Ref
 from attnc.dsl.mask import MaskForm
 from attnc.dsl.proof import is_causal, is_full, within_causal
+from attnc.dsl.scale_names import SCALES
 from attnc.dsl.variant import Variant
 
 FORMS = ("online", "parallel", "chunked", "recurrent")
@@ -34,7 +35,8 @@ class Algebra:
     `heads_differ` says whether query heads of one key/value head need a state each.
     `decay` is None, `"constant"` (one value a head), `"gated"` (one a token) or `"channel"` (one a
     channel of k, of every token or of all). A sum has `terms`, and its own mask is what they see
-    together; `factor` multiplies the weights of a term.
+    together; `factor` multiplies the weights of a term. `scaled` tensors come with
+    scales a head.
     """
 
     family: str
@@ -58,6 +60,7 @@ class Algebra:
     factor: sympy.Expr | None = None
     factor_refs: tuple[Ref, ...] = ()
     terms: tuple[Algebra, ...] = ()
+    scaled: bool = False
 
     @property
     def degree(self) -> int:
@@ -126,6 +129,8 @@ class Algebra:
             lines.append(f"value      {self.value}")
         if self.sink is not None:
             lines.append(f"sink       {self.sink}")
+        if self.scaled:
+            lines.append(f"scales     {', '.join(SCALES)}: q, k and v are multiplied by theirs")
         lines.append(f"mask       {self.mask}")
         lines.append(f"normalize  {'by the sum of all terms' if self.terms else self.normalize}")
         lines.extend(
@@ -164,6 +169,7 @@ def analyse(variant: Variant) -> Algebra:
         forms=_forms(softmax, causal, variant.mask_form),
         factor=None if variant.factor is None else to_sympy(variant.factor),
         factor_refs=refs_of(variant.factor),
+        scaled=variant.scaled,
     )
 
 

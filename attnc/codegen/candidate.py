@@ -7,6 +7,7 @@ import sympy
 from attnc.codegen.cost import estimate
 from attnc.codegen.features import MIN_TILE, Features, power_of_two
 from attnc.codegen.kernel import Kernel
+from attnc.codegen.kernels.scales import LEAST_CHANNELS
 from attnc.codegen.plan import Cost, PassPlan, Request
 from attnc.codegen.printer import Printer
 from attnc.codegen.symbolic import is_polynomial_in
@@ -24,8 +25,9 @@ _REGISTER_LIMIT = 232
 def tile_dims(request: Request) -> tuple[int, int]:
     """BK and BV: whole heads, in powers of two."""
     head_dim, value_dim = request.dims
+    least = LEAST_CHANNELS if request.variant.scaled else MIN_TILE
     return (
-        max(MIN_TILE, power_of_two(head_dim)),
+        max(least, power_of_two(head_dim)),
         max(request.device.min_columns, power_of_two(value_dim)),
     )
 
@@ -33,13 +35,13 @@ def tile_dims(request: Request) -> tuple[int, int]:
 def printer_for(request: Request) -> Printer:
     """A printer of a request's expressions.
 
-    A score of bf16 tensors takes the hardware's tanh, right to 11 bits where they hold 8. Features,
-    decays, whose errors add up over tokens, and other dtypes do not, nor does a score with a kink
-    behind the tanh: on its wrong side a gradient is another one.
+    A score of bf16 or 8-bit tensors takes the hardware's tanh, right to 11 bits where they hold 8
+    or 4. Features, decays, whose errors add up over tokens, and other dtypes do not, nor does a
+    score with a kink behind the tanh: on its wrong side a gradient is another one.
     """
     fast = (
         request.variant.family == "softmax"
-        and request.dtype == "bf16"
+        and request.dtype in {"bf16", "e4m3"}
         and request.device.capability >= _TANH
         and is_polynomial_in(request.variant.score, sympy.tanh)
     )

@@ -44,6 +44,11 @@ class Device:
         backend, arch = self.target.split(":")
         return int(arch) if backend == "cuda" else 0
 
+    @property
+    def byte_products(self) -> bool:
+        """Whether it multiplies e4m3: NVIDIA's do since sm_89; AMD's MI300 has another e4m3."""
+        return self.capability >= 89
+
     def with_sram(self, sram_bytes: int) -> Device:
         """The same device with another SRAM budget."""
         return replace(self, sram_bytes=sram_bytes)

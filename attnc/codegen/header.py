@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attnc.codegen.backend import has_choice
 from attnc.codegen.device import DEVICES
-from attnc.codegen.plan import Plan
+from attnc.codegen.plan import SCALED_OUT, Plan
 
 
 def header(plan: Plan) -> tuple[str, ...]:
@@ -13,7 +13,8 @@ def header(plan: Plan) -> tuple[str, ...]:
     budget = plan.device.sram_bytes
     lines = (
         f"variant     {variant.summary}",
-        f"dims        K={plan.dims[0]} V={plan.dims[1]}, {plan.dtype} in, {plan.acc} accumulators",
+        f"dims        K={plan.dims[0]} V={plan.dims[1]}, {plan.dtype} in, {plan.acc} accumulators"
+        + (f", {plan.result} out" if plan.result != plan.dtype else ""),
         *(f"plan        {step}" for step in plan.passes),
         f"sram        {plan.sram_bytes} of {budget} bytes ({plan.device.name})",
         f"digest      {plan.digest}",
@@ -36,6 +37,8 @@ def _command(plan: Plan) -> str:
         parts.append(f"--backend {plan.backend}")
     if plan.stateful:
         parts.append("--stateful")
+    if plan.result not in {plan.dtype, SCALED_OUT}:
+        parts.append(f"--out {plan.result}")
     if plan.phase == "backward":
         parts.append("--backward")
     known = DEVICES.get(plan.device.name)

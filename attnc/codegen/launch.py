@@ -45,6 +45,7 @@ class LaunchText:
     global_sum: bool
     state_heads_are_query: bool
     acc: str
+    out: str
     head_dim: int
     value_dim: int
     features: int
@@ -114,6 +115,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         global_sum=plan.algebra.global_sum,
         state_heads_are_query=plan.algebra.heads_differ,
         acc=TORCH_TYPES[plan.acc],
+        out="q.dtype" if plan.result == plan.dtype else TORCH_TYPES[plan.result],
         head_dim=plan.dims[0],
         value_dim=plan.dims[1],
         features=0 if plan.features is None else plan.features.count,

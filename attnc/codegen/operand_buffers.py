@@ -45,16 +45,17 @@ class OperandBuffers:
 
     def _constant(self, use: Use) -> None:
         """An operand made before the loop: read in every step, or once and kept in registers."""
+        item = self._buffers.item_of(use.product)
         value = use.value
+        if use.product.version == 2:
+            item = max(item, self._buffers.narrowest)
         key = (value, use.turned, use.operand.text)
         if key in self._shared:
             return
         start, end = value.time, self._program.end
         if value.node.op != "load" or value.node.address:
             for half in range(self._halves):
-                self._shared[key] = self._buffers.add(
-                    value, use.shape, self._item, start + half, end
-                )
+                self._shared[key] = self._buffers.add(value, use.shape, item, start + half, end)
             return
         # read where it is used if that is one place, else before the loop, for all places at once
         readers = [other for other in value.uses if other.operand.text == use.operand.text]
@@ -62,12 +63,13 @@ class OperandBuffers:
         # wgmma has no other place to read it from
         stays = use.product.version == 3 or (once and not self._split)
         until = end if stays else self._program.start
-        self._shared[key] = self._buffers.add(value, use.shape, self._item, start, until)
+        self._shared[key] = self._buffers.add(value, use.shape, item, start, until)
         if self._split and once and self._release > (3, 6) and use.shape[1] >= _WIDE_CONSTANT:
-            self._buffers.add(value, use.shape, self._item, start + AFTER, end)
+            self._buffers.add(value, use.shape, item, start + AFTER, end)
 
     def _from_accumulator(self, use: Use) -> None:
         """From one product to the next: in registers where the warps hold what they need."""
+        item = self._buffers.item_of(use.product)
         value, product = use.value, use.product
         held = (value.grid[1] == 1 and product.grid[1] == 1) if use.left else False
         if not use.left and product.version == 2:
@@ -78,7 +80,7 @@ class OperandBuffers:
         late = self._split or ".to(" in use.operand.text
         for half in range(self._halves):
             start = product.time + BEFORE + half if late else value.time + AFTER
-            self._buffers.add(value, use.shape, self._item, start, product.time + AFTER)
+            self._buffers.add(value, use.shape, item, start, product.time + AFTER)
 
     def _for_warp_groups(self, use: Use) -> None:
         """Operands of wgmma: from SRAM, but the left one also from registers."""
@@ -94,11 +96,12 @@ class OperandBuffers:
             return
         if use.left and load is not None and load is not value and load in self._buffers.ringed:
             return
+        item = self._buffers.item_of(product)
         alone = len(self._program.looped) == 1 and product.uses[-1].value in self._buffers.own_slot
         if use.left and load is None and not self._split and alone and use.shape[1] > 16:
-            held = coalesced(value.tile, self._item, self._warps)
+            held = coalesced(value.tile, item, self._warps)
             self._buffers.convert(
-                value, held, self._buffers.wanted(use), self._item, product.time + BEFORE
+                value, held, self._buffers.wanted(use), item, product.time + BEFORE
             )
             return
         late = self._split or use.turned
@@ -143,14 +146,13 @@ class OperandBuffers:
 
     def _hold(self, use: Use, when: int, side: bool | None) -> None:
         """Put an operand in SRAM, once for all products that want it the same way."""
+        item = self._buffers.item_of(use.product)
         key = (use.value, use.turned, side)
         if key in self._shared:
             return
         end = use.product.time + AFTER
         for half in range(self._halves):
-            self._shared[key] = self._buffers.add(
-                use.value, use.shape, self._item, when + half, end
-            )
+            self._shared[key] = self._buffers.add(use.value, use.shape, item, when + half, end)
 
     def _first_turned(self, use: Use) -> int:
         """When a transpose is made: until 3.6, where the value is first transposed."""

@@ -13,17 +13,22 @@ from attnc.codegen.device import Device
 from attnc.codegen.features import Features
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.warp_groups import group_registers
+from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.variant import Variant
 
 BACKENDS = ("triton", "gluon")
-DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
+# what 8-bit tensors give where nothing else is asked for
+SCALED_OUT = "bf16"
+DTYPES = {"e4m3": 1, "fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 TRITON_TYPES = {
+    "e4m3": "tl.float8e4nv",
     "fp16": "tl.float16",
     "bf16": "tl.bfloat16",
     "fp32": "tl.float32",
     "fp64": "tl.float64",
 }
 TORCH_TYPES = {
+    "e4m3": "torch.float8_e4m3fn",
     "fp16": "torch.float16",
     "bf16": "torch.bfloat16",
     "fp32": "torch.float32",
@@ -37,7 +42,7 @@ def item_bytes(dtype: str, io: str) -> int:
         return DTYPES[io]
     if dtype in {"acc", "tensor"}:
         return 8 if io == "fp64" else 4
-    return {"fp32": 4, "fp64": 8, "i32": 4, "i1": 1}[dtype]
+    return {"fp32": 4, "fp64": 8, "bf16": 2, "fp16": 2, "i32": 4, "i1": 1}[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,8 @@ class Request:
     backward gives the gradients of q, k, v and of the declared tensors in `wanted`, all that have
     one where it is None. `backend` None lets the planner choose. `cache` says how a decode of the
     softmax family finds its keys: `contiguous`, `ring` or `paged`. `launcher` says how the kernels
-    come to run: `compiled` at the call, `interpreted` on a CPU, or `packaged` as binaries.
+    come to run: `compiled` at the call, `interpreted` on a CPU, or `packaged` as binaries. `out` is
+    the type of the output, that of the tensors where it is empty, and bf16 for e4m3 tensors.
     """
 
     variant: Variant
@@ -68,6 +74,12 @@ class Request:
     backend: str | None = None
     cache: str = ""
     launcher: str = "compiled"
+    out: str = ""
+
+    @property
+    def result(self) -> str:
+        """The type of the output."""
+        return self.out or (SCALED_OUT if self.dtype == SCALED_DTYPE else self.dtype)
 
     @property
     def decode(self) -> bool:
@@ -186,6 +198,12 @@ class Plan:
     derivation: Derivation | None = None
     decode: bool = False
     cache: str = ""
+    out: str = ""
+
+    @property
+    def result(self) -> str:
+        """The type of the output."""
+        return self.out or self.dtype
 
     @property
     def phase(self) -> str:
@@ -235,4 +253,6 @@ class Plan:
             facts["gradients"] = [partial.label for partial in wanted]
         if self.decode:
             facts["phase"] = f"{self.phase} {self.cache}"
+        if self.result != self.dtype:
+            facts["out"] = self.result
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

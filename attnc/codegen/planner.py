@@ -24,6 +24,7 @@ from attnc.codegen.channel_passes import gates_pass
 from attnc.codegen.chunk_planner import chunk_features, chunk_passes, pass_kernels
 from attnc.codegen.convolution.planner import convolution_plans
 from attnc.codegen.decode_planner import decode_form, decode_passes
+from attnc.codegen.dtype import check_dtype
 from attnc.codegen.features import MIN_TILE
 from attnc.codegen.gluon.gradient_planner import gluon_gradient_plans
 from attnc.codegen.gluon.planner import gluon_plans, gluon_steps
@@ -56,6 +57,7 @@ def plans(request: Request, backend: Backend | None = None) -> tuple[Plan, ...]:
     Raises:
         PlanError: no tile fits the budget, or the form asked for is not legal.
     """
+    check_dtype(request)
     if request.variant.family == "conv":
         return convolution_plans(request)
     algebra = analyse(request.variant)
@@ -142,6 +144,7 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
                 min_chunks=4,
                 decode=request.decode,
                 cache=request.cache,
+                out=request.result,
             )
         )
     slower = tuple(
@@ -178,8 +181,9 @@ def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
 
 def _attend_kernel(request: Request, algebra: Algebra, printer: Printer) -> Kernel:
     return attend_kernel(
-        request.variant, algebra, request.dims, printer, min_columns=request.device.min_columns
-    )
+        request.variant, algebra, request.dims, printer, min_columns=request.device.min_columns,
+        out="io" if request.result == request.dtype else request.result,
+    )  # fmt: skip
 
 
 def _helpers(request: Request, algebra: Algebra) -> tuple[str, ...]:

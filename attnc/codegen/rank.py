@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import ceil
 
+from attnc.codegen.buffers import WIDENED
 from attnc.codegen.device import Device
 from attnc.codegen.graph import STEP, KernelGraph, elements
 from attnc.codegen.plan import DTYPES, PassPlan, Plan, Request
@@ -28,6 +29,9 @@ _PAIR_WORDS = 144
 _FACTOR_WORDS = 64
 # 128 keys a step of a 64-wide head, seen of flash there
 _WIDE_STEP = 1.2
+# 8-bit tensors: a widened tile of v, scores and what is carried leave no register past this many
+# words a thread, and Triton 3.9 spills where 3.6 just does not: the compilers' figures
+_WIDENED_WORDS = 120
 # words a thread of a walk past which it spills, by the compiler, and what eight warps of it spill
 # over four of half the chunk where it makes monomials; what it loses where it has an SM alone, and
 # nobody fills in while it waits: seen on an H100
@@ -169,6 +173,8 @@ def _crowding(step: PassPlan, device: Device) -> float:
     factor *= max(1.0, factor_words(step.kernel.graph, tile) / (_FACTOR_WORDS * threads)) ** 2
     if carried_words(step.kernel.graph, tile) > _CARRIED_WORDS * threads:
         factor *= _CROWDED
+    if widened_words(step.kernel.graph, tile) > _WIDENED_WORDS * threads:
+        factor *= _CROWDED
     return factor
 
 
@@ -191,6 +197,17 @@ def factor_words(graph: KernelGraph, tile: Mapping[str, int]) -> int:
         if node.op == "dot" and node.region == STEP and node.buffer in {"b_x0", "b_x1"}
     ]
     return 2 * max(sizes, default=0)
+
+
+def widened_words(graph: KernelGraph, tile: Mapping[str, int]) -> int:
+    """Words at once where a tile is widened for a product, two elements of it a word; else 0."""
+    nodes = [node for node in graph.nodes(STEP) if node.dtype in WIDENED]
+    if not nodes:
+        return 0
+    scores = [n for n in graph.nodes(STEP) if n.op == "dot" and not n.into]
+    pairs = max(elements(node.shape, dict(tile)) for node in scores)
+    halves = max(elements(node.shape, dict(tile)) for node in nodes) // 2
+    return carried_words(graph, tile) + pairs + halves
 
 
 def carried_words(graph: KernelGraph, tile: Mapping[str, int]) -> int:

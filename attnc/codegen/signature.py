@@ -13,6 +13,9 @@ _SWIZZLED = (
     "fp4_padded=False, cga_layout=[])"
 )
 
+# dtypes whose pointers Triton spells otherwise
+_POINTERS = {"e4m3": "fp8e4nv"}
+
 
 def kernel_specs(plan: Plan, *, general: bool = False) -> tuple[KernelSpec, ...]:
     """One spec a pass, in order of the passes.
@@ -72,4 +75,5 @@ def _strides(plan: Plan, tensor: TensorArgument) -> list[Argument]:
 
 def _type(plan: Plan, tensor: TensorArgument) -> str:
     types = {"io": plan.dtype, "acc": plan.acc, "tensor": "fp32"}
-    return types.get(tensor.dtype, tensor.dtype)
+    dtype = types.get(tensor.dtype, tensor.dtype)
+    return _POINTERS.get(dtype, dtype)

@@ -182,7 +182,7 @@ class _TileBuffers:
             return
         source = value.inputs[0]
         if source.home is Home.PRODUCT and source.product:
-            item = self._item if value.node.tensor == "o" else 4
+            item = self._buffers.item_stored(value.node)
             held = accumulator(value.tile, source.product.version, source.grid)
             rows = coalesced(value.tile, item, self._warps)
             self._buffers.convert(source, held, rows, item, value.time)

@@ -2,6 +2,7 @@
 
 from attnc.dsl.convolution import Convolution
 from attnc.dsl.expr import Expr, eq
+from attnc.dsl.head_facts import Dim, Heads
 from attnc.dsl.mask import MaskForm, causal, full, prefix, window
 from attnc.dsl.mask_data import blocks, documents
 from attnc.dsl.paper import Paper
@@ -39,7 +40,7 @@ from attnc.dsl.symbols import (
     x,
 )
 from attnc.dsl.toml_file import dumps, load, loads
-from attnc.dsl.variant import Declared, Dim, Heads, Variant
+from attnc.dsl.variant import Declared, Variant
 
 # fmt: off
 __all__ = [

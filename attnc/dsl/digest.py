@@ -35,6 +35,8 @@ def meaning_facts(variant: Variant) -> dict[str, object]:
         expression = getattr(variant, name)
         if expression is not None:
             facts[name] = canonical_text(expression)
+    if variant.scaled:
+        facts["scaled"] = True
     return facts
 
 

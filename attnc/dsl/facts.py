@@ -8,8 +8,9 @@ from fractions import Fraction
 
 from attnc.dsl.expr import Expr
 from attnc.dsl.fields import Fields, lifted
+from attnc.dsl.head_facts import Dim, Heads
 from attnc.dsl.limits import limited_text
-from attnc.dsl.variant import Dim, Heads, Scale
+from attnc.dsl.variant import Scale
 from attnc.errors import shown
 
 MIN_DIM, MAX_DIM = 16, 256

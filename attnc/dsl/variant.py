@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from attnc.dsl.digest import digest_of, meaning_facts
 from attnc.dsl.expr import Expr, used_names
+from attnc.dsl.scale_names import SCALES
 from attnc.dsl.text import number_text, to_text
 
 if TYPE_CHECKING:
     from attnc.dsl.feature import FeatureMap
+    from attnc.dsl.head_facts import Dim, Heads
     from attnc.dsl.mask import MaskForm
     from attnc.dsl.paper import Paper
 
@@ -42,27 +44,11 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
-class Dim:
-    """Head dims to plan with: `qk` of q and k, `v` of v."""
-
-    qk: int
-    v: int
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Head counts to plan with: `q` a multiple of `kv`."""
-
-    q: int
-    kv: int
-
-
-@dataclass(frozen=True, slots=True)
 class Meaning:
     """Everything about a variant but its name and the facts it is planned with.
 
     `terms` are those of a sum, variants without a value or a normaliser of their own; `factor` is
-    what the weights of a term are multiplied by.
+    what the weights of a term are multiplied by. `scaled` says that q, k and v come with scales.
     """
 
     feature_map: FeatureMap
@@ -78,6 +64,7 @@ class Meaning:
     inputs: tuple[Declared, ...]
     factor: Expr | None = None
     terms: tuple[Variant, ...] = ()
+    scaled: bool = False
 
 
 class Variant:
@@ -239,6 +226,11 @@ class Variant:
         return self.meaning.terms
 
     @property
+    def scaled(self) -> bool:
+        """Whether q, k and v come with a scale a head each, as 8-bit floats."""
+        return self.meaning.scaled
+
+    @property
     def family(self) -> str:
         """`softmax` where the weight is exp(score), else `state`."""
         return "softmax" if self.feature_map.kind == "softmax" else "state"
@@ -253,7 +245,8 @@ class Variant:
         """Names of the declared tensors that some expression reads."""
         named = used_names(self.score, self.value, self.log_decay, self.sink, self.factor)
         of_terms = [term.used for term in self.terms]
-        return named.union(self.mask_form.all_tensors, *of_terms)
+        scales = SCALES if self.scaled else ()
+        return named.union(self.mask_form.all_tensors, scales, *of_terms)
 
     @property
     def digest(self) -> str:

@@ -45,7 +45,7 @@ def check_tokens(variant: Convolution, v: torch.Tensor) -> None:
         )
     if 0 in v.shape:
         raise InputError(f"empty input: v is {list(v.shape)}")
-    if v.dtype not in DTYPE_NAMES:
+    if v.dtype not in DTYPE_NAMES or v.dtype.itemsize == 1:
         raise InputError(
             f"v is {v.dtype}; kernels exist for fp16, bf16 and fp32",
             hints=("convert the tensors first",),

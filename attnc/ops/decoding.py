@@ -23,6 +23,7 @@ from attnc.ops.kv_decode import cache_kind, check_cache, prefill_cache, step_cac
 from attnc.ops.matrix_state import MatrixState
 from attnc.ops.options import check_options
 from attnc.ops.planned import Planned
+from attnc.ops.scaled import E4M3
 
 State = MatrixState | KVCache
 
@@ -215,6 +216,12 @@ class Decoding(Planned, ABC):
         v: torch.Tensor,
         tensors: Mapping[str, torch.Tensor | float],
     ) -> None:
+        if q.dtype is E4M3:
+            raise InputError(
+                f"{self.variant.name!r} has no decode in e4m3",
+                notes=("8-bit tensors have the forward alone",),
+                hints=("convert q, k and v to bf16, and multiply them by their scales",),
+            )
         if needs_gradient(q, k, v, *tensors.values()):
             raise InputError(
                 "decode has no backward: its state is updated in place",

@@ -16,6 +16,7 @@ from torch import Tensor
 from attnc.dsl.expr import Call, Expr, Name, Ref, walk
 from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.dsl.variant import Declared, Variant
+from attnc.ops.draw_scaled import draw_scaled
 from attnc.ops.evaluate import Scope, evaluate
 from attnc.ops.reference_run import Run
 
@@ -107,10 +108,16 @@ def draw_inputs(
         q, k = q.abs(), k.abs()
     if variant.normalize == "none":
         v = v / sqrt(shape.tk)  # or fp16 overflows at long lengths
+    tensors = _draw_tensors(variant, shape, generator, device)
+    if variant.scaled:
+        drawn = [draw_scaled(x, generator) for x in (q, k, v)]
+        q, k, v = (x for x, _ in drawn)
+        names = ("q_scale", "k_scale", "v_scale")
+        tensors |= {name: x.to(device) for name, (_, x) in zip(names, drawn, strict=True)}
     q, k, v = (x.to(device=device, dtype=dtype) for x in (q, k, v))
     if shape.strided:
         q, k, v = _strided(q), _padded(k), _strided(v)
-    inputs = Inputs(q, k, v, _draw_tensors(variant, shape, generator, device))
+    inputs = Inputs(q, k, v, tensors)
     return _with_decay(variant, shape, inputs, generator)
 
 

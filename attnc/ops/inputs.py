@@ -19,6 +19,7 @@ DTYPE_NAMES = {
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
     torch.float64: "fp64",
+    torch.float8_e4m3fn: "e4m3",
 }
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 256
 
@@ -108,7 +109,7 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Sizes:
 def _check_types(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     if q.dtype not in DTYPE_NAMES:
         raise InputError(
-            f"q is {q.dtype}; kernels exist for fp16, bf16 and fp32",
+            f"q is {q.dtype}; kernels exist for fp16, bf16 and fp32, and for e4m3 with scales",
             hints=("convert the tensors first",),
         )
     for name, tensor in (("k", k), ("v", v)):
@@ -140,6 +141,8 @@ def check_tensors(
             hint = (f"did you mean {close[0]!r}?",) if close else ()
             if name == "dropout_p" or name == "dropout":
                 hint = ("dropout is not supported: apply it to the output, or to the inputs",)
+            if name in {"q_scale", "k_scale", "v_scale"}:
+                hint = ("scales come with torch.float8_e4m3fn tensors: multiply others by theirs",)
             raise InputError(
                 f"{variant.name!r} takes no argument {name!r}",
                 notes=(f"declared params and inputs: {known}",),

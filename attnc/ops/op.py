@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any, overload
 
 import torch
 
 from attnc.codegen.algebra import analyse
 from attnc.codegen.device import device_named
-from attnc.codegen.gradient_launch import gradient_parameters, gradient_tensors, wanted_names
 from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import BACKENDS
 from attnc.dsl.convolution import Convolution
 from attnc.dsl.mask_data import CU_SEQLENS
+from attnc.dsl.scales import over_scales
 from attnc.dsl.sequences import over_sequences
 from attnc.dsl.variant import Variant
 from attnc.errors import AttncError, InputError
 from attnc.ops.autograd import Attention, eager
-from attnc.ops.built import launch
 from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.decode_plans import DecodePlans
-from attnc.ops.decoding import Decoding
-from attnc.ops.descriptors import describable
 from attnc.ops.gradients import (
     autocast,
     check_gradients,
-    gradient_arguments,
-    gradient_results,
     needs_gradient,
 )
 from attnc.ops.inputs import check_qkv, check_state, check_tensors
+from attnc.ops.launched import Launched
 from attnc.ops.operators import FORWARD, register
 from attnc.ops.options import check_options, forms_with_kernels, one_length
 from attnc.ops.reference import reference
+from attnc.ops.scaled import check_scaled, comes_scaled, output_name, output_names
 from attnc.ops.seen_calls import SeenCalls, call_key
 from attnc.ops.tuned import generation
 
 
-class Op(Decoding):
+class Op(Launched):
     """An attention op compiled from a variant.
 
     Shapes: q `[B, TQ, HQ, K]`, k `[B, TK, HKV, K]`, v `[B, TK, HKV, V]`, any strides.
@@ -48,36 +45,28 @@ class Op(Decoding):
     """
 
     def __init__(
-        self, variant: Variant, *, device: str | None = None, backend: str | None = None
+        self,
+        variant: Variant,
+        *,
+        device: str | None = None,
+        backend: str | None = None,
+        out: str = "",
     ) -> None:
-        super().__init__(variant, None if device is None else device_named(device), backend)
+        super().__init__(variant, None if device is None else device_named(device), backend, out)
         self.built_plans = BuiltPlans(self.request, self._device)
         self._decode_plans = DecodePlans(self.request, self._device)
         self._seen = SeenCalls()
         self._packed: Op | None = None
+        # made here, since torch.compile traces no op that is made inside of a call
+        self._scaled = {name: self._over_scales(name) for name in output_names(variant)}
         self._algebra = analyse(variant)
-        made_for = f"{self.planned_for}-{backend}" if backend else self.planned_for
+        made_for = "-".join([self.planned_for, *filter(None, (backend, out))])
         self.key = register(f"{variant.name}-{variant.digest}-{made_for}", self)
 
     @property
     def planned_for(self) -> str:
         """The planner's device by name; empty where each call's own device is taken."""
         return "" if self._device is None else self._device.name
-
-    @property
-    def softmax(self) -> bool:
-        """Whether there is an lse: of the softmax family, and of sums of terms."""
-        return self._algebra.has_lse
-
-    @property
-    def keeps_row_sums(self) -> bool:
-        """Whether a forward returns lse or normaliser [B, HQ, TQ] after o."""
-        return self._algebra.normalize != "none"
-
-    @property
-    def tensor_names(self) -> tuple[str, ...]:
-        """Declared params and inputs, in declared order."""
-        return tuple(tensor.name for tensor in (*self.variant.params, *self.variant.inputs))
 
     def __repr__(self) -> str:
         return f"Op({self.variant.name!r}, {self._algebra.family})"
@@ -93,9 +82,13 @@ class Op(Decoding):
         return_state: bool = False,
         form: str | None = None,
         precision: str = "fp32",
+        out_dtype: torch.dtype | None = None,
         **tensors: torch.Tensor | float,
     ) -> Any:
         """o, or (o, lse) with `return_lse`, or (o, state) with `return_state`.
+
+        float8_e4m3fn tensors of a softmax variant come with q_scale [HQ], k_scale [HKV] and v_scale
+        [HKV]; the output is bf16, or of `out_dtype`; see docs/fp8.md.
 
         With `cu_seqlens_q` and `cu_seqlens_k`, int32 [N + 1], tensors hold N sequences one after
         the other: q [1, tokens, HQ, K]. Positions, masks and tokens of inputs are each sequence's
@@ -108,10 +101,14 @@ class Op(Decoding):
             InputError: shapes, dtypes, devices or arguments that do not fit the declaration.
             PlanError: no tile fits, or the form is not legal.
         """
-        if tensors and not CU_SEQLENS.isdisjoint(tensors) and not self.variant.mask_form.packed:
-            return self.over_sequences()(
+        scaled = out_dtype is not None or comes_scaled(q, self.variant)
+        packed = tensors and not CU_SEQLENS.isdisjoint(tensors)
+        if scaled or (packed and not self.variant.mask_form.packed):
+            other = self.over_scales(q, out_dtype) if scaled else self.over_sequences()
+            others: dict[str, Any] = {**tensors}
+            return other(
                 q, k, v, return_lse=return_lse, initial_state=initial_state,
-                return_state=return_state, form=form, precision=precision, **tensors,
+                return_state=return_state, form=form, precision=precision, **others,
             )  # fmt: skip
         key: Hashable = None
         if initial_state is None and not return_state and not torch.compiler.is_dynamo_compiling():
@@ -146,6 +143,8 @@ class Op(Decoding):
             shape = self.state_shape(entries, sizes.hq, sizes.hkv, sizes.head_dim, sizes.value_dim)
             state = check_state(self.variant, initial_state, shape, q)
         values = list(given.values())
+        if self.variant.scaled:
+            check_scaled(self.variant, q, k, v, given)
         if needs_gradient(q, k, v, state, *values):
             check_gradients(self.variant, given)
             results = Attention.apply(  # type: ignore[no-untyped-call]
@@ -167,56 +166,6 @@ class Op(Decoding):
             return results[0], results[1]
         return (results[0], results[-1]) if return_state else results[0]
 
-    def forward(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        tensors: Sequence[torch.Tensor],
-        initial_state: torch.Tensor | None,
-        form: str | None,
-        precision: str,
-    ) -> list[torch.Tensor]:
-        """What the kernels return of checked inputs: o, then row sums, then the final state."""
-        stateful = initial_state is not None
-        built = self.built_plans.find(q, k, v, tensors, form, precision, stateful=stateful)
-        named = dict(zip(self.tensor_names, tensors, strict=True))
-        arguments = [q, k, v, *(named[name] for name in used_tensors(built.plan))]
-        if initial_state is not None:
-            arguments.append(initial_state)
-        return launch(built, q, arguments)
-
-    def backward(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        tensors: Sequence[torch.Tensor],
-        initial_state: torch.Tensor | None,
-        kept: Sequence[torch.Tensor],
-        gradients: Sequence[torch.Tensor],
-        wanted: tuple[str, ...],
-        form: str | None,
-        precision: str,
-    ) -> list[torch.Tensor]:
-        """Gradients of q, k, v, the declared tensors in `wanted`, and the initial state.
-
-        `kept` are o and the row sums of the forward, `gradients` those of o and of lse or the
-        final state.
-        """
-        built = self.built_plans.find(
-            q, k, v, tensors, form, precision, stateful=initial_state is not None, wanted=wanted
-        )
-        named = dict(zip(self.tensor_names, tensors, strict=True))
-        taken = [named[name] for name in gradient_tensors(built.plan)]
-        arguments = gradient_arguments(q, k, v, taken, kept, gradients, initial_state)
-        if built.plan.backend == "gluon":
-            place = gradient_parameters(built.plan).index("do")
-            arguments[place] = describable(arguments[place])
-        results = launch(built, q, arguments)
-        stateful = initial_state is not None
-        return gradient_results(results, wanted_names(built.plan), wanted, named, stateful=stateful)
-
     def reference(
         self,
         q: torch.Tensor,
@@ -229,20 +178,24 @@ class Op(Decoding):
         **tensors: torch.Tensor | float,
     ) -> Any:
         """The same call by the formula, eager in fp64, row block by row block."""
+        if comes_scaled(q, self.variant):
+            given: dict[str, Any] = {**tensors, "initial_state": initial_state}
+            return self.over_scales(q).reference(
+                q, k, v, return_lse=return_lse, return_state=return_state, **given
+            )
         if not CU_SEQLENS.isdisjoint(tensors) and not self.variant.mask_form.packed:
             packed = self.over_sequences()
-            given: dict[str, Any] = {**tensors, "initial_state": initial_state}
+            given = {**tensors, "initial_state": initial_state}
             return packed.reference(
                 q, k, v, return_lse=return_lse, return_state=return_state, **given
             )
         sizes = check_qkv(q, k, v)
-        given = check_tensors(self.variant, tensors, sizes, q)
         return reference(
             self.variant,
             q,
             k,
             v,
-            given,
+            check_tensors(self.variant, tensors, sizes, q),
             return_lse=return_lse,
             initial_state=initial_state,
             return_state=return_state,
@@ -256,8 +209,26 @@ class Op(Decoding):
         """
         if self._packed is None:
             variant = over_sequences(self.variant)
-            self._packed = Op(variant, device=self.planned_for or None, backend=self._backend)
+            self._packed = Op(
+                variant, device=self.planned_for or None, backend=self._backend, out=self._out
+            )
         return self._packed
+
+    def _over_scales(self, out: str) -> Op:
+        variant, backend = over_scales(self.variant), self._backend
+        return Op(variant, device=self.planned_for or None, backend=backend, out=out)
+
+    def over_scales(self, q: torch.Tensor, out_dtype: torch.dtype | None = None) -> Op:
+        """The op of calls with 8-bit tensors like q and their scales.
+
+        Raises:
+            InputError: a variant without such a kernel, or a type that none writes.
+        """
+        out = output_name(q, out_dtype)
+        if out in self._scaled:
+            return self._scaled[out]
+        # one over scales itself, or one that cannot be: then this says why
+        return self if out == self._out and self.variant.scaled else self._over_scales(out)
 
     def forms(self) -> tuple[str, ...]:
         """The legal forms that have kernels."""

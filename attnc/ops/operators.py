@@ -26,6 +26,10 @@ class Op(Protocol):
         """Whether there is an lse."""
 
     @property
+    def out_dtype(self) -> torch.dtype | None:
+        """The type of the output where it is not that of q."""
+
+    @property
     def keeps_row_sums(self) -> bool:
         """Whether a forward returns lse or normaliser after o."""
 
@@ -127,7 +131,8 @@ def _fake_forward(
 ) -> list[torch.Tensor]:
     batch, tokens, heads, _ = q.shape
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    made = [q.new_empty((batch, tokens, heads, v.shape[-1]))]
+    dtype = op_named(op).out_dtype or q.dtype
+    made = [q.new_empty((batch, tokens, heads, v.shape[-1]), dtype=dtype)]
     if op_named(op).keeps_row_sums:
         made.append(q.new_empty((batch, heads, tokens), dtype=wide))
     if initial_state is not None:

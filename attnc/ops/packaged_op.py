@@ -77,6 +77,7 @@ class PackagedOp:
         )
         self.softmax: bool = self._facts["family"] in {"softmax", "terms"}
         self.keeps_row_sums: bool = self._facts["normalize"] != "none"
+        self.out_dtype: torch.dtype | None = None  # no module of a package takes 8-bit tensors
         self.tensor_names = tuple(tensor.name for tensor in tensors)
         self._modules = [m for m in package.manifest["modules"] if m["variant"] == name]
         self._loaded: dict[Hashable, LoadedModule] = {}

@@ -8,15 +8,21 @@ from attnc.codegen.explain import explain
 from attnc.codegen.plan import Plan, Request, Workload
 from attnc.codegen.planner import plans
 from attnc.codegen.render import render
+from attnc.dsl.scales import of_dtype
 from attnc.dsl.variant import Variant
 from attnc.ops.options import PRECISIONS
 
 
 class Planned:
-    """A variant with its device and its backend; None leaves either to each call."""
+    """A variant with its device and its backend; None leaves either to each call.
 
-    def __init__(self, variant: Variant, device: Device | None, backend: str | None) -> None:
-        self.variant, self._device, self._backend = variant, device, backend
+    `out` is the type of the output of 8-bit tensors, by its short name; empty for the usual one.
+    """
+
+    def __init__(
+        self, variant: Variant, device: Device | None, backend: str | None, out: str = ""
+    ) -> None:
+        self.variant, self._device, self._backend, self._out = variant, device, backend, out
 
     def plan(
         self,
@@ -71,7 +77,7 @@ class Planned:
         declared = self.variant.dim
         fallback = (declared.qk, declared.v) if declared is not None else (64, 64)
         return Request(
-            variant=self.variant,
+            variant=of_dtype(self.variant, dtype),
             device=device or self._device or DEVICES["h100"],
             dims=dim or fallback,
             dtype=dtype,
@@ -80,4 +86,5 @@ class Planned:
             precision=PRECISIONS[precision],
             workload=workload or Workload(),
             backend=self._backend,
+            out=self._out,
         )

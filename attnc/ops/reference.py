@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnc.dsl.scale_names import SCALES
+from attnc.dsl.scales import unscaled_of
 from attnc.dsl.sequences import alone_of
 from attnc.dsl.variant import Variant
 from attnc.ops.reference_block import blocks
@@ -97,6 +99,9 @@ def attend(
     Raises: InputError for an lse outside the softmax family, a state outside the state family, or
     a state of a mask that is not causal.
     """
+    if variant.scaled:
+        q, k, v, tensors = dequantised(q, k, v, tensors or {}, dtype)
+        variant = unscaled_of(variant)
     if variant.mask_form.packed:
         return _attend_sequences(
             variant, q, k, v, tensors or {}, initial_state, dtype=dtype, rounding=rounding,
@@ -116,6 +121,16 @@ def attend(
         state = run.final_state(sums) if return_state else None
         out = out if rounding is None else out.to(rounding)
         return Attended(out, lse if return_lse else None, state)
+
+
+def dequantised(
+    q: Tensor, k: Tensor, v: Tensor, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """8-bit q, k and v multiplied by their scales in `dtype`, and the other tensors."""
+    given = {"q_scale": q, "k_scale": k, "v_scale": v}
+    wide = {name: given[name].to(dtype) * tensors[name].to(dtype)[:, None] for name in given}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in SCALES}
+    return wide["q_scale"], wide["k_scale"], wide["v_scale"], rest
 
 
 def _attend_sequences(

@@ -22,13 +22,13 @@ from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op, compile
 from attnc.ops.reference import Attended, attend
 from attnc.ops.report import Report, Row
-from attnc.ops.verify_convolution import FilterChecker, filter_shapes
+from attnc.ops.scaled import E4M3
+from attnc.ops.verify_convolution import FilterChecker
 from attnc.ops.verify_gradients import gradient_rows
+from attnc.ops.verify_shapes import DTYPES, SCALED, calls_of, default_shapes, packed_shapes
 from attnc.ops.verify_states import state_rows
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 Progress = Callable[[int, int, str], None]
-_DEFAULT_DIM = 64
 _DRAWS = 3
 _INTERPRETED_TOKENS = 128
 
@@ -46,6 +46,7 @@ def verify(
     """Run every legal form of a variant on random inputs and compare with the reference.
 
     With `gradients`, the backward of every form too, against autograd through the reference.
+    8-bit tensors, `e4m3`, are verified where `dtypes` name them, against what their scales make.
 
     Each seed draws other inputs; the report names it, and `seed=` draws the same again.
     `progress` is called with (done, total, what comes next).
@@ -55,7 +56,7 @@ def verify(
     op: Op | ConvolutionOp = compile(variant)
     place = torch.device(device)
     checker = _checker(variant, op, place, generator, gradients)
-    calls = _calls(variant, place, dtypes, shapes)
+    calls = calls_of(variant, place, dtypes, shapes)
     if shapes is None:
         with suppress(InputError):  # not all variants split into sequences
             checker.packed()
@@ -65,7 +66,8 @@ def verify(
     for done, (shape, name) in enumerate(calls):
         if progress is not None:
             progress(done, len(calls), f"{name} {shape}")
-        chosen = checker.packed() if shape.sequences else checker
+        chosen = checker.scaled() if name in SCALED else checker
+        chosen = chosen.packed() if shape.sequences else chosen
         with torch.no_grad():
             rows.extend(chosen.rows(shape, name, skipped))
     if progress is not None:
@@ -91,57 +93,6 @@ def _place(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def default_shapes(variant: Variant, device: torch.device) -> tuple[Shape, ...]:
-    """Ragged lengths, TQ other than TK, grouped heads, head dims that are no powers of two."""
-    if isinstance(variant, Convolution):
-        return filter_shapes(variant, device)
-    dim = variant.dim
-    qk, v = (_DEFAULT_DIM, _DEFAULT_DIM) if dim is None else (dim.qk, dim.v)
-    if device.type == "cpu":
-        return (
-            Shape(1, 200, 200, 2, 1, qk, v),
-            Shape(2, 1, 1, 2, 2, qk, v),
-            Shape(1, 63, 63, 4, 2, qk, v, strided=True),
-            Shape(1, 37, 130, 2, 1, qk, v),
-            Shape(1, 100, 37, 1, 1, qk, v),
-            Shape(1, 63, 63, 1, 1, 80, 80),
-        )
-    return (
-        # one token in many heads: the bound's rounding term is a maximum over random elements
-        Shape(8, 1, 1, 16, 8, qk, v),
-        *(Shape(1, t, t, 4, 2, qk, v) for t in (63, 1000, 4096, 16384)),
-        Shape(2, 1000, 1000, 6, 2, qk, v, strided=True),
-        Shape(1, 1, 4096, 4, 1, qk, v),
-        Shape(1, 1000, 4096, 4, 2, qk, v),
-        Shape(1, 4096, 1000, 4, 2, qk, v),
-        Shape(2, 1000, 1000, 4, 4, 80, 80),
-        Shape(1, 1000, 1000, 4, 4, 128, 128),
-        Shape(1, 300, 300, 2, 1, 256, 256),
-    )
-
-
-def packed_shapes(variant: Variant, device: torch.device) -> tuple[Shape, ...]:
-    """Sequences of any lengths in one call, one of them empty."""
-    like = default_shapes(variant, device)[0]
-    # the interpreter takes every form of them, with states and gradients
-    tq, tk, hq = (50, 90, 2) if device.type == "cpu" else (4000, 6000, 4)
-    shape = replace(like, batch=1, tq=tq, tk=tq, hq=hq, hkv=hq // 2, sequences=5)
-    return shape, replace(shape, tk=tk)
-
-
-def _calls(
-    variant: Variant,
-    device: torch.device,
-    dtypes: Sequence[str] | None,
-    shapes: Sequence[Shape] | None,
-) -> list[tuple[Shape, str]]:
-    listed = tuple(shapes) if shapes is not None else default_shapes(variant, device)
-    if dtypes is None and shapes is None and device.type == "cpu":
-        # the interpreter is slow: every shape in fp32, which is held tightest, 16-bit types once
-        return [*((shape, "fp32") for shape in listed), (listed[0], "fp16"), (listed[0], "bf16")]
-    return [(shape, name) for name in dtypes or tuple(DTYPES) for shape in listed]
-
-
 @dataclass(frozen=True, slots=True)
 class _Checker:
     """Runs one shape in one dtype and yields what was found."""
@@ -161,15 +112,25 @@ class _Checker:
         op = self.op.over_sequences()
         return replace(self, variant=op.variant, op=op)
 
+    def scaled(self) -> _Checker:
+        """The checker of calls with 8-bit tensors and their scales, which have no gradients.
+
+        Raises:
+            InputError: a variant that takes none.
+        """
+        like = torch.empty(0, dtype=E4M3)
+        op = self.op.over_scales(like)
+        return replace(self, variant=op.variant, op=op, gradients=False)
+
     def rows(self, shape: Shape, name: str, skipped: list[str]) -> Iterator[Row]:
         """Every form, then forms against each other, then the state."""
-        dtype = DTYPES[name]
+        dtype = {**DTYPES, **SCALED}[name]
         softmax = self.variant.has_lse
         inputs, ref, pt = self._telling_draw(shape, dtype)
         allowed = allowance(self.variant, *inputs.qkv, inputs.tensors)
         found: dict[str, Tensor] = {}
         for form in self._forms(shape):
-            self._poison(ref.out, dtype)
+            self._poison(ref.out, self.op.out_dtype or dtype)
             try:
                 out = self._call(inputs, form=form, return_lse=softmax)
             except PlanError as error:
@@ -208,7 +169,8 @@ class _Checker:
         for _ in range(_DRAWS):
             inputs = draw_inputs(self.variant, shape, dtype, self.generator, self.device)
             ref = self._attend(inputs, lse=self.variant.has_lse)
-            pt = self._attend(inputs, rounding=dtype, lse=self.variant.has_lse)
+            rounding = self.op.out_dtype or dtype
+            pt = self._attend(inputs, rounding=rounding, lse=self.variant.has_lse)
             if check(pt.out, ref.out, pt.out).zeros_fail:
                 break
         return inputs, ref, pt
@@ -218,7 +180,12 @@ class _Checker:
         return self.op(inputs.q, inputs.k, inputs.v, **given)
 
     def _rounds_scores(self, shape: Shape, name: str) -> bool:
-        """Whether scores are as exact as `name`, by the hardware's tanh or by rounded features."""
+        """Whether scores are as exact as `name`: by the hardware's tanh, or rounded features.
+
+        The tensor cores sum products of 8-bit numbers in fewer bits than fp32 has.
+        """
+        if name in SCALED:
+            return True
         mapped = any(term.feature_map.phi is not None for term in self.variant.terms)
         return mapped or "fast_tanh" in self.op.plan(dim=(shape.qk, shape.v), dtype=name).helpers
 

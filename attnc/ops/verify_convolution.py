@@ -121,6 +121,14 @@ class FilterChecker:
         """
         raise InputError(f"{self.variant.name!r} takes no packed sequences")
 
+    def scaled(self) -> NoReturn:
+        """The checker of 8-bit tensors, which there is none of.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{self.variant.name!r} takes no 8-bit tensors")
+
     def rows(self, shape: Shape, name: str, skipped: list[str]) -> Iterator[Row]:
         """Every form, then forms against each other, then gradients of each."""
         assert isinstance(shape, FilterShape)

@@ -48,7 +48,7 @@ ROOT = Path(__file__).parent.parent.parent
         (
             "plan flash --dtype bf61",
             "error[A500]: unknown dtype 'bf61'\n"
-            "  note: the known ones are bf16, fp16, fp32\n"
+            "  note: the known ones are bf16, fp16, fp32, e4m3\n"
             "  hint: did you mean 'bf16'?\n",
         ),
         (

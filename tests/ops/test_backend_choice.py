@@ -15,7 +15,7 @@ from attnc.codegen.choice import Bucket, choice_of, kernel_key
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Workload
 from attnc.ops import built as built_module
-from attnc.ops import built_plans, decode_plans, tuned
+from attnc.ops import built_plans, decode_plans, launched, tuned
 from attnc.ops import op as op_module
 from attnc.ops.built import Built, launch
 from attnc.ops.descriptors import describing
@@ -159,7 +159,7 @@ def test_a_call_is_remembered_with_the_launcher_that_takes_its_tensors(odd, monk
     monkeypatch.setattr(op.built_plans, "find", lambda *_, **__: found)
     q = torch.zeros(1, 8, 1, 128, dtype=torch.bfloat16)
     k = q.expand(1, 8, 1, 128) if not odd else torch.zeros(1, 8, 1, 256, dtype=q.dtype)[..., ::2]
-    monkeypatch.setattr(op_module, "launch", lambda *_: [q, q[..., 0].transpose(1, 2)])
+    monkeypatch.setattr(launched, "launch", lambda *_: [q, q[..., 0].transpose(1, 2)])
     op(q, k, k)
     assert op._seen.find("key", op_module.generation()).run is (repr if odd else print)
 

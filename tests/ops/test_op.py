@@ -135,7 +135,7 @@ error[A300]: head dim V = 257 is outside 16 to 256
 == no batch
 error[A300]: empty input: q is [0, 8, 2, 16], v is [0, 8, 2, 16]
 == integers
-error[A300]: q is torch.int32; kernels exist for fp16, bf16 and fp32
+error[A300]: q is torch.int32; kernels exist for fp16, bf16 and fp32, and for e4m3 with scales
   hint: convert the tensors first
 == two dtypes
 error[A300]: v is torch.float16, q is torch.float32: they must be of one type

@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnc.dsl import loads
+from attnc.ops import launched, seen_calls
 from attnc.ops import op as op_module
-from attnc.ops import seen_calls
 from attnc.ops.op import compile as compile_op
 from attnc.ops.seen_calls import SeenCall, SeenCalls, call_key
 from attnc.ops.shipped import shipped
@@ -106,7 +106,7 @@ inputs.ids = { shape = ["b", "t"] }
     built = SimpleNamespace(run=print, plan=op.plan(dim=(16, 16)), taking_like=lambda *_: built)
     monkeypatch.setattr(op_module, "call_key", lambda *_: "key")
     monkeypatch.setattr(op.built_plans, "find", lambda *_, **__: built)
-    monkeypatch.setattr(op_module, "launch", lambda *_: [q, q[..., 0].transpose(1, 2)])
+    monkeypatch.setattr(launched, "launch", lambda *_: [q, q[..., 0].transpose(1, 2)])
     op(q, q, q, ids=torch.zeros(1, 8, dtype=kind))
     found = op._seen.find("key", op_module.generation())
     assert (found is None) == (kind is torch.int64)

@@ -31,7 +31,7 @@ def verify_command(
     ] = "cpu",
     dtype: Annotated[
         list[str] | None,
-        typer.Option("--dtype", metavar="TYPE", help="bf16, fp16, fp32; repeatable."),
+        typer.Option("--dtype", metavar="TYPE", help="bf16, fp16, fp32, e4m3; repeatable."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", min=0, help="Draw the same inputs again.")

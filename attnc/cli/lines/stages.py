@@ -19,6 +19,7 @@ from attnc.cli.options import (
     Heads,
     Jobs,
     Json,
+    Out,
     Several,
     Shape,
     Sram,
@@ -31,6 +32,7 @@ def plan_command(
     which: Which,
     device: DeviceName = "h100",
     dtype: Dtype = "bf16",
+    out: Out = None,
     dim: Dim = None,
     heads: Heads = None,
     sram: Sram = None,
@@ -55,7 +57,7 @@ def plan_command(
 
     facts = Facts(
         device, dtype, dim, heads, sram, form, shape, stateful, backward, backend,
-        decode, cache,
+        decode, cache, out=out,
     )  # fmt: skip
     return plan(which, facts, compiled=compiled, as_json=as_json)
 
@@ -64,6 +66,7 @@ def explain_command(
     which: Which,
     device: DeviceName = "h100",
     dtype: Dtype = "bf16",
+    out: Out = None,
     dim: Dim = None,
     heads: Heads = None,
     sram: Sram = None,
@@ -81,7 +84,7 @@ def explain_command(
 
     facts = Facts(
         device, dtype, dim, heads, sram, form, shape, stateful, backward, backend,
-        decode, cache,
+        decode, cache, out=out,
     )  # fmt: skip
     return explain(which, facts)
 
@@ -93,6 +96,7 @@ def emit_command(
     ] = None,
     device: DeviceName = "h100",
     dtype: Dtype = "bf16",
+    out: Out = None,
     dim: Dim = None,
     heads: Heads = None,
     sram: Sram = None,
@@ -110,7 +114,7 @@ def emit_command(
 
     facts = Facts(
         device, dtype, dim, heads, sram, form, shape, stateful, backward, backend,
-        decode, cache,
+        decode, cache, out=out,
     )  # fmt: skip
     return emit(which, facts, output)
 
@@ -130,7 +134,7 @@ def build_command(
     heads: Heads = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option("--dtype", metavar="TYPE", help="bf16 (default), fp16, fp32; repeatable."),
+        typer.Option("--dtype", metavar="TYPE", help="bf16 (default), fp16, fp32, e4m3; repeat."),
     ] = None,
     stateful: Stateful = False,
     backward: Backward = False,

@@ -7,6 +7,7 @@ Source: FlashAttention-2 (arXiv 2307.08691), algorithm 1; the parallel form is i
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.features import MIN_TILE
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
@@ -15,6 +16,12 @@ from attnc.codegen.kernels.channel_weights import channel_scores
 from attnc.codegen.kernels.online import finish_online, start_online
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
+from attnc.codegen.kernels.scales import (
+    LEAST_CHANNELS,
+    load_scales,
+    scale_output,
+    widen_values,
+)
 from attnc.codegen.kernels.sequences import in_sequences
 from attnc.codegen.kernels.sink import load_score
 from attnc.codegen.kernels.terms import (
@@ -56,17 +63,20 @@ def attend_kernel(
     printer: Printer,
     *,
     min_columns: int = 16,
+    out: str = "io",
 ) -> Kernel:
-    """The online or the parallel kernel of a variant at head dims (K, V)."""
+    """The online or the parallel kernel of a variant at head dims (K, V); `out` is o's type."""
     online = algebra.has_lse
     parts = parts_of(variant, algebra)
-    k_mask = ragged_columns("m_k", dims[0])
+    k_mask = ragged_columns("m_k", dims[0], LEAST_CHANNELS if variant.scaled else MIN_TILE)
     v_mask = ragged_columns("m_v", dims[1], min_columns)
     builder = GraphBuilder("online" if online else "parallel")
     loaded = _load_expression(variant, algebra)
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
     values = load_value(variant, algebra, STREAMED)
+    scales = load_scales(variant)
     setup_nodes(builder, values)
+    setup_nodes(builder, scales)
     _load_queries(builder, parts, printer, k_mask)
     factor_nodes(builder, parts, loaded, printer, logs=True)
     if online:
@@ -88,33 +98,37 @@ def attend_kernel(
             builder.extend(node for node in read.nodes if node.region == STEP)
         scale = part.variant.scale.value(dims[0])
         if online:
-            weights = term_step(builder, part, scale, read, printer)
+            weights = term_step(builder, part, scale, read, printer, scales)
         else:
             weights = parallel_step(builder, algebra, scale, read, printer)
         _load_values(builder, algebra, values, printer, v_mask)
+        widen_values(builder, algebra)
         _fold_values(builder, weights)
     builder.walk = 0
 
     if online:
         finish_online(builder, algebra)
+        scale_output(builder, algebra, scales)
     else:
         finish_parallel(builder, algebra, variant.scale.value(dims[0]))
     builder.store(
         FINISH, ("BT", "BV"), "b_o.to(o.dtype.element_ty)",
-        name="store o", reads=("b_o",), tensor="o", note="[BT, BV]",
+        name="store o", dtype=out, reads=("b_o",), tensor="o", note="[BT, BV]",
         address="p_o + r_t[:, None] * HQ * V + o_v[None, :]",
         guard="m_t[:, None] & m_v[None, :]",
     )  # fmt: skip
     summed = algebra.decay in {"gated", "channel"}
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if summed else ()))
     constants = ("K", "V", "BT", "BS", "BK", "BV")
-    tensors = with_tensors(_tensors(algebra, loaded, online), values)
+    tensors = with_tensors(with_tensors(_tensors(algebra, loaded, online, out), values), scales)
     kernel = Kernel(builder.kernel, "", tensors, scalars, constants, builder.build())
     kernel = over_tiles(kernel, parts, (*variant.params, *variant.inputs), key_range)
     return in_sequences(kernel, algebra)
 
 
-def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgument, ...]:
+def _tensors(
+    algebra: Algebra, loaded: Loaded, online: bool, out: str
+) -> tuple[TensorArgument, ...]:
     tensors = [
         TensorArgument("q", ("b", "t", "h", "k"), "io", "[B, TQ, HQ, K]"),
         TensorArgument("k", ("b", "t", "h", "k"), "io", "[B, TK, HKV, K]"),
@@ -125,7 +139,7 @@ def _tensors(algebra: Algebra, loaded: Loaded, online: bool) -> tuple[TensorArgu
     elif algebra.by_channel:
         tensors.append(TensorArgument("gates", (), "fp64", WHOLE_LAYOUT))
     tensors.extend(loaded.tensors)
-    tensors.append(TensorArgument("o", (), "io", "[B, TQ, HQ, V]", written=True))
+    tensors.append(TensorArgument("o", (), out, "[B, TQ, HQ, V]", written=True))
     if online:
         tensors.append(TensorArgument("lse", (), "acc", "[B, HQ, TQ]: natural log", written=True))
     elif algebra.normalize == "sum":

@@ -11,6 +11,7 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import LOG2E, index_bindings
+from attnc.codegen.kernels.scales import SCORE_SCALE, UNSCALED, score_scale
 from attnc.codegen.kernels.sink import sink_node
 from attnc.codegen.kernels.visible import visible_lines
 from attnc.codegen.printer import Printer, number
@@ -38,20 +39,22 @@ def online_step(
     loaded: Loaded,
     printer: Printer,
     *,
+    scales: Loaded = UNSCALED,
     heads: bool = False,
     shift: str = "",
 ) -> str:
     """Fold one key tile; the name of the tile of weights that meets v.
 
-    With `heads` the rows are query heads of one token, so that i_h is a vector. `shift` is added
-    to every score, in log2.
+    `scales` are those of 8-bit tensors. With `heads` the rows are query heads of one token, so that
+    i_h is a vector. `shift` is added to every score, in log2.
     """
     tile = ("BT", "BS")
     # with a plain score and a positive scale, scaling folds into the exponent's one multiply-add
     folded = algebra.plain_score and scale > 0 and not shift
-    factor = f" * {number(scale * LOG2E)}" if folded else ""
+    times = score_scale(builder, algebra, scales, scale * LOG2E if folded else scale)
+    factor = f" * {times}" if folded else ""
     if not folded:
-        _score(builder, algebra, scale, loaded, printer, heads=heads, shift=shift)
+        _score(builder, algebra, times, loaded, printer, heads=heads, shift=shift)
     hidden = 'b_s = tl.where(m_st, b_s, float("-inf"))'
     builder.map(
         "b_s", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
@@ -60,7 +63,7 @@ def online_step(
     )  # fmt: skip
     new_maximum(builder, f"tl.max(b_s, 1){factor}", "b_s")
     weights = f"b_p = tl.exp2(b_s{factor} - b_ms[:, None])"
-    builder.map("b_p", STEP, tile, weights, reads=("b_s", "b_ms"))
+    builder.map("b_p", STEP, tile, weights, reads=("b_s", "b_ms", SCORE_SCALE))
     fold_weights(builder)
     return "b_p"
 
@@ -88,7 +91,7 @@ def fold_weights(builder: GraphBuilder) -> None:
 def _score(
     builder: GraphBuilder,
     algebra: Algebra,
-    scale: float,
+    times: str,
     loaded: Loaded,
     printer: Printer,
     *,
@@ -109,11 +112,11 @@ def _score(
         bindings["j"] = "f_j[None, :]"
     if setup:
         builder.map("f_index", SETUP, (), *setup, note="indices as numbers, exact to 2**24")
-    lines.append(f"b_s = b_s * {number(scale)}")
+    lines.append(f"b_s = b_s * {times}")
     if not algebra.plain_score:
         lines.extend(_expression(algebra.score, {**bindings, **loaded.bindings}, printer))
     lines.append(f"b_s = b_s * {number(LOG2E)}" + (f" + {shift}" if shift else ""))
-    reads = ("b_s", "f_index", *(node.buffer for node in loaded.nodes))
+    reads = ("b_s", "f_index", SCORE_SCALE, *(node.buffer for node in loaded.nodes))
     note = "the declared score, in log2"
     builder.map("b_s", STEP, ("BT", "BS"), *lines, name="score", reads=reads, note=note)
 

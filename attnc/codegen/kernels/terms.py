@@ -147,7 +147,12 @@ def factor_nodes(
 
 
 def term_step(
-    builder: GraphBuilder, part: Part, scale: float, loaded: Loaded, printer: Printer
+    builder: GraphBuilder,
+    part: Part,
+    scale: float,
+    loaded: Loaded,
+    printer: Printer,
+    scales: Loaded,
 ) -> str:
     """Fold one key tile of a term; the name of the tile of weights that meets v."""
     if part.algebra.family == "softmax":
@@ -155,7 +160,9 @@ def term_step(
         shift = part.factor
         if factor is not None and factor.is_number:
             shift = number(log2(float(factor)))
-        return online_step(builder, part.algebra, scale, loaded, printer, shift=shift)
+        return online_step(
+            builder, part.algebra, scale, loaded, printer, scales=scales, shift=shift
+        )
     tile = ("BT", "BS")
     lines = weight_lines("b_w", part, scale)
     note = "the weight, a polynomial of s"

@@ -1,0 +1,336 @@
+"""8-bit tensors with a scale a head: against eager attention in fp64, and the texts of refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import attnc
+from attnc.dsl import loads
+from attnc.errors import AttncError, InputError
+from attnc.ops.criterion import check, check_lse
+from attnc.ops.op import Op
+from attnc.ops.op import compile as compile_op
+from attnc.ops.operators import FORWARD
+from attnc.ops.verify import verify
+
+E4M3 = torch.float8_e4m3fn
+SOFTMAX = [
+    name
+    for name, variant in attnc.shipped().items()
+    if variant.family == "softmax" and variant.value is None
+]
+PLAIN = loads(
+    """
+[plain]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+mask = "causal & window(40)"
+
+[everything]
+feature_map = "softmax"
+scale = 0.3
+score = "softcap(s - z[h]*(i - j) + u[b,j,h], 5)"
+mask = "causal & (window(20) | prefix(n[b]))"
+sink = "z[h]"
+params.z = { shape = ["h"] }
+inputs.u = { shape = ["b", "j", "h"] }
+inputs.n = { shape = ["b"] }
+"""
+)
+
+
+def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes and scales that differ from head to head by up to a factor of 4."""
+    scale = x.abs().amax((0, 1, 3)) / 448 * (1 + 3 * torch.rand(x.shape[2]))
+    return (x / scale[:, None]).to(E4M3), scale
+
+
+def drawn(tq: int, tk: int, hq: int, hkv: int, dim: int, value_dim: int):
+    sizes = ((2, tq, hq, dim), (2, tk, hkv, dim), (2, tk, hkv, value_dim))
+    q, k, v = (torch.randn(size) for size in sizes)
+    (q, q_scale), (k, k_scale), (v, v_scale) = map(quantised, (q, k, v))
+    return (q, k, v), {"q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale}
+
+
+def eager(qkv, scales, *, visible) -> torch.Tensor:
+    """Softmax attention of what the bytes stand for, in fp64."""
+    q, k, v = (
+        x.double() * scale.double()[:, None]
+        for x, scale in zip(qkv, (scales[f"{n}_scale"] for n in "qkv"), strict=True)
+    )
+    group = q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(group, 2) for x in (k, v))
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / q.shape[-1] ** 0.5
+    scores = scores.masked_fill(~visible, float("-inf"))
+    weights = torch.nan_to_num(scores.softmax(-1))
+    return torch.einsum("bhij,bjhd->bihd", weights, v)
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """What bf16 keeps of fp64."""
+    return x.bfloat16().double()
+
+
+@pytest.mark.parametrize(
+    ("tq", "tk", "hq", "hkv", "dim", "value_dim"),
+    [
+        (1, 1, 2, 2, 64, 64),
+        (63, 63, 4, 2, 64, 64),
+        (37, 130, 3, 1, 16, 48),
+        (100, 37, 2, 2, 80, 64),
+    ],
+)
+def test_a_windowed_row_is_eager_attention_of_what_the_bytes_stand_for(
+    tq, tk, hq, hkv, dim, value_dim
+):
+    qkv, scales = drawn(tq, tk, hq, hkv, dim, value_dim)
+    i, j = torch.arange(tq)[:, None] + tk - tq, torch.arange(tk)[None, :]
+    visible = (j <= i) & (i - j <= 40)
+    want = eager(qkv, scales, visible=visible)
+    got = compile_op(PLAIN["plain"])(*qkv, **scales)
+    assert got.dtype == torch.bfloat16
+    # weights and the output keep 8 bits: 2**-8 of the largest value a row may mix
+    largest = float((qkv[2].double() * scales["v_scale"].double()[:, None]).abs().max())
+    assert float((got.double() - want).abs().max()) <= 2**-7 * largest
+    assert float(want.abs().max()) > 2**-4 * largest
+
+
+@pytest.mark.parametrize("name", SOFTMAX)
+def test_every_shipped_softmax_variant_takes_bytes(name):
+    report = verify(attnc.shipped()[name], dtypes=("e4m3",), shapes=None)
+    assert report.passed, str(report)
+    assert {row.what for row in report.rows} == {"online form", "lse"}
+
+
+def test_masks_scores_and_sinks_join_in_one_kernel():
+    report = verify(PLAIN["everything"], dtypes=("e4m3",))
+    assert report.passed, str(report)
+
+
+def test_an_lse_is_exact_where_sums_of_products_are():
+    qkv, scales = drawn(63, 63, 2, 1, 64, 64)
+    op = compile_op(PLAIN["plain"])
+    _, lse = op(*qkv, return_lse=True, **scales)
+    _, want = op.reference(*qkv, return_lse=True, **scales)
+    assert check_lse(lse, want).passed
+
+
+def test_a_factor_moved_from_q_to_k_changes_no_bit():
+    qkv, scales = drawn(50, 70, 4, 2, 64, 64)
+    op = compile_op(PLAIN["plain"])
+    moved = {**scales, "q_scale": scales["q_scale"] * 4, "k_scale": scales["k_scale"] / 4}
+    assert torch.equal(op(*qkv, **scales), op(*qkv, **moved))
+
+
+def test_twice_the_scale_of_v_is_twice_the_output():
+    qkv, scales = drawn(50, 70, 4, 2, 64, 64)
+    op = compile_op(PLAIN["plain"])
+    twice = {**scales, "v_scale": scales["v_scale"] * 2}
+    assert torch.equal(op(*qkv, **scales) * 2, op(*qkv, **twice))
+
+
+def test_v_may_lie_with_its_tokens_adjacent():
+    qkv, scales = drawn(50, 70, 4, 2, 64, 64)
+    q, k, v = qkv
+    op = compile_op(PLAIN["plain"])
+    turned = v.transpose(1, 3).contiguous().transpose(1, 3)
+    assert turned.stride(1) == 1
+    assert torch.equal(op(q, k, v, **scales), op(q, k, turned, **scales))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_an_output_has_the_type_that_is_asked_for(dtype):
+    qkv, scales = drawn(63, 63, 2, 1, 64, 64)
+    op = compile_op(PLAIN["plain"])
+    got = op(*qkv, out_dtype=dtype, **scales)
+    assert got.dtype == dtype
+    want = op.reference(*qkv, **scales)
+    # weights are rounded to bf16 whatever the output is
+    assert check(got.bfloat16(), want, rounded(want) + 1e-3).passed
+
+
+def test_the_rounding_of_the_output_alone_tells_fp32_from_bf16():
+    qkv, scales = drawn(63, 63, 2, 1, 64, 64)
+    op = compile_op(PLAIN["plain"])
+    wide = op(*qkv, out_dtype=torch.float32, **scales)
+    assert torch.equal(wide.bfloat16(), op(*qkv, **scales))
+    assert not torch.equal(wide, wide.bfloat16().float())
+
+
+def test_packed_sequences_are_calls_of_their_own():
+    qkv, scales = drawn(90, 90, 4, 2, 64, 64)
+    q, k, v = (x[:1] for x in qkv)
+    op = compile_op(PLAIN["plain"])
+    starts = torch.tensor([0, 33, 33, 90], dtype=torch.int32)
+    got = op(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts, **scales)
+    for part in (slice(0, 33), slice(33, 90)):
+        assert torch.equal(got[:, part], op(q[:, part], k[:, part], v[:, part], **scales))
+
+
+def test_the_operator_says_its_output_is_bf16_before_it_runs():
+    op = compile_op(PLAIN["plain"]).over_scales(torch.empty(0, dtype=E4M3))
+    with FakeTensorMode():
+        q, k = torch.empty(1, 5, 2, 64, dtype=E4M3), torch.empty(1, 5, 1, 64, dtype=E4M3)
+        made = FORWARD(op.key, q, k, k, [torch.empty(1), torch.empty(2), torch.empty(1)], None, "",
+                       "fp32")  # fmt: skip
+    assert [tensor.dtype for tensor in made] == [torch.bfloat16, torch.float32]
+
+
+def test_a_compiled_call_is_whole_and_gives_what_an_eager_one_does():
+    qkv, scales = drawn(20, 20, 2, 1, 64, 64)
+    op = compile_op(PLAIN["plain"])
+
+    def twice(q, k, v, scales):
+        return op(q, k, v, out_dtype=torch.float16, **scales) * 2
+
+    got = torch.compile(twice, fullgraph=True, backend="eager")(*qkv, scales)
+    assert torch.equal(got, twice(*qkv, scales))
+
+
+def test_an_op_over_scales_may_be_asked_for_a_type_again():
+    qkv, scales = drawn(20, 20, 2, 1, 64, 64)
+    op = compile_op(PLAIN["plain"]).over_scales(qkv[0])
+    assert torch.equal(op(*qkv, out_dtype=torch.bfloat16, **scales), op(*qkv, **scales))
+    assert op(*qkv, out_dtype=torch.float16, **scales).dtype == torch.float16
+
+
+REFUSED = {
+    "no scale": """
+error[A300]: 'plain' needs input 'k_scale'
+  note: declared with shape [hkv] = [1]
+  hint: pass k_scale=... to the call""",
+    "a scale of query heads for k": """
+error[A300]: 'k_scale' has shape [2], expected [1]
+  note: declared as [hkv]""",
+    "a scale of zero": """
+error[A300]: v_scale holds 0: a scale has to be positive
+  hint: the largest magnitude of a head divided by 448 uses e4m3's range""",
+    "a scale that is nan": """
+error[A300]: q_scale holds nan: a scale has to be positive
+  hint: the largest magnitude of a head divided by 448 uses e4m3's range""",
+    "scales of bf16": """
+error[A300]: 'plain' takes no argument 'q_scale'
+  note: declared params and inputs: none
+  hint: scales come with torch.float8_e4m3fn tensors: multiply others by theirs""",
+    "k of another type": """
+error[A300]: k is torch.bfloat16, q is torch.float8_e4m3fn: they must be of one type""",
+    "e5m2": """
+error[A300]: q is torch.float8_e5m2; kernels exist for fp16, bf16 and fp32, and for e4m3 with scales
+  hint: convert the tensors first""",
+    "a gradient": """
+error[A300]: 'plain' has no gradient in e4m3, and q_scale requires one
+  note: 8-bit tensors have the forward alone
+  hint: call it under torch.no_grad(), or train in bf16 with q, k and v multiplied by their \
+scales""",
+    "an output of integers": """
+error[A300]: out_dtype is torch.int32; kernels of torch.float8_e4m3fn tensors write \
+torch.float16, torch.bfloat16, torch.float32
+  hint: leave it out for torch.bfloat16""",
+    "an output of another type than bf16's": """
+error[A300]: out_dtype is torch.float32, and q is torch.bfloat16: the output has q's type
+  note: torch.float8_e4m3fn tensors alone give an output of another type
+  hint: leave out_dtype out, and convert the output""",
+    "the state family": """
+error[A300]: 'linear' takes no e4m3 tensors: it belongs to the state family, and softmax alone \
+has such a kernel
+  hint: convert q, k and v to bf16, and multiply them by their scales""",
+    "a sum of terms": """
+error[A300]: 'window_taylor' takes no e4m3 tensors: it is a sum of terms, and those have no such \
+kernel yet
+  hint: convert q, k and v to bf16, and multiply them by their scales""",
+    "a value": """
+error[A300]: 'valued' takes no e4m3 tensors: its value is made of v, and would have to be rounded \
+to 8 bits again
+  hint: convert q, k and v to bf16, and multiply them by their scales""",
+    "the name of a scale": """
+error[A300]: 'named' takes no e4m3 tensors: it declares a param 'q_scale', the name of a scale
+  hint: convert q, k and v to bf16, and multiply them by their scales""",
+    "a step": """
+error[A300]: 'plain' has no decode in e4m3
+  note: 8-bit tensors have the forward alone
+  hint: convert q, k and v to bf16, and multiply them by their scales""",
+    "a backward": """
+error[A200]: 'plain' has no backward in e4m3
+  note: 8-bit tensors have the forward of the softmax family alone
+  hint: convert q, k and v to bf16, and multiply them by their scales""",
+    "a device without such products": """
+error[A200]: a100 (cuda:80) multiplies no e4m3 tensors
+  note: these do: h100, h200, l4, rtx4090, b200
+  hint: convert q, k and v to bf16, and multiply them by their scales""",
+    "the gluon backend": """
+error[A200]: the gluon backend cannot take the forward of 'plain'
+  note: it has 16-bit tensors alone, not e4m3
+  hint: leave the backend out: triton takes all that can be declared""",
+}
+OTHERS = loads(
+    """
+[valued]
+feature_map = "softmax"
+scale = 1
+value = "2*v"
+
+[named]
+feature_map = "softmax"
+scale = 1
+score = "s*q_scale"
+params.q_scale = { shape = [] }
+"""
+)
+
+
+def refused_call(title: str) -> None:
+    op = compile_op(PLAIN["plain"])
+    (q, k, v), scales = drawn(5, 5, 2, 1, 64, 64)
+    match title:
+        case "no scale":
+            op(q, k, v)
+        case "a scale of query heads for k":
+            op(q, k, v, **{**scales, "k_scale": scales["q_scale"]})
+        case "a scale of zero":
+            op(q, k, v, **{**scales, "v_scale": torch.zeros(1)})
+        case "a scale that is nan":
+            op(q, k, v, **{**scales, "q_scale": torch.tensor([1.0, float("nan")])})
+        case "scales of bf16":
+            op(q.bfloat16(), k.bfloat16(), v.bfloat16(), **scales)
+        case "k of another type":
+            op(q, k.bfloat16(), v, **scales)
+        case "e5m2":
+            op(*(x.to(torch.float8_e5m2) for x in (q.float(), k.float(), v.float())), **scales)
+        case "a gradient":
+            op(q, k, v, **{**scales, "q_scale": scales["q_scale"].requires_grad_()})
+        case "an output of integers":
+            op(q, k, v, out_dtype=torch.int32, **scales)
+        case "an output of another type than bf16's":
+            op(q.bfloat16(), k.bfloat16(), v.bfloat16(), out_dtype=torch.float32)
+        case "the state family":
+            compile_op(attnc.shipped()["linear"])(q, k, v, **scales)
+        case "a sum of terms":
+            compile_op(attnc.shipped()["window_taylor"])(q, k, v, **scales)
+        case "a value":
+            compile_op(OTHERS["valued"])(q, k, v, **scales)
+        case "the name of a scale":
+            compile_op(OTHERS["named"])(q, k, v, **scales)
+        case "a step":
+            op.step(q[:, :1], k[:, :1], v[:, :1], None, **scales)
+        case "a backward":
+            op.plan(dtype="e4m3", backward=True)
+        case "a device without such products":
+            compile_op(PLAIN["plain"], device="a100").plan(dtype="e4m3")
+        case "the gluon backend":
+            Op(PLAIN["plain"], backend="gluon").plan(dtype="e4m3")
+
+
+@pytest.mark.parametrize("title", REFUSED)
+def test_what_bytes_cannot_do_is_refused_with_exactly_this_text(title):
+    with pytest.raises(AttncError) as caught:
+        refused_call(title)
+    assert str(caught.value) == REFUSED[title].strip("\n")
+
+
+def test_scales_and_bytes_go_together():
+    (q, k, v), scales = drawn(5, 5, 2, 1, 64, 64)
+    scaled = compile_op(PLAIN["plain"]).over_scales(q)
+    with pytest.raises(InputError, match=r"q is torch\.bfloat16; scales come with"):
+        scaled(q.bfloat16(), k.bfloat16(), v.bfloat16(), **scales)
