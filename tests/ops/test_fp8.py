@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attnc
+from attnc.codegen.planner import plans
 from attnc.dsl import loads
 from attnc.errors import AttncError, InputError
 from attnc.ops.criterion import check, check_lse
@@ -319,7 +320,7 @@ def refused_call(title: str) -> None:
         case "a device without such products":
             compile_op(PLAIN["plain"], device="a100").plan(dtype="e4m3")
         case "the gluon backend":
-            Op(PLAIN["plain"], backend="gluon").plan(dtype="e4m3")
+            plans(Op(PLAIN["plain"], backend="gluon").request(None, "e4m3", None, False))
 
 
 @pytest.mark.parametrize("title", REFUSED)
