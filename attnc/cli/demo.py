@@ -5,6 +5,7 @@ What cannot be run at full size on a CPU is run on a slice, and the slice is nam
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ TARGETS = ("cuda:80", "cuda:90")
 _SHOWN = "cuda:90"
 _DTYPES = ("bf16", "fp32")
 _EXCERPT_LINES = 14
+_KERNEL = re.compile(r"^@(?:triton|gluon)\.jit.*$", re.MULTILINE)
+_PRODUCT = re.compile(r"tl\.dot\(|warpgroup_mma\(")
 _ELLIPSIS = "        ..."
 
 
@@ -147,7 +150,7 @@ def excerpt(source: str) -> list[str]:
     """The last kernel's first loop: its header, then what surrounds its first product."""
     lines = _last_kernel(source)
     header = next(index for index, line in enumerate(lines) if line.startswith("    for "))
-    dots = (index for index, line in enumerate(lines) if index > header and "tl.dot(" in line)
+    dots = (n for n, line in enumerate(lines) if n > header and _PRODUCT.search(line))
     first = max(header + 1, next(dots, header + 2) - 1)
     rest = lines[first : first + _EXCERPT_LINES]
     while rest and not rest[-1].strip():
@@ -157,8 +160,9 @@ def excerpt(source: str) -> list[str]:
 
 
 def _last_kernel(source: str) -> list[str]:
-    lines = source.split("@triton.jit")[-1].splitlines()
-    body = next(index for index, line in enumerate(lines) if line == "):")
+    functions = [part for part in _KERNEL.split(source) if _PRODUCT.search(part)]
+    lines = functions[-1].splitlines()
+    body = next(index for index, line in enumerate(lines) if line.endswith("):"))
     ends = (index for index, line in enumerate(lines) if index > body and line[:1].strip())
     return lines[: next(ends, len(lines))]
 

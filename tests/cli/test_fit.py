@@ -127,7 +127,7 @@ def test_kernels_that_compile_in_no_tile_are_an_error_soon(verdicts):
 
 def test_a_refusal_is_said_on_the_screen(verdicts, attnc):
     verdicts[:] = [too_large, fits]
-    done = attnc("plan", "flash")
+    done = attnc("plan", "flash", "--backend", "triton")
     assert done.status == 0
     assert "next   not online: BT=128 BS=64" in done.out
     assert "232,449 B of SRAM by the compiler" in done.out
