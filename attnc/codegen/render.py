@@ -6,9 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from attnc.codegen.convolution.inner_passes import INNER_PASSES
 from attnc.codegen.convolution.launch import ConvolutionLaunch, convolution_launch
-from attnc.codegen.convolution.outer_passes import OUTER_PASSES
 from attnc.codegen.gluon.kernel_text import helper_text, kernel_text
 from attnc.codegen.gluon.pair_text import pair_text
 from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
@@ -19,85 +17,13 @@ from attnc.codegen.kernels.gradient.walk import WALKS
 from attnc.codegen.launch import LaunchText, launch_text
 from attnc.codegen.long_line import broken
 from attnc.codegen.plan import TRITON_TYPES, PassPlan, Plan
+from attnc.codegen.skeletons import HEADERS, STEP_LINES, TEMPLATES
 from attnc.codegen.statement import Statement, statements
 from attnc.codegen.tables import feature_tables
 from attnc.codegen.template import environment, render_text
 from attnc.codegen.tile_range import KeyLoop, Runs
 
 _Launch = LaunchText | GradientLaunch | ConvolutionLaunch
-_TEMPLATES = {
-    "online": "attend",
-    "parallel": "attend",
-    "carry": "fold",
-    "dstate": "fold",
-    "dcarry": "fold",
-    "dquery": "dchunk",
-    "dkey": "dchunk",
-    "dvalue": "dchunk",
-    **dict.fromkeys(WALKS, "walk"),
-    "dpairs": "pairs",
-    "key_blocks": "lists",
-    "row_blocks": "lists",
-    "dtoeplitz": "toeplitz",
-    "dpostgate": "toeplitz",
-    "dfft": "fft",
-    "dgate": "fft",
-    "dbutterfly": "butterfly",
-    "butterfly_dgate": "butterfly",
-    "butterfly_dspectrum": "factor_sums",
-    "douter": "factor_sums",
-    **dict.fromkeys(OUTER_PASSES, "outer_pass"),
-    **dict.fromkeys(INNER_PASSES, "inner_pass"),
-    "dinner": "factor_sums",
-}
-_STEP_LINES = {
-    "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
-    "state": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
-    "output": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
-    "gates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < T"),
-    "channel_gates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < T"),
-    "fold": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
-    "dchannel_gates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < TK"),
-    "dgates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < TK"),
-    "lists": ("o_n = i_n + tl.arange(0, BN)", "m_n = o_n < NB"),
-    "recurrent": ("i_q = i_hs * (HQ // HS) + i_g",),
-    "decode": ("o_s = i_s + r_s", "m_s = o_s < TK"),
-    "combine": (),
-    "scan": (),
-    "dscan": (),
-    "dchunk": (),
-    "walk": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
-    "dq": ("o_s = i_s + r_s", "m_s = o_s < TK"),
-    "dkv": ("o_t = i_t + r_t", "m_t = o_t < TQ", "b_i = o_t + (TK - TQ)"),
-}
-_HEADERS = {
-    "attend": "for i_s in range({start}, {stop}, BS):",
-    "decode": "for i_s in range({start}, {stop}, BS):",
-    "dq": "for i_s in range({start}, {stop}, BS):",
-    "dkv": "for i_t in range({start}, {stop}, BT):",
-    "lists": "for i_n in range({start}, {stop}, BN):",
-    "scan": "for i_n in range({stop}):",
-    "dscan": "for i_n in range({start}, {stop}, -1):",
-    "dstate": "for i_c in range({start}, {stop}, -1):",
-    "dcarry": "for i_c in range({start}, {stop}, -1):",
-    "dchannel_gates": "for i_c in range({start}, {stop}, -1):",
-    "dgates": "for i_c in range({start}, {stop}, -1):",
-    "recurrent": "for i_g in range({stop}):",
-    "dquery": "for i_g in range({stop}):",
-    "dkey": "for i_g in range({stop}):",
-    "dvalue": "for i_g in range({stop}):",
-    **dict.fromkeys(WALKS[1:], "for i_c in range({start}, {stop}, -1):"),
-    "toeplitz": "for i_m in range({start}, {stop}):",
-    "pairs": "for i_l in range({start}, {stop}):",
-    "dpairs": "for i_l in range({start}, {stop}):",
-    "dtaps": "for i_k in range({start}, {stop}, BK):",
-    "fft": "for i_m in range({start}, {stop}):",
-    "filter_step": "for i_d in range({start}, {stop}, BD):",
-    "dspectrum": "for i_p in range({start}, {stop}):",
-    "outer_pass": "for i_r in range({start}, {stop}):",
-    "inner_pass": "for i_p in range({start}, {stop}):",
-    "factor_sums": "for i_r in range({start}, {stop}):",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +122,7 @@ def _render_binary_call(**facts: object) -> str:
 
 def _render_kernel(plan: Plan, step: PassPlan) -> str:
     kernel = step.kernel
-    family = _TEMPLATES.get(kernel.name, kernel.name)
+    family = TEMPLATES.get(kernel.name, kernel.name)
     io = f"{_io_tensor(kernel)}.dtype.element_ty"
     setup = tuple(statements(plan, kernel, SETUP, masked=False))
     head, tail, finish = (
@@ -284,16 +210,14 @@ def _walks(plan: Plan, kernel: Kernel, family: str) -> tuple[_Walk, ...]:
 def _loop(plan: Plan, kernel: Kernel, family: str, loop: KeyLoop, walk: int) -> _Loop:
     nodes = tuple(statements(plan, kernel, STEP, masked=loop.masked, walk=walk))
     needed = set(re.findall(r"\w+", " ".join(text for node in nodes for text in node.texts())))
-    pattern = _HEADERS.get(kernel.name) or _HEADERS.get(
-        family, "for i_c in range({start}, {stop}):"
-    )
+    pattern = HEADERS.get(kernel.name) or HEADERS.get(family, "for i_c in range({start}, {stop}):")
     header = pattern.format(start=loop.start, stop=loop.stop)
     if loop.start == "0" and pattern.endswith("{stop}):"):
         header = header.replace("(0, ", "(")
     if loop.lines:
         header = f"for i_n in range({loop.stop}):"
     lines: list[str] = []
-    for line in reversed(_STEP_LINES.get(family, ())):
+    for line in reversed(STEP_LINES.get(family, ())):
         target, _, value = line.partition(" = ")
         if target in needed:
             needed |= set(re.findall(r"\w+", value))
