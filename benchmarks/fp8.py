@@ -27,7 +27,8 @@ from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.reference import attend
 from benchmarks.record import write
-from benchmarks.softmax import Cell, cells, timed
+from benchmarks.softmax import timed
+from benchmarks.softmax_cells import Cell, cells
 
 E4M3 = torch.float8_e4m3fn
 Scaled = tuple[torch.Tensor, torch.Tensor]

@@ -16,11 +16,9 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -28,77 +26,19 @@ import torch
 from attnc.autotune.module_cache import load_module
 from attnc.codegen.plan import Plan
 from attnc.codegen.planner import plans
-from attnc.dsl.toml_file import loads
-from attnc.dsl.variant import Variant
 from attnc.ops.built import store_plan
 from attnc.ops.criterion import check
 from attnc.ops.op import compile as compile_op
 from attnc.ops.reference import pt, reference
 from benchmarks.record import write
+from benchmarks.softmax_cells import Cell, cells
 
-# B * S and H * D of every plain cell, as others publish theirs
-_TOKENS, _CHANNELS = 16384, 2048
 _HEADS_CHECKED = 2
 _ROUNDS, _CALLS = 9, 4
 _WHO = {
     "plain": ("triton", "gluon", "persistent", "cudnn"),
     "variants": ("triton", "gluon", "persistent", "cudnn", "flex"),
 }
-_MASKS = {
-    "full": "full",
-    "causal": "causal",
-    "window128": "causal & window(127)",
-    "window1024": "causal & window(1023)",
-    "alibi": "causal",
-    "softcap": "causal",
-    "gqa": "causal",
-}
-_SCORES = {"alibi": "s - slope[h] * (i - j)", "softcap": "softcap(s, 50)"}
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One shape of one variant: q is [batch, tokens, hq, dim]."""
-
-    name: str
-    batch: int
-    tokens: int
-    hq: int
-    hkv: int
-    dim: int
-    work: str
-
-    @property
-    def variant(self) -> Variant:
-        lines = [f"[{self.name}]", 'feature_map = "softmax"', 'scale = "rsqrt(d)"']
-        if _MASKS[self.name] != "full":
-            lines.append(f'mask = "{_MASKS[self.name]}"')
-        if self.name in _SCORES:
-            lines.append(f'score = "{_SCORES[self.name]}"')
-        if self.name == "alibi":
-            lines.append('params.slope = { shape = ["h"] }')
-        return loads("\n".join(lines))[self.name]
-
-    @property
-    def flops(self) -> float:
-        """Of both products over the visible pairs; a causal half counts as half."""
-        pairs = self.tokens**2 * (1.0 if self.name == "full" else 0.5)
-        if self.name.startswith("window"):
-            pairs = self.tokens * min(self.tokens / 2, int(self.name.removeprefix("window")))
-        return 4.0 * self.batch * self.hq * pairs * self.dim
-
-
-def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    for work, dim in product(options.work, options.dims):
-        if work == "plain":
-            heads = _CHANNELS // dim
-            for tokens in options.tokens:
-                for name in ("full", "causal"):
-                    yield Cell(name, _TOKENS // tokens, tokens, heads, heads, dim, work)
-        else:
-            for name in ("window128", "window1024", "alibi", "softcap"):
-                yield Cell(name, 2, 8192, 16, 16, dim, work)
-            yield Cell("gqa", 2, 8192, 32, 8, dim, work)
 
 
 class Contenders:
@@ -241,7 +181,7 @@ def warm(found: list[Cell], options: argparse.Namespace) -> None:
         list(pool.map(lambda item: build(*item), distinct.values()))
 
 
-def timed(runs: dict[str, Callable[[], torch.Tensor]]) -> dict[str, list[float]]:
+def timed(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
     """Milliseconds a call, of rounds in which every contender runs in turn."""
     samples: dict[str, list[float]] = {who: [] for who in runs}
     for _ in range(_ROUNDS):
@@ -268,6 +208,14 @@ def measure(cell: Cell, options: argparse.Namespace) -> Iterator[dict[str, objec
             runs[who] = run
         except Exception as error:  # a contender that fails is a row, not the end
             facts[who] = {"problem": f"{type(error).__name__}: {error}"[:300]}
+    yield from timed_rows(cell, facts, runs, cell.flops)
+
+
+def timed_rows(
+    cell: Cell, facts: Mapping[str, Mapping[str, object]],
+    runs: dict[str, Callable[[], Any]], flops: float,
+) -> Iterator[dict[str, object]]:  # fmt: skip
+    """A row a contender: the cell, the `facts` about it, and its time where it ran."""
     samples = timed(runs)
     for who, fact in facts.items():
         row: dict[str, object] = {
@@ -279,12 +227,16 @@ def measure(cell: Cell, options: argparse.Namespace) -> Iterator[dict[str, objec
             row |= {
                 "ms": round(ms, 4),
                 "least": round(min(samples[who]), 4),
-                "tflops": round(cell.flops / ms / 1e9, 1),
+                "tflops": round(flops / ms / 1e9, 1),
             }
         yield row
 
 
-def main() -> None:
+def main(
+    warm: Callable[[list[Cell], argparse.Namespace], None] = warm,
+    measure: Callable[[Cell, argparse.Namespace], Iterator[dict[str, object]]] = measure,
+) -> None:
+    """Compile all cells by `warm`, then `measure` one after the other, and write the rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out")
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
@@ -311,6 +263,7 @@ def main() -> None:
             print(json.dumps(row), flush=True)
             rows.append(row)
         write(options.out, rows)
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

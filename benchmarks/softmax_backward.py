@@ -11,10 +11,6 @@ heads before they are timed. Cells are those of `benchmarks.softmax`.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,8 +26,8 @@ from attnc.ops.criterion import check_gradient
 from attnc.ops.op import compile as compile_op
 from attnc.ops.reference_gradient import Incoming, reference_gradients
 from benchmarks.backward import kernel_ms
-from benchmarks.record import write
-from benchmarks.softmax import Cell, Contenders, cells, timed
+from benchmarks.softmax import Contenders, main, timed_rows
+from benchmarks.softmax_cells import Cell
 
 Grads = Sequence[torch.Tensor]
 _WHO = {"plain": ("triton", "gluon", "cudnn"), "variants": ("triton", "gluon", "flex")}
@@ -176,51 +172,9 @@ def measure(cell: Cell, options: argparse.Namespace) -> Iterator[dict[str, objec
             runs[who] = run
         except Exception as error:  # a contender that fails is a row, not the end
             facts[who] = {"problem": f"{type(error).__name__}: {error}"[:300]}
-    samples = timed(runs)  # type: ignore[arg-type]
-    for who, fact in facts.items():
-        row: dict[str, object] = {
-            "cell": cell.name, "batch": cell.batch, "tokens": cell.tokens, "hq": cell.hq,
-            "hkv": cell.hkv, "dim": cell.dim, "who": who, **fact,
-        }  # fmt: skip
-        if who in samples:
-            ms = statistics.median(samples[who])
-            row |= {
-                "ms": round(ms, 4),
-                "least": round(min(samples[who]), 4),
-                "tflops": round(2.5 * cell.flops / ms / 1e9, 1),
-            }
-        yield row
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out")
-    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-    names = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("--work", type=names, default=["plain"])
-    parser.add_argument("--dims", type=numbers, default=[64, 128])
-    parser.add_argument("--tokens", type=numbers, default=[1024, 4096, 16384])
-    parser.add_argument("--who", type=names, default=None)
-    parser.add_argument("--tiles", type=int, default=1)
-    parser.add_argument("--only", help="one cell by name")
-    parser.add_argument("--seconds", type=float, default=300)
-    options = parser.parse_args()
-    start = time.time()
-    found = [cell for cell in cells(options) if options.only in {None, cell.name}]
-    warm(found, options)
-    print(f"compiled after {time.time() - start:.0f} s", file=sys.stderr, flush=True)
-    rows: list[dict[str, object]] = []
-    for number, cell in enumerate(found):
-        if time.time() - start > options.seconds:
-            left = ", ".join(f"{item.name} D={item.dim} T={item.tokens}" for item in found[number:])
-            print(f"left out: {left}", file=sys.stderr)
-            break
-        for row in measure(cell, options):
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-        write(options.out, rows)
-        torch.cuda.empty_cache()
+    # two products of the forward become five
+    yield from timed_rows(cell, facts, runs, 2.5 * cell.flops)
 
 
 if __name__ == "__main__":
-    main()
+    main(warm, measure)
