@@ -95,9 +95,9 @@ class Facts:
         return replace(work, tq=1)
 
     def _cache(self, variant: Variant) -> str:
-        if not self.decode or variant.family != "softmax":
+        if not self.decode or not variant.has_lse:
             if self.cache is not None:
-                raise UsageError("--cache is for --decode of a softmax variant")
+                raise UsageError("--cache is for --decode of a softmax variant or a sum of terms")
             return ""
         if self.cache is not None and self.cache not in CACHES:
             raise _unknown("cache", self.cache, CACHES)

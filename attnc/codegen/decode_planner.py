@@ -35,13 +35,7 @@ def decode_form(request: Request, algebra: Algebra) -> tuple[str, str]:
         PlanError: the variant has no decode, and why.
     """
     name = request.variant.name
-    if algebra.terms:
-        raise PlanError(
-            f"{name!r} has no decode",
-            notes=("its terms would keep a cache and a state, and no step reads both yet",),
-            hints=("call the op with one query and all keys: TQ = 1 ends at the last key",),
-        )
-    if algebra.family == "softmax":
+    if algebra.has_lse:
         if not algebra.within_causal:
             raise PlanError(
                 f"{name!r} has no decode",
@@ -142,11 +136,13 @@ def ring_size(variant: Variant, algebra: Algebra) -> tuple[int | None, str]:
     used = variant.used
     if any({"i", "j", "t"} & set(t.shape) for t in _declared(variant) if t.name in used):
         return None, "a declared tensor has a value a token, which a ring does not keep"
-    assert algebra.score is not None
     shift, at = symbol("shift"), {name: symbol(name) for name in ("i", "j")}
-    moved = algebra.score.subs({s: s + shift for s in at.values()}, simultaneous=True)
-    if sympy.expand(moved - algebra.score) != 0:
-        return None, "its score depends on more than the distance of query and key"
+    for part in algebra.terms or (algebra,):
+        if part.score is None:
+            continue  # a polynomial of s knows no position
+        moved = part.score.subs({s: s + shift for s in at.values()}, simultaneous=True)
+        if sympy.expand(moved - part.score) != 0:
+            return None, "its score depends on more than the distance of query and key"
     return max(1, *sizes), ""
 
 

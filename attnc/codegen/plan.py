@@ -54,8 +54,8 @@ class Request:
     `form` None lets the planner choose; `stateful` adds the initial and the final state.
     `phase` is `forward`, `backward` or `decode` (one token a sequence, a state in place); a
     backward gives the gradients of q, k, v and of the declared tensors in `wanted`, all that have
-    one where it is None. `backend` None lets the planner choose. `cache` says how a decode of the
-    softmax family finds its keys: `contiguous`, `ring` or `paged`. `launcher` says how the kernels
+    one where it is None. `backend` None lets the planner choose. `cache` says how a decode
+    without a state finds its keys: `contiguous`, `ring` or `paged`. `launcher` says how the kernels
     come to run: `compiled` at the call, `interpreted` on a CPU, or `packaged` as binaries. `out` is
     the type of the output, that of the tensors where it is empty, and bf16 for e4m3 tensors.
     """

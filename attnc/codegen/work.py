@@ -164,7 +164,7 @@ def _decode_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> 
     if kernel.name == "combine":
         parts = rows * tiles["BN"] * request.dims[1]
         return 4.0 * parts, 2.0 * parts
-    keys = visible_fraction(request.variant.mask_form, 1, work.tk) * work.tk
+    keys = visited_fraction(request.variant, 1, work.tk) * work.tk
     words = keys * sum(request.dims)
     return work.batch * work.hkv * words * DTYPES[request.dtype], 2.0 * rows * words
 

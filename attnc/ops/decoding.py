@@ -66,9 +66,9 @@ class Decoding(Planned, ABC):
         """The state before the first token of `batch` sequences: a MatrixState, or a KVCache.
 
         `heads` are HQ, or (HQ, HKV); `dim` is K, or (K, V), as declared where not given; `dtype` is
-        that of q, k and v. A softmax variant takes the `capacity` of its cache, unless its window
-        is a ring; with `page_size` the cache is paged: `pages` of it, in the order of a
-        `block_table` [B, ceil(capacity / page_size)] int32.
+        that of q, k and v. A softmax variant, or a sum of terms, takes the `capacity` of its cache,
+        unless its window is a ring; with `page_size` the cache is paged: `pages` of it, in the
+        order of a `block_table` [B, ceil(capacity / page_size)] int32.
 
         Raises:
             InputError: sizes that do not fit together, or none where none are declared.
@@ -80,7 +80,7 @@ class Decoding(Planned, ABC):
             raise InputError(f"{hq} query heads are not a multiple of {hkv} key/value heads")
         head_dim, value_dim = self._head_dims(dim)
         place = torch.device(device)
-        if not self._softmax:
+        if not self._over_cache:
             if (capacity, page_size, pages, block_table) != (None,) * 4:
                 raise InputError(
                     f"the state of {self.variant.name!r} has no capacity: its size is fixed",
@@ -113,8 +113,8 @@ class Decoding(Planned, ABC):
         """(o, state): rows of the tokens of q [B, T, HQ, K] after those that the state has seen.
 
         k [B, T, HKV, K] and v [B, T, HKV, V] enter the state, which is written in place; a state
-        family call without one makes it. With `return_lse` (softmax), (o, lse, state). Declared
-        tensors are those of the new tokens; over a cache, t and j count its whole capacity.
+        family call without one makes it. With `return_lse` (over a cache), (o, lse, state).
+        Declared tensors are those of the new tokens; there, t and j count the whole capacity.
 
         Raises:
             InputError: shapes or arguments that do not fit the declaration or the state.
@@ -127,13 +127,13 @@ class Decoding(Planned, ABC):
                 f"a prefill takes as many queries as keys, not {sizes.tq} and {sizes.tk}"
             )
         self._check_inference(q, k, v, tensors)
-        if state is None and not self._softmax:
+        if state is None and not self._over_cache:
             state = self.init_state(
                 sizes.batch, (sizes.hq, sizes.hkv), dim=(sizes.head_dim, sizes.value_dim),
                 dtype=q.dtype, device=q.device,
             )  # fmt: skip
         options: dict[str, Any] = {"form": form, "precision": precision}
-        if self._softmax:
+        if self._over_cache:
             cache = check_cache(self.variant, state, sizes, q)
             options["return_lse"] = return_lse
             result = prefill_cache(self, q, k, v, cache, tensors, options)
@@ -160,8 +160,8 @@ class Decoding(Planned, ABC):
         """(o, state): the row of one token, q [B, 1, HQ, K], k [B, 1, HKV, K], v [B, 1, HKV, V].
 
         The state is written in place, without waiting for the device, so that a CUDA graph may hold
-        the step; with `return_lse` (softmax), (o, lse, state). Declared tensors are those of the
-        one token; over a cache, t and j count its whole capacity.
+        the step; with `return_lse` (over a cache), (o, lse, state). Declared tensors are those of
+        the one token; there, t and j count the whole capacity.
 
         Raises:
             InputError: shapes or arguments that do not fit the declaration or the state.
@@ -179,7 +179,7 @@ class Decoding(Planned, ABC):
             self.variant.name, self._algebra, sizes, return_lse=return_lse, stateful=False,
             form=None, precision=precision, given={},
         )  # fmt: skip
-        if self._softmax:
+        if self._over_cache:
             cache = check_cache(self.variant, state, sizes, q)
             o, lse = step_cache(self, q, k, v, cache, tensors, sizes, precision)
             return (o, lse, cache) if return_lse else (o, cache)
@@ -194,8 +194,9 @@ class Decoding(Planned, ABC):
         return o, matrix
 
     @property
-    def _softmax(self) -> bool:
-        return self._algebra.family == "softmax"
+    def _over_cache(self) -> bool:
+        """Whether a cache of keys is what goes from token to token, not a state."""
+        return self._algebra.has_lse
 
     def _head_dims(self, dim: int | tuple[int, int] | None) -> tuple[int, int]:
         declared = self.variant.dim

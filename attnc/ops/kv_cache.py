@@ -1,4 +1,4 @@
-"""What a softmax variant carries from token to token: the keys and values that rows still see."""
+"""What a softmax or a sum of terms carries from token to token: keys and values rows still see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prefill and step of the softmax family over a cache of keys and values."""
+"""Prefill and step of a softmax, or of a sum of terms, over a cache of keys and values."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ inputs.g = { shape = ["b", "t", "h"] }
 """
 )
 VARIANTS = {**shipped(), **DRAWN}
-SOFTMAX = sorted(name for name, variant in VARIANTS.items() if variant.family == "softmax")
+SOFTMAX = sorted(name for name, variant in VARIANTS.items() if variant.has_lse)
 STATES = sorted(name for name, variant in VARIANTS.items() if variant.family == "state")
 
 

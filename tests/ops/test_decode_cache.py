@@ -75,7 +75,42 @@ feature_map = "softmax"
 scale = "rsqrt(d)"
 mask = "causal & window(w[h])"
 params.w = { shape = ["h"] }
-"""
+
+[hybrid]
+params.mix = { shape = ["h"] }
+terms = [
+  { feature_map = "softmax", mask = "causal & window(5)", scale = "rsqrt(d)", factor = "sigmoid(mix[h])" },
+  { feature_map = "taylor(2)", mask = "i - j >= 6", scale = "rsqrt(d)", factor = "1 + h" },
+]
+
+[mixed]
+sink = "z[h]"
+params.z = { shape = ["h"] }
+params.kept = { shape = ["hkv"] }
+inputs.g = { shape = ["b", "t", "h"] }
+terms = [
+  { feature_map = "elu(x) + 1", mask = "causal & (window(4) | prefix(3))", scale = 0.3, factor = "exp(kept[hkv])" },
+  { feature_map = "softmax", mask = "causal", scale = "rsqrt(d)", score = "s - 0.01*h*(i - j) + g[b,j,h]", factor = 0.5 },
+]
+
+[windows]
+terms = [
+  { feature_map = "softmax", mask = "causal & window(3)", scale = 1.0, score = "s - 0.1*(i - j)" },
+  { feature_map = "relu(x)**2", mask = "causal & window(6)", scale = 0.1 },
+]
+
+[forward]
+terms = [
+  { feature_map = "softmax", mask = "causal", scale = 1.0 },
+  { feature_map = "taylor(2)", mask = "j > i", scale = 1.0 },
+]
+
+[placed_sum]
+terms = [
+  { feature_map = "taylor(2)", mask = "causal & window(3)", scale = 1.0 },
+  { feature_map = "softmax", mask = "causal & window(3)", scale = 1.0, score = "s - 0.1*j" },
+]
+"""  # noqa: E501
 )
 VARIANTS = {**shipped(), **DRAWN}
 REFUSED = {"lookahead", "by_head", "kept", "weighed"}
@@ -134,9 +169,27 @@ def test_rows_are_the_references_however_the_tokens_came_in(name, options, dtype
     held_to_the_reference(name, options, dtype, (4, 14))
 
 
-@pytest.mark.parametrize("prefilled", [(), (3, 2), (16,), (5, 11)], ids=str)
-def test_a_ring_wraps_around_and_forgets_only_what_no_row_sees(prefilled):
-    state = held_to_the_reference("narrow", {}, "fp32", prefilled)
+@pytest.mark.parametrize(
+    ("name", "options", "dtype"),
+    [
+        ("hybrid", {"capacity": 600}, "bf16"),
+        ("hybrid", {"capacity": 40, "page_size": 8}, "fp32"),
+        ("mixed", {"capacity": 40}, "bf16"),
+        ("mixed", {"capacity": 600}, "fp32"),
+    ],
+    ids=str,
+)
+def test_terms_of_a_sum_meet_in_a_step_under_one_maximum(name, options, dtype):
+    held_to_the_reference(name, options, dtype, (4, 14))
+
+
+@pytest.mark.parametrize(
+    ("name", "prefilled"),
+    [*(("narrow", p) for p in [(), (3, 2), (16,), (5, 11)]), ("windows", (5, 6))],
+    ids=str,
+)
+def test_a_ring_wraps_around_and_forgets_only_what_no_row_sees(name, prefilled):
+    state = held_to_the_reference(name, {}, "fp32", prefilled)
     assert state.kind == "ring" and state.capacity == 7
 
 
@@ -147,8 +200,11 @@ def held_to_the_reference(name, options, dtype, prefilled, tokens=TOKENS):
     pt = attend(
         variant, *x.qkv, x.tensors, dtype=torch.float32, rounding=DTYPES[dtype], return_lse=True
     )
-    # the hardware's tanh leaves scores as exact as bf16
-    rounded = pt.lse if "softcap" in str(variant.score) and dtype == "bf16" else None
+    # the hardware's tanh leaves scores as exact as bf16, and so does a rounded feature
+    rough = "softcap" in str(variant.score) or any(
+        t.feature_map.phi is not None for t in variant.terms
+    )
+    rounded = pt.lse if rough and dtype == "bf16" else None
     state = cache_of(op, x, **options)
     out, lse = decoded(op, x, state, prefilled)
     for verdict in (check(out, ref.out, pt.out), check_lse(lse, ref.lse, rounded)):
@@ -157,7 +213,7 @@ def held_to_the_reference(name, options, dtype, prefilled, tokens=TOKENS):
     return state
 
 
-@pytest.mark.parametrize("name", ["flash", "sunk", "reaching"])
+@pytest.mark.parametrize("name", ["flash", "sunk", "reaching", "hybrid"])
 def test_splits_of_a_long_cache_are_put_together(name):
     held_to_the_reference(name, {"capacity": 600}, "fp32", (320,), tokens=322)
     request = Facts(decode=True, shape="2,600", dim="32,40", heads="4,2").request(VARIANTS[name])
@@ -246,6 +302,9 @@ def refused(name):
         "blocks": lambda: compile_op(VARIANTS["kept"]).init_state(2, 4, **sizes),
         "a value": lambda: compile_op(VARIANTS["weighed"]).init_state(2, 4, **sizes),
         "a window a head": lambda: compile_op(VARIANTS["by_head"]).init_state(2, 4, **sizes),
+        "a term ahead": lambda: compile_op(VARIANTS["forward"]).init_state(2, 4, **sizes),
+        "a far term": lambda: compile_op(VARIANTS["hybrid"]).init_state(2, 4, **sizes),
+        "a placed term": lambda: compile_op(VARIANTS["placed_sum"]).init_state(2, 4, **sizes),
         "too many": lambda: flash.prefill(*five, state),
         "full": twice,
         "no state": lambda: flash.prefill(*one),
@@ -288,6 +347,18 @@ error[A200]: 'weighed' has no decode
 error[A200]: 'by_head' has no decode
   note: its mask is bounded by a number a query head, and heads share a walk
   hint: bound the mask by a number, or by one a batch entry
+== a term ahead
+error[A200]: 'forward' has no decode
+  note: its mask shows a query keys that come after it, and a step knows none of them
+  hint: and the mask with causal, or call the op on the whole sequence
+== a far term
+error[A300]: a cache of 'hybrid' needs a capacity
+  note: its mask is no window: a row sees all keys before it
+  hint: pass capacity=..., the most tokens that a sequence may have
+== a placed term
+error[A300]: a cache of 'placed_sum' needs a capacity
+  note: its score depends on more than the distance of query and key
+  hint: pass capacity=..., the most tokens that a sequence may have
 == too many
 error[A300]: the cache is full: it holds 0 tokens of 4, and 5 more come
   hint: init_state(capacity=...) makes a larger one

@@ -2,7 +2,7 @@
 
 A program holds the query heads of one key/value head, so that each key is loaded once, and a share
 of the tiles of keys; `combine` puts the shares together. The rows of its tiles are heads where
-those of the online form are tokens, and the fold is the same.
+those of the online form are tokens, and the fold is the same, of every term of a sum too.
 Source: Flash-Decoding (Dao et al. 2023, pytorch.org/blog/flash-decoding).
 """
 
@@ -14,12 +14,22 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Node, Operand
 from attnc.codegen.index import Axis, Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
-from attnc.codegen.kernels.online import finish_online, online_step, start_online
-from attnc.codegen.kernels.operand import join_guards, ragged_columns
+from attnc.codegen.kernels.online import finish_online, start_online
+from attnc.codegen.kernels.operand import join_guards, map_features, ragged_columns
+from attnc.codegen.kernels.scales import UNSCALED
 from attnc.codegen.kernels.sink import load_score, sink_node
-from attnc.codegen.kernels.visible import bound_arguments
+from attnc.codegen.kernels.terms import (
+    factor_nodes,
+    load_terms,
+    loads_of,
+    map_held,
+    over_tiles,
+    parts_of,
+    term_step,
+)
 from attnc.codegen.printer import Printer
 from attnc.codegen.tile_range import KeyLoop, KeyRange, Runs, key_range
+from attnc.dsl.mask import MaskForm
 from attnc.dsl.variant import Variant
 
 CACHES = ("contiguous", "ring", "paged")
@@ -49,18 +59,28 @@ def decode_kernel(
     v_mask = ragged_columns("m_v", dims[1], min_columns)
     builder = GraphBuilder("decode")
     declared = (*variant.params, *variant.inputs)
-    loaded = load_score(algebra, declared, AXES, sink=True)
+    parts = parts_of(variant, algebra)
+    load = load_terms if algebra.terms else load_score
+    loaded = load(algebra, declared, AXES, sink=True)
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
     _load_token(builder, k_mask)
+    map_held(builder, parts, printer, of="b_q", guard=join_guards("m_t[:, None]", k_mask))
+    factor_nodes(builder, parts, loaded, printer, logs=True, heads=True)
     _start(builder, algebra, loaded, printer, split=split)
-    _load_keys(builder, cache, k_mask)
-    left = Operand("b_q", "b_q", ("BT", "BK"))
-    right = Operand("b_k", "tl.trans(b_k)", ("BK", "BS"), transposed=True)
-    builder.dot("b_s", STEP, ("BT", "BS"), left, right, note="[BT, BK] @ [BK, BS]")
-    builder.extend(node for node in loaded.nodes if node.region == STEP)
-    scale = variant.scale.value(dims[0])
-    weights = online_step(builder, algebra, scale, loaded, printer, heads=True)
-    _fold_values(builder, cache, weights, v_mask)
+    for part in parts:
+        builder.walk = part.number
+        read = loads_of(part, loaded)
+        _load_keys(builder, cache, k_mask)
+        shape = ("BS", "BK")
+        builder.extend(map_features("b_k", part.algebra.phi, shape, STEP, printer, guard=k_mask))
+        left = Operand(part.query, part.query, ("BT", "BK"))
+        right = Operand("b_k", "tl.trans(b_k)", ("BK", "BS"), transposed=True)
+        builder.dot("b_s", STEP, ("BT", "BS"), left, right, note="[BT, BK] @ [BK, BS]")
+        builder.extend(node for node in read.nodes if node.region == STEP)
+        scale = part.variant.scale.value(dims[0])
+        weights = term_step(builder, part, scale, read, printer, UNSCALED, heads=True)
+        _fold_values(builder, cache, weights, v_mask)
+    builder.walk = 0
     # a split that saw nothing has no sum, whatever the sink of the first one
     finish_online(builder, replace(algebra, sink=None) if split else algebra)
     builder.store(
@@ -75,9 +95,12 @@ def decode_kernel(
     kernel = Kernel(
         "decode", "", _tensors(loaded, cache, split), scalars, constants, builder.build()
     )
-    # documents are compared where positions allow: one row is too little to list tiles for
-    ranges = key_range(replace(algebra.mask, documents=()))
-    return kernel.over(_shared(ranges, split=split), bound_arguments(ranges, declared))
+
+    def share(mask: MaskForm) -> KeyRange:
+        # documents are compared where positions allow: one row is too little to list tiles for
+        return _shared(key_range(replace(mask, documents=())), split=split)
+
+    return over_tiles(kernel, parts, declared, share)
 
 
 def _tensors(loaded: Loaded, cache: str, split: bool) -> tuple[TensorArgument, ...]:

@@ -129,13 +129,19 @@ def factor_nodes(
     *,
     region: str = SETUP,
     logs: bool,
+    heads: bool = False,
 ) -> None:
-    """`b_f1` and so on, one number a query head; with `logs`, the log2 of an exponential's."""
+    """`b_f1` and so on, one number a query head; with `logs`, the log2 of an exponential's.
+
+    With `heads` the rows of a program are query heads, and a factor may be a column of numbers.
+    """
     for part in parts:
         factor, name = part.algebra.factor, part.factor
         if factor is None or factor.is_number:
             continue
         lines, index = index_bindings(factor)
+        if heads and "h" in index:
+            index["h"] = f"{index['h']}[:, None]"
         bound = printer.bound({**loaded.bindings, **index})
         lines += bound.statements(name, factor)
         note = f"the factor of term {part.number + 1}"
@@ -153,16 +159,22 @@ def term_step(
     loaded: Loaded,
     printer: Printer,
     scales: Loaded,
+    *,
+    heads: bool = False,
 ) -> str:
-    """Fold one key tile of a term; the name of the tile of weights that meets v."""
+    """Fold one key tile of a term; the name of the tile of weights that meets v.
+
+    With `heads` the rows are query heads of one token.
+    """
     if part.algebra.family == "softmax":
         factor = part.algebra.factor
         shift = part.factor
         if factor is not None and factor.is_number:
             shift = number(log2(float(factor)))
         return online_step(
-            builder, part.algebra, scale, loaded, printer, scales=scales, shift=shift
-        )
+            builder, part.algebra, scale, loaded, printer,
+            scales=scales, heads=heads, shift=shift,
+        )  # fmt: skip
     tile = ("BT", "BS")
     lines = weight_lines("b_w", part, scale)
     note = "the weight, a polynomial of s"
