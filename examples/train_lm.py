@@ -26,16 +26,16 @@ from torch import Tensor, nn
 import attnc
 from attnc.dsl.variant import Variant
 from attnc.ops.reference import attend
-from attnc.ops.shipped import shipped
+from attnc.ops.shipped import attentions
 
 HEADS, WIDTH = 4, 256
 TEXT = "\n\n".join(topics[name] for name in sorted(topics)).encode()
 
 
 def variant_named(text: str) -> Variant:
-    """A shipped variant, or FILE:NAME."""
+    """A shipped variant of q, k and v, or FILE:NAME."""
     file, _, name = text.rpartition(":")
-    known = attnc.load(file) if file else shipped()
+    known = attnc.load(file) if file else attentions()
     if name not in known:
         sys.exit(f"no variant {name!r}; there are {', '.join(known)}")
     return known[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attnc.cli.find import find
 from attnc.cli.screen import console, print_warning
 from attnc.cli.status import OK
+from attnc.dsl.convolution import Convolution
 from attnc.dsl.mask import FULL
 from attnc.dsl.proof import is_causal
 from attnc.dsl.variant import Variant
@@ -32,8 +33,8 @@ def _kind(variant: Variant) -> str:
 
 def forms_of(variant: Variant) -> tuple[str, ...]:
     """The legal forms of a variant; `attnc explain` prints the algebra's reason for each."""
-    if variant.family == "conv":
-        return ("toeplitz", "fft")
+    if isinstance(variant, Convolution):
+        return ("butterfly",) if variant.filter.learned else ("toeplitz", "fft", "three_pass")
     if variant.has_lse:
         return ("online",)
     if is_causal(variant.mask_form):
@@ -42,7 +43,7 @@ def forms_of(variant: Variant) -> tuple[str, ...]:
 
 
 def _why(variant: Variant) -> str:
-    if variant.has_lse or is_causal(variant.mask_form):
+    if variant.family != "state" or is_causal(variant.mask_form):
         return ""
     if variant.mask_form == FULL:
         return " (recurrent needs a mask that is exactly causal)"

@@ -10,23 +10,24 @@ from pathlib import Path
 import jinja2
 
 from attnc.autotune.atomic_file import write_atomically
+from attnc.cli.attention_page import AttentionPage
+from attnc.cli.convolution_page import ConvolutionPage
 from attnc.cli.find import find_all
 from attnc.cli.gallery_page import Page
 from attnc.cli.screen import console
 from attnc.cli.status import OK
+from attnc.dsl.convolution import Convolution
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 from attnc.ops.shipped import shipped
 
 INDEX = "index.md"
+_FAMILIES = ("softmax", "state", "terms", "conv")
 
 
 def gallery(which: Sequence[str], folder: Path) -> int:
     """Write the pages of the variants named, or of all shipped ones, into a folder."""
     variants = find_all(which) if which else tuple(shipped().values())
-    for variant in variants:
-        if variant.family == "conv":
-            raise UsageError(f"{variant.name!r} is a convolution, and pages are of attention alone")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in pages(variants):
@@ -44,15 +45,22 @@ def pages(variants: Sequence[Variant]) -> Iterator[tuple[str, str]]:
     yield INDEX, index_text(variants)
 
 
+def page_of(variant: Variant) -> Page:
+    """What a page says of a variant."""
+    if isinstance(variant, Convolution):
+        return ConvolutionPage(variant)
+    return AttentionPage(variant)
+
+
 def page_text(variant: Variant) -> str:
     """The page of one variant."""
-    return _printed("gallery_page.md.jinja", page=Page(variant))
+    return _printed("gallery_page.md.jinja", page=page_of(variant))
 
 
 def index_text(variants: Sequence[Variant]) -> str:
     """The page that lists them, softmax first."""
-    listed = sorted(variants, key=lambda variant: (variant.family, variant.name))
-    return _printed("gallery_index.md.jinja", pages=[Page(variant) for variant in listed])
+    listed = sorted(variants, key=lambda item: (_FAMILIES.index(item.family), item.name))
+    return _printed("gallery_index.md.jinja", variants=listed)
 
 
 def _printed(template: str, **facts: object) -> str:

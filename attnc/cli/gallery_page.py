@@ -1,53 +1,36 @@
-"""What a page of the gallery says of a variant, all of it from the declaration."""
+"""What every page of the gallery says of a variant, all of it from the declaration."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from attnc.cli.gallery_snippet import snippet
-from attnc.codegen.algebra import Algebra, analyse
-from attnc.codegen.decode_planner import decode_form, ring_size
-from attnc.codegen.device import DEVICES
-from attnc.codegen.features import features_of
-from attnc.codegen.formula import formula, recurrence
-from attnc.codegen.plan import PassPlan, Plan, Request, Workload
+from attnc.codegen.plan import PassPlan, Plan, Request
 from attnc.codegen.planner import plans
 from attnc.codegen.render import render
-from attnc.codegen.work import pass_work, visible_fraction
-from attnc.dsl.sequences import over_sequences
 from attnc.dsl.toml_file import dumps
 from attnc.dsl.variant import Variant
-from attnc.errors import InputError, PlanError
 
 DEVICE = "h100"
 TOKENS = 8192
 LENGTHS = (1024, 4096, 16384, 65536)
-_HEADS, _DIM = 16, 64
+
+# FLOPs, HBM bytes, microseconds at the roofline
+Work = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Page:
-    """One variant with its plans for bf16 on an H100: batch 1, its own heads and head dims."""
+class Page(ABC):
+    """One variant with its plans for bf16 on an H100."""
 
     variant: Variant
 
-    @cached_property
-    def algebra(self) -> Algebra:
-        """What the declaration means."""
-        return analyse(self.variant)
-
-    @cached_property
+    @property
+    @abstractmethod
     def request(self) -> Request:
-        """What is planned: the declared dims and heads, 64 channels and 16 heads where none are."""
-        variant = self.variant
-        dims = (_DIM, _DIM) if variant.dim is None else (variant.dim.qk, variant.dim.v)
-        heads = (_HEADS, _HEADS)
-        if variant.heads is not None:
-            heads = (variant.heads.q, variant.heads.kv)
-        work = Workload(1, TOKENS, TOKENS, *heads)
-        return Request(variant, DEVICES[DEVICE], dims, heads=heads, workload=work)
+        """What is planned."""
 
     @cached_property
     def forward(self) -> Plan:
@@ -66,101 +49,64 @@ class Page:
         return "\n".join(x for x in lines if not x.startswith(("about = ", "paper = ")))
 
     @property
+    @abstractmethod
+    def introduction(self) -> str:
+        """The line above the formula: the family, and what the formula is of."""
+
+    @property
+    @abstractmethod
     def formula(self) -> str:
         """The definition in LaTeX."""
-        return formula(self.variant, self.algebra)
 
     @property
+    @abstractmethod
     def recurrence(self) -> str:
         """The fold over tokens in LaTeX, or nothing."""
-        return recurrence(self.variant, self.algebra)
 
-    @property
-    def snippet(self) -> str:
-        """A call that runs on a CPU."""
-        return snippet(self.variant)
-
-    @property
-    def source(self) -> str:
-        """The emitted module of the forward."""
-        return render(self.forward).rstrip()
-
-    @property
-    def workload(self) -> str:
-        """The shape that is planned for, on one line."""
-        work, (qk, v) = self.request.workload, self.request.dims
-        heads = f"H={work.hq}" if work.hq == work.hkv else f"Hq={work.hq} Hkv={work.hkv}"
-        return f"B={work.batch} T={work.tq:,} {heads} K={qk} V={v}"
-
-    @property
-    def visible(self) -> str:
-        """The share of pairs that positions leave; data hides more."""
-        work, form = self.request.workload, self.variant.mask_form
-        share = f"{visible_fraction(form, work.tq, work.tk):.1%} of the pairs are visible"
-        if form.documents or form.blocks:
-            return f"{share} by position; what data hides is not taken off"
-        if form.tensors:
-            return f"{share}, a bound of the mask taken to be half of the keys"
-        return share
-
+    @abstractmethod
     def forms(self) -> Iterator[tuple[str, bool, str]]:
         """Each form, whether there is one, and why; then decode and packed sequences."""
-        for verdict in self.algebra.forms:
-            yield verdict.form, verdict.legal, verdict.reason
-        yield ("decode", *self._decode())
-        try:
-            packed = analyse(over_sequences(self.variant))
-        except InputError as error:
-            yield "packed sequences", False, error.message.partition(": ")[2]
-        else:
-            *others, last = (verdict.form for verdict in packed.forms if verdict.legal)
-            forms = f"{', '.join(others)} and {last} forms" if others else f"{last} form"
-            yield "packed sequences", True, f"`cu_seqlens_q`, `cu_seqlens_k`, in the {forms}"
-
-    def _decode(self) -> tuple[bool, str]:
-        try:
-            form, _ = decode_form(self.request, self.algebra)
-        except PlanError as error:
-            return False, error.notes[0]
-        if form == "recurrent":
-            return True, self.state
-        size, why = ring_size(self.variant, self.algebra)
-        if size is None:
-            return True, f"a KV cache, contiguous or paged; no ring: {why}"
-        return True, f"a KV cache, contiguous or paged, or a ring of {size:,} keys"
 
     @property
-    def state(self) -> str:
-        """The state of one head."""
-        qk, v = self.request.dims
-        count = features_of(self.algebra, qk).count
-        columns = v + (self.variant.normalize == "sum")
-        sums = " and their sums" if columns > v else ""
-        size = count * columns * 4
-        return f"a state of {count} features by {v} channels{sums} a head, {size:,} B in fp32"
+    @abstractmethod
+    def snippet(self) -> str:
+        """A call that runs on a CPU."""
+
+    @property
+    @abstractmethod
+    def workload(self) -> str:
+        """The shape that is planned for, on one line."""
+
+    @property
+    @abstractmethod
+    def remark(self) -> str:
+        """What else the plan depends on, in a sentence without its stop."""
 
     def passes(self) -> Iterator[tuple[str, PassPlan]]:
         """The passes of the forward, then those of the backward."""
         yield from (("forward", step) for step in self.forward.passes)
         yield from (("backward", step) for step in self.backward.passes)
 
-    def costs(self) -> Iterator[tuple[int, list[tuple[float, float, float]]]]:
-        """At each length, (FLOPs, HBM bytes, microseconds at the roofline), forward and backward.
+    @property
+    @abstractmethod
+    def cost_note(self) -> str:
+        """What the rows of `costs` hold, up to its first stop."""
 
-        The tiles are those that were planned for T = 8,192.
-        """
-        for tokens in LENGTHS:
-            yield tokens, [self._cost(plan, tokens) for plan in (self.forward, self.backward)]
+    @property
+    def cost_heads(self) -> tuple[str, ...]:
+        """What stands above the first cells of a row of `costs`."""
+        return ("T",)
 
-    def _cost(self, plan: Plan, tokens: int) -> tuple[float, float, float]:
-        work = replace(self.request.workload, tq=tokens, tk=tokens)
-        phase = "forward" if plan is self.forward else "backward"
-        request = replace(self.request, workload=work, phase=phase)
-        device = request.device
-        found = [pass_work(request, step.kernel, step.tile) for step in plan.passes]
-        seconds = (
-            max(moved / (device.tbps * 1e12), flops / (device.tflops * 1e12))
-            for moved, flops in found
-        )
-        flops, moved = sum(f for _, f in found), sum(m for m, _ in found)
-        return flops, moved, 1e6 * sum(seconds)
+    @abstractmethod
+    def costs(self) -> Iterator[tuple[tuple[str, ...], list[Work]]]:
+        """At each length the first cells of a row, then the work forward and backward."""
+
+    @property
+    def printed_by(self) -> str:
+        """The command that prints the source, as HTML."""
+        return f"<code>attnc emit {self.variant.name}</code> at these dims"
+
+    @property
+    def source(self) -> str:
+        """The emitted module of the forward."""
+        return render(self.forward).rstrip()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
+from attnc.dsl.convolution import Convolution
 from attnc.dsl.variant import Declared, Variant
 
-_TOKENS, _HQ, _HKV = 100, 4, 2
+_TOKENS, _HQ, _HKV, _CHANNELS = 100, 4, 2, 8
 
 
 def snippet(variant: Variant) -> str:
@@ -28,6 +31,41 @@ def snippet(variant: Variant) -> str:
         "torch.testing.assert_close(o, expected.float(), rtol=1e-4, atol=1e-4)",
     ]
     return "\n".join(lines)
+
+
+def filter_snippet(variant: Convolution) -> str:
+    """A script that runs where PyTorch is installed; as many taps as the mask shows."""
+    found = variant.filter
+    factors = {ref.name for ref in (found.outer, found.inner) if ref is not None}
+    declared = [t for t in (*variant.params, *variant.inputs) if t.name not in factors]
+    given = "".join(f", {tensor.name}={tensor.name}" for tensor in declared)
+    given += ", **factors" if factors else ""
+    lines = [
+        "import torch",
+        "",
+        "import attnc",
+        "",
+        f'op = attnc.compile(attnc.shipped()["{variant.name}"])',
+        f"v = torch.randn(1, {_TOKENS}, {_CHANNELS})  # [B, T, C]",
+        *(_channel_tensor(variant, tensor) for tensor in declared),
+        *([f"factors = op.init_factors({_TOKENS})  # the DFT's, by name"] if factors else []),
+        f"o = op(v{given})",
+        "",
+        f"expected = op.reference(v{given})  # eager, fp64, from the same declaration",
+        "torch.testing.assert_close(o, expected.float(), rtol=1e-4, atol=1e-4)",
+    ]
+    return "\n".join(lines)
+
+
+def _channel_tensor(variant: Convolution, tensor: Declared) -> str:
+    """Taps, of which a sum over all has the size of one token; skips and gates."""
+    # centred taps are odd in number
+    low, high = variant.filter.offsets(_TOKENS + (variant.filter.lowest is None))
+    lengths = {"b": 1, "t": _TOKENS, "c": _CHANNELS, "T": high - low + 1}
+    sizes = ", ".join(str(lengths[axis]) for axis in tensor.shape)
+    if tensor.name == variant.filter.weight.name:
+        return f"{tensor.name} = torch.randn({sizes}) / {isqrt(high - low + 1)}  # [C, taps]"
+    return f"{tensor.name} = torch.rand({sizes})  # [{', '.join(tensor.shape)}]"
 
 
 def _drawn(variant: Variant, tensor: Declared, dims: tuple[int, int]) -> str:

@@ -9,6 +9,7 @@ from importlib.resources import files
 
 from attnc.cli.screen import console, table
 from attnc.cli.status import OK
+from attnc.dsl.convolution import Convolution
 from attnc.dsl.text import to_text
 from attnc.dsl.variant import Variant
 from attnc.ops.shipped import shipped
@@ -40,19 +41,32 @@ def as_object(variant: Variant) -> dict[str, object]:
         "about": variant.about,
         "paper": None if variant.paper is None else asdict(variant.paper),
         "family": variant.family,
-        "feature_map": _feature_maps(variant),
-        "scale": str(variant.scale),
-        "score": to_text(variant.score),
         "mask": to_text(variant.mask),
-        "decay": _decay(variant),
-        "normalize": variant.normalize,
+        **(_filter(variant) if isinstance(variant, Convolution) else _attention(variant)),
         "params": [tensor.name for tensor in variant.params],
         "inputs": [tensor.name for tensor in variant.inputs],
-        "dim": None if variant.dim is None else {"qk": variant.dim.qk, "v": variant.dim.v},
         "summary": variant.summary,
         "digest": variant.digest,
         "file": str(files("attnc") / "ops" / "variants" / f"{variant.name}.toml"),
     }
+
+
+def _attention(variant: Variant) -> dict[str, object]:
+    return {
+        "feature_map": _feature_maps(variant),
+        "scale": str(variant.scale),
+        "score": to_text(variant.score),
+        "decay": _decay(variant),
+        "normalize": variant.normalize,
+        "dim": None if variant.dim is None else {"qk": variant.dim.qk, "v": variant.dim.v},
+    }
+
+
+def _filter(variant: Convolution) -> dict[str, object]:
+    read = {field: to_text(ref) for field, ref in variant.filter.refs}
+    fields = ("weight", "skip", "pregate", "postgate", "outer", "inner")
+    transforms = [str(transform) for transform in variant.filter.transforms]
+    return {**{field: read.get(field) for field in fields}, "transforms": transforms}
 
 
 def _feature_maps(variant: Variant) -> str:
@@ -60,6 +74,8 @@ def _feature_maps(variant: Variant) -> str:
 
 
 def _weight(variant: Variant) -> str:
+    if isinstance(variant, Convolution):
+        return ", ".join(map(str, (to_text(variant.filter.weight), *variant.filter.transforms)))
     weights = " + ".join(
         f"exp({to_text(part.score)})" if part.family == "softmax" else str(part.feature_map)
         for part in variant.terms or (variant,)

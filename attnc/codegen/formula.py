@@ -38,7 +38,7 @@ def formula(variant: Variant, algebra: Algebra) -> str:
     everything = variant.mask_form == FULL
     shown = r"\text{all keys}" if everything else rf"\{{\, j : {to_latex(variant.mask)} \,\}}"
     rows.append((r"\mathcal{M}_i", shown))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _weight(variant: Variant, term: str = "") -> list[tuple[str, str]]:
@@ -91,10 +91,11 @@ def recurrence(variant: Variant, algebra: Algebra) -> str:
         rows.append(("o_t", "y_t / n_t"))
     else:
         rows.append(("o_t", out))
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: list[tuple[str, str]]) -> str:
+def aligned(rows: list[tuple[str, str]]) -> str:
+    """Equations one below the other, their sides apart."""
     lines = [rf"{left} &= {right} \\" for left, right in rows]
     lines[-1] = lines[-1].removesuffix(r" \\")
     return "\n".join([r"\begin{aligned}", *lines, r"\end{aligned}"])

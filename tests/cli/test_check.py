@@ -7,6 +7,7 @@ import pytest
 from attnc.cli.check import forms_of
 from attnc.codegen.algebra import analyse
 from attnc.dsl import Variant
+from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
 
 TWO = """
@@ -53,8 +54,7 @@ def test_a_shipped_variant_is_checked_by_name(attnc):
 
 @pytest.mark.parametrize("variant", shipped().values(), ids=str)
 def test_the_forms_it_names_are_those_of_the_algebra(variant):
-    legal = tuple(verdict.form for verdict in analyse(variant).forms if verdict.legal)
-    assert forms_of(variant) == legal
+    assert forms_of(variant) == compile_op(variant).forms()
 
 
 def test_the_forms_of_a_state_behind_a_window_are_those_of_the_algebra():
@@ -62,6 +62,12 @@ def test_the_forms_of_a_state_behind_a_window_are_those_of_the_algebra():
     near = Variant("near", feature_map="identity", scale=1.0, mask=mask, normalize="none")
     legal = tuple(verdict.form for verdict in analyse(near).forms if verdict.legal)
     assert forms_of(near) == legal == ("parallel",)
+
+
+def test_the_forms_of_a_filter_on_both_sides_are_named_without_a_reason_of_states(attnc, declare):
+    done = attnc("check", declare('[c]\nweight = "w[c, i-j]"\nparams.w = { shape = ["c", "T"] }\n'))
+    assert (done.status, done.err) == (0, "")
+    assert done.out.endswith("   forms: toeplitz, fft, three_pass\n")
 
 
 def test_a_refused_declaration_is_one_rendered_error_and_exits_2(attnc, declare):

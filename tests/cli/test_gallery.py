@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnc.cli.gallery import index_text, page_text
-from attnc.cli.gallery_page import LENGTHS, Page
+from attnc.cli.gallery import index_text, page_of, page_text
+from attnc.cli.gallery_page import LENGTHS
 from attnc.dsl import loads
-from attnc.ops.shipped import shipped
+from attnc.ops.shipped import convolutions, shipped
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "gallery"
 STALE = "docs/gallery/{} is not what its declaration makes: `make golden`, then read the diff"
@@ -30,6 +30,20 @@ mask = "~(j <= i)"
 inputs.u = { shape = ["b", "t"] }
 """
 
+FILTERS = """
+[ahead]
+weight = "w[c, i-j]"
+mask = "(i - j >= 2) & (i - j < 40)"
+postgate = "out[b,t,c]"
+params.w = { shape = ["c", "T"] }
+inputs.out = { shape = ["b", "t", "c"] }
+
+[centred]
+weight = "w[c, i-j]"
+transforms = ["smooth(3)", "dropout(0.5)"]
+params.w = { shape = ["c", "T"] }
+"""
+
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_page_of_the_docs_is_what_its_declaration_makes(name):
@@ -41,7 +55,7 @@ def test_the_index_lists_every_page_and_no_other():
     kept = (DOCS / "index.md").read_text(encoding="utf-8")
     assert index_text(tuple(shipped().values())) == kept, STALE.format("index.md")
     assert {path.stem for path in DOCS.glob("*.md")} == {*shipped(), "index"}
-    assert len(shipped()) >= 18
+    assert len(shipped()) >= 22
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -74,17 +88,53 @@ def test_files_of_ones_own_get_pages_too(attnc, declare, tmp_path):
     assert "| [`mine`](mine.md) |  | state |  |" in index
 
 
-def test_a_convolution_has_no_page_and_says_so(attnc, declare, tmp_path):
-    text = '[c]\nweight = "w[c, i-j]"\nmask = "causal"\nparams.w = { shape = ["c", "T"] }\n'
-    done = attnc("gallery", declare(text), "-o", tmp_path)
-    assert (done.status, done.err) == (
-        64, "error[A500]: 'c' is a convolution, and pages are of attention alone\n"
-    )  # fmt: skip
+def test_a_convolution_of_ones_own_has_a_page_of_the_same_parts(attnc, declare, tmp_path):
+    done = attnc("gallery", declare(FILTERS), "-o", tmp_path)
+    assert (done.status, done.err) == (0, "")
+    ahead, centred, index = (
+        (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+        for name in ("ahead", "centred", "index")
+    )
+    parts = re.findall("^## .*", (DOCS / "flash.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall("^## .*", ahead, re.MULTILINE) == parts
+    assert r"\mathcal{M}_i &= \{\, j : i - j \ge 2\;\wedge\;i - j < 40 \,\}" in ahead
+    assert r"o_{i,c} &= \text{out}_{i,c}\, \sum_{j \in \mathcal{M}_i} w_{c,i-j}\, v_{j,c}" in ahead
+    assert "| decode | yes | a ring of 40 inputs a channel |" in ahead
+    assert "B=2 T=8,192 C=1,024, 38 taps a channel: the toeplitz form" in ahead
+    assert r"\mathcal{M}_i &= \text{all tokens} \\" in centred
+    assert (
+        r"\hat{w}_c &= \operatorname{dropout}_{0.5}(\operatorname{smooth}_{3}(w_c)) \\" in centred
+    )
+    assert "| decode | no | its filter weighs tokens that come later |" in centred
+    # the middle one of an odd number of taps is the token's own
+    assert "w = torch.randn(8, 101) / 10" in centred
+    assert "| [`ahead`](ahead.md) |  | conv |  |" in index
+
+
+@pytest.mark.parametrize("name", convolutions())
+def test_the_command_under_a_convolutions_source_prints_that_source(name, attnc):
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"<code>attnc (emit .*)</code> prints them", text)
+    (source,) = re.findall(r"^```py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert attnc(*command.split()).out == source
+
+
+def test_what_a_transform_costs_grows_as_it_and_what_four_taps_cost_with_the_tokens():
+    def flops(name: str) -> list[float]:
+        return [phases[0][0] for _, phases in page_of(shipped()[name]).costs()]
+
+    short, long = flops("short_conv"), flops("hyena")
+    assert short[-1] / short[-2] == pytest.approx(4, rel=0.01)
+    # 64 times the tokens: more than in proportion, far from the square
+    assert 64 < long[-1] / long[0] < 512
+    assert [cells[1] for cells, _ in page_of(shipped()["hyena"]).costs()][-1] == "three_pass"
+    # a learned transform ends at a block
+    assert [cells[0] for cells, _ in page_of(shipped()["butterfly_conv"]).costs()][-1] == "4,096"
 
 
 def test_costs_grow_with_the_square_of_the_length_where_rows_see_all_and_else_linearly():
     def growth(name: str, phase: int) -> float:
-        costs = [phases[phase][0] for _, phases in Page(shipped()[name]).costs()]
+        costs = [phases[phase][0] for _, phases in page_of(shipped()[name]).costs()]
         return costs[-1] / costs[-2]
 
     assert LENGTHS[-1] == 4 * LENGTHS[-2]
@@ -98,6 +148,6 @@ def test_an_expression_in_latex_keeps_its_brackets():
     text = (
         '[v]\nfeature_map = "softmax"\nscale = 1.0\nscore = "s*(i - j)**2/(h + 1) - (s - (i - j))"'
     )
-    page = Page(loads(text)["v"])
+    page = page_of(loads(text)["v"])
     assert r"\exp\left(\frac{s_{ij}\,\left(i - j\right)^{2}}{h + 1}" in page.formula
     assert r" - \left(s_{ij} - \left(i - j\right)\right)\right)" in page.formula

@@ -8,7 +8,7 @@ from attnc.codegen.plan import Plan
 from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
 from attnc.ops.op import compile as compile_op
-from attnc.ops.shipped import shipped
+from attnc.ops.shipped import attentions
 
 DIMS = {"based": ((16, 64), (16, 48)), "rebased": ((16, 64), (16, 48))}
 DRAWN = loads(
@@ -33,8 +33,8 @@ inputs.g = { shape = ["b", "t", "h", "k"], grad = true }
 
 
 def all_variants() -> dict[str, Variant]:
-    """The shipped variants, each meaning once, gates a token and gates a channel."""
-    once = {variant.digest: variant for variant in reversed(shipped().values())}
+    """The shipped ones of q, k and v, each meaning once, gates a token and gates a channel."""
+    once = {variant.digest: variant for variant in reversed(attentions().values())}
     return {variant.name: variant for variant in (*reversed(once.values()), *DRAWN.values())}
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 
 import jinja2
@@ -18,7 +19,7 @@ from attnc.codegen.render import render
 from attnc.codegen.template import environment
 from attnc.dsl.toml_file import dumps, loads
 from attnc.ops.op import compile as compile_op
-from attnc.ops.shipped import shipped
+from attnc.ops.shipped import convolutions, shipped
 from tests.codegen.emitted import DIMS, all_plans, all_variants, backward_plans
 
 ROOT = Path(__file__).parent.parent.parent
@@ -121,6 +122,20 @@ def test_a_name_changes_nothing_but_the_name(name):
             text = compile_op(variant).source(dim=dims, form=form)
             assert name not in text.replace("linear weight", "")
             assert other in text
+            texts.append(text.replace(other, name))
+    half = len(texts) // 2
+    assert texts[:half] == texts[half:]
+
+
+@pytest.mark.parametrize("name", convolutions())
+def test_a_convolutions_name_changes_nothing_but_the_name(name):
+    declared = dumps(convolutions()[name])
+    texts = []
+    for other in ("zebra", "heron"):
+        op = compile_op(loads(declared.replace(f"[{name}]", f"[{other}]"))[other])
+        for form, backward in product(op.forms(), (False, True)):
+            text = op.source(form=form, backward=backward)
+            assert name not in text and other in text
             texts.append(text.replace(other, name))
     half = len(texts) // 2
     assert texts[:half] == texts[half:]

@@ -14,6 +14,7 @@ from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.op import compile as compile_op
 from attnc.ops.placement import planner_device
 from attnc.ops.reference_convolution import convolution_gradients
+from attnc.ops.shipped import convolutions
 from attnc.ops.verify import verify
 from attnc.ops.verify_convolution import FilterShape, draw_filter, op_gradients
 from tests.ops.convolutions import CONVOLUTIONS, LEARNED
@@ -31,6 +32,13 @@ def test_both_forms_and_their_gradients_agree_with_fp64(name, dtype):
         CONVOLUTIONS[name], device="cuda", dtypes=[dtype],
         shapes=[FilterShape.of(*size, strided=size[1] == 1000) for size in sizes],
     )  # fmt: skip
+    assert report.passed, report.failures
+
+
+@pytest.mark.parametrize("name", convolutions())
+def test_a_shipped_convolution_is_its_direct_sum(name):
+    shapes = [FilterShape.of(*size) for size in ((3, 1000, 16, 1000), (2, 63, 16, 4))]
+    report = verify(convolutions()[name], device="cuda", dtypes=["bf16", "fp32"], shapes=shapes)
     assert report.passed, report.failures
 
 

@@ -10,7 +10,7 @@ from attnc.errors import PlanError
 from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from attnc.ops.shipped import shipped
+from attnc.ops.shipped import attentions
 from attnc.ops.verify_gradients import gradient_rows
 
 pytestmark = pytest.mark.gpu
@@ -46,13 +46,13 @@ def hold(op: Op, shape: Shape, dtype: str, *, seed: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def ops() -> dict[str, Op]:
-    known = {name: compile_op(variant) for name, variant in shipped().items()}
+    known = {name: compile_op(variant) for name, variant in attentions().items()}
     return {**known, "gated": compile_op(GATED)}
 
 
 @pytest.mark.parametrize("tokens", [63, 1000])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize("name", [*shipped(), "gated"])
+@pytest.mark.parametrize("name", [*attentions(), "gated"])
 def test_gradients_of_a_variant_are_those_of_its_formula(name, dtype, tokens, ops):
     qk = 16 if name == "based" else 64
     hold(ops[name], Shape(2, tokens, tokens, 4, 2, qk, 64), dtype)

@@ -11,7 +11,7 @@ from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.reference import pt
-from attnc.ops.shipped import shipped
+from attnc.ops.shipped import attentions, shipped
 
 pytestmark = pytest.mark.gpu
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -34,12 +34,12 @@ def hold(op: Op, shape: Shape, dtype: torch.dtype, *, seed: int = 0, **options) 
 
 @pytest.fixture(scope="module")
 def ops() -> dict[str, Op]:
-    return {name: compile_op(variant) for name, variant in shipped().items()}
+    return {name: compile_op(variant) for name, variant in attentions().items()}
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 1000])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", attentions())
 def test_a_shipped_variant_is_its_formula(name, dtype, tokens, ops):
     qk = 16 if name == "based" else 64
     hold(ops[name], Shape(2, tokens, tokens, 4, 2, qk, 64), DTYPES[dtype])

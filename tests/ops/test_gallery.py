@@ -6,12 +6,13 @@ import pytest
 
 from attnc.ops.draw import Shape
 from attnc.ops.op import compile as compile_op
-from attnc.ops.shipped import shipped
+from attnc.ops.shipped import attentions, convolutions, shipped
 from attnc.ops.verify import verify
+from attnc.ops.verify_convolution import FilterShape
 from tests.ops.test_verify import NAMES
 
 # test_verify holds three of them, at more shapes
-OTHERS = [name for name in shipped() if name not in NAMES]
+OTHERS = [name for name in attentions() if name not in NAMES]
 
 
 def shape_of(name: str) -> Shape:
@@ -33,3 +34,16 @@ def test_a_shipped_variant_is_its_reference_in_every_form(name):
         forms = compile_op(shipped()[name]).forms()
         assert {f"{form} form" for form in forms} <= rows
         assert {f"d q, {form} form" for form in forms if form != "recurrent"} <= rows
+
+
+@pytest.mark.parametrize("name", convolutions())
+def test_a_shipped_convolution_is_its_direct_sum_in_every_form(name):
+    variant = convolutions()[name]
+    # ragged, an odd row that no other is packed with, more taps than tokens; 16 bits are dear here
+    report = verify(variant, shapes=[FilterShape.of(3, 45, 1, 50)], dtypes=["fp32"])
+    assert report.passed, str(report)
+    assert not report.skipped
+    rows = {row.what for row in report.rows}
+    grads = ["v", *(t.name for t in (*variant.params, *variant.inputs) if t.grad)]
+    for form in compile_op(variant).forms():
+        assert {f"{form} form", *(f"d {label}, {form} form" for label in grads)} <= rows

@@ -18,7 +18,7 @@ from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.operators import op_named
 from attnc.ops.reference_gradient import Incoming, reference_gradients
-from attnc.ops.shipped import shipped
+from attnc.ops.shipped import attentions, shipped
 from attnc.ops.verify_gradients import gradient_rows, op_gradients
 from tests.ops.test_property import SETTINGS
 from tests.strategies import calls
@@ -75,7 +75,7 @@ def declared() -> dict[str, Op]:
 
 @pytest.fixture(scope="module")
 def ops() -> dict[str, Op]:
-    return {name: compile_op(variant) for name, variant in shipped().items()}
+    return {name: compile_op(variant) for name, variant in attentions().items()}
 
 
 def forms_of_shipped() -> list[tuple[str, str]]:

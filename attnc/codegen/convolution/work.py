@@ -6,11 +6,14 @@ from collections.abc import Mapping
 
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, Request
+from attnc.dsl.convolution import Convolution
 
 
 def taps_of(request: Request) -> int:
-    """The taps that a plan is made for: the workload's, or as many as there are tokens."""
-    return request.workload.taps or request.workload.tk
+    """The taps that a plan is made for: the workload's, or one a token, as the mask shows them."""
+    assert isinstance(request.variant, Convolution)
+    low, high = request.variant.filter.offsets(request.workload.taps or request.workload.tk)
+    return max(1, high - low + 1)
 
 
 def filter_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tuple[float, float]:
