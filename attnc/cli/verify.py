@@ -12,7 +12,13 @@ from attnc.ops.report import Report
 
 
 def verify(
-    which: str, device: str, dtypes: tuple[str, ...], seed: int | None, *, as_json: bool
+    which: str,
+    device: str,
+    dtypes: tuple[str, ...],
+    seed: int | None,
+    *,
+    backend: str | None,
+    as_json: bool,
 ) -> int:
     """Verify each variant; as JSON an object, or an array for a whole file."""
     for name in dtypes:
@@ -30,6 +36,7 @@ def verify(
                 device=device,
                 dtypes=tuple(dict.fromkeys(dtypes)) or None,
                 seed=seed,
+                backend=backend,
                 progress=waiting.update,
             )
         reports.append(report)
@@ -75,5 +82,5 @@ def _check_device(name: str) -> None:
             raise UsageError(
                 "there is no CUDA device here",
                 notes=(f"torch {torch.__version__} sees none",),
-                hints=("--device cpu runs the same kernels in Triton's interpreter",),
+                hints=("--device cpu interprets the same kernels",),
             )

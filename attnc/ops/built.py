@@ -21,7 +21,7 @@ from attnc.codegen.device import Device
 from attnc.codegen.launch import box_sides, constant
 from attnc.codegen.plan import Plan
 from attnc.codegen.render import kernel_symbol, render, render_launcher
-from attnc.errors import InputError, PlanError
+from attnc.errors import PlanError
 from attnc.ops.descriptors import describing, odd_layout, undescribable
 from attnc.ops.seen_calls import run_on
 
@@ -102,16 +102,14 @@ def launch(
     """
     built = built.taking(*arguments[:3])
     phase = built.plan.phase
-    if q.device.type == "cpu" and built.plan.backend == "gluon":
-        raise InputError(
-            "gluon kernels run on a GPU alone: no interpreter takes them",
-            hints=("leave the backend out: triton's kernels are interpreted on CPU tensors",),
-        )
     if q.device.type == "cpu":
         # a CUDA call needs no interpreter
         from attnc.autotune.interpreter import run_interpreted
 
-        result = run_interpreted(built.path, phase, tuple(arguments), {}, written=written)
+        def run(*tensors: torch.Tensor) -> Any:
+            return run_interpreted(built.path, phase, tensors, {}, written=written)
+
+        result = (describing(run) if built.plan.backend == "gluon" else run)(*arguments)
     elif built.run is not None:
         result = run_on(q.device, built.run, arguments)
     else:

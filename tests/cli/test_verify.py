@@ -41,7 +41,7 @@ def reports(monkeypatch):
     def verify(variant, **options):
         options["progress"](1, 1, "done")
         asked.append(options)
-        return Report(variant.name, "cpu, in Triton's interpreter", 7, rows.pop(0))
+        return Report(variant.name, "cpu, interpreted", 7, rows.pop(0))
 
     monkeypatch.setattr("attnc.ops.verify.verify", verify)
     return rows, asked

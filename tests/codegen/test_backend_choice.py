@@ -110,7 +110,7 @@ LEFT = {
     "a step is bound by memory, and the triton backend's takes one row": request(
         "causal", 128, Workload(64, 1, 4096, 32, 8), phase="decode", cache="contiguous"
     ),
-    "no interpreter takes its kernels": request(
+    "on a CPU its schedule gains nothing; ask for it to have it interpreted": request(
         "causal", 128, long(4096), launcher="interpreted"
     ),
     "what launches binaries hands over pointers, and its kernels take descriptors": request(

@@ -63,7 +63,7 @@ def test_cpu_tensors_run_triton_in_the_interpreter(device):
     op = compile_op(shipped()["flash"], device=device)
     found = find(op, rows(*LONG, device="cpu"))
     assert found.plan.backend == "triton" and found.otherwise is None
-    assert found.plan.backend_reason == "not gluon: no interpreter takes its kernels"
+    assert found.plan.backend_reason.startswith("not gluon: on a CPU its schedule gains nothing")
 
 
 def test_a_backend_that_is_asked_for_is_what_runs():

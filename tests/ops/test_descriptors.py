@@ -48,11 +48,12 @@ def test_a_launcher_names_the_tensor_and_does_not_run():
     assert len(ran) == 1
 
 
-def test_a_gluon_op_is_refused_on_a_cpu():
+def test_a_gluon_op_names_a_tensor_that_it_cannot_read_on_a_cpu_too():
     op = compile_op(shipped()["flash"], backend="gluon")
     q = torch.randn(1, 16, 1, 64, dtype=torch.bfloat16)
-    with pytest.raises(InputError, match="gluon kernels run on a GPU alone"):
-        op(q, q, q)
+    odd = torch.randn(1, 16, 1, 128, dtype=torch.bfloat16)[..., ::2]
+    with pytest.raises(InputError, match="cannot read k: its channels are 2"):
+        op(q, odd, q)
 
 
 def test_an_op_of_an_unknown_backend_is_refused():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from attnc.cli.options import WHICH, Jobs, Json, Which
+from attnc.cli.options import WHICH, Backend, Jobs, Json, Which
 
 
 def list_command(as_json: Json = False) -> int:
@@ -36,12 +36,13 @@ def verify_command(
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", min=0, help="Draw the same inputs again.")
     ] = None,
+    backend: Backend = None,
     as_json: Json = False,
 ) -> int:
     """Run kernels against the fp64 reference; exit 1 where one fails."""
     from attnc.cli.verify import verify
 
-    return verify(which, device, tuple(dtype or ()), seed, as_json=as_json)
+    return verify(which, device, tuple(dtype or ()), seed, backend=backend, as_json=as_json)
 
 
 def gallery_command(

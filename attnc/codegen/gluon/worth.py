@@ -46,7 +46,7 @@ _LEAST_US = 15.0
 _LEAST_ROWS = 128
 
 _LAUNCHERS = {
-    "interpreted": "no interpreter takes its kernels",
+    "interpreted": "on a CPU its schedule gains nothing; ask for it to have it interpreted",
     "packaged": "what launches binaries hands over pointers, and its kernels take descriptors",
 }
 

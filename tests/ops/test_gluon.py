@@ -1,0 +1,131 @@
+"""Gluon's kernels on a CPU: every feature against the formula, and every guard they have."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnc.autotune.gluon_interpreter.faults import GluonFault
+from attnc.autotune.gluon_interpreter.install import gluon_interpreted
+from attnc.codegen.device import DEVICES
+from attnc.codegen.plan import Plan, Request
+from attnc.codegen.planner import plans
+from attnc.codegen.render import render
+from attnc.dsl.toml_file import loads
+from attnc.ops.verify import Shape, verify
+from tests.conftest import ROOT
+
+TOML = (ROOT / "tests" / "gpu" / "gluon_variants.toml").read_text(encoding="utf-8")
+VARIANTS = loads(TOML.replace("] }", "], grad = true }"))
+# a place of 128 rows meets tiles on both edges of the mask, and full ones between
+ROWS = 768
+WIDE = loads('[w]\nfeature_map = "softmax"\nscale = 0.1\nmask = "causal & window(450)"\n')["w"]
+
+
+def hold(name: str, *shapes: Shape, dtype: str = "bf16") -> None:
+    report = verify(VARIANTS[name], backend="gluon", dtypes=[dtype], shapes=shapes, seed=len(name))
+    assert report.passed, report.failures[0]
+    assert not report.skipped and {row.what for row in report.rows} >= {"online form", "lse"}
+    assert any(row.what.startswith("d q") for row in report.rows)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_feature_is_its_formula_forward_and_backward(name):
+    hold(name, Shape(1, 300, 300, 2, 1, 64, 64))
+
+
+@pytest.mark.parametrize("name", ["capped", "banded", "sunk"])
+def test_fp16_is_right_too(name):
+    hold(name, Shape(1, 200, 200, 2, 2, 64, 64), dtype="fp16")
+
+
+@pytest.mark.parametrize("dim", [80, 96, 128])
+def test_wide_and_odd_heads_are_right(dim):
+    hold("windowed", Shape(1, 150, 150, 2, 1, dim, dim, strided=True))
+
+
+@pytest.mark.parametrize("lengths", [(1, 300), (100, 333), (333, 100)])
+@pytest.mark.parametrize("name", ["causal", "banded"])
+def test_queries_stand_at_the_last_keys(name, lengths):
+    hold(name, Shape(1, *lengths, 2, 1, 64, 64))
+
+
+@cache
+def swept(phase: str, *, persistent: bool = False) -> Plan:
+    found = plans(Request(WIDE, DEVICES["h100"], (64, 64), backend="gluon", phase=phase))
+    if phase == "backward":
+        return found[0]
+    return next(plan for plan in found if ("P" in plan.passes[0].tile) == persistent)
+
+
+def drawn() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(1, ROWS, 1, 64, generator=generator).bfloat16() for _ in range(4)]
+
+
+def run(text: str, path: Path, symbol: str, tensors: list[torch.Tensor]) -> None:
+    """One program of one of a module's kernels: the longest, or one that takes all places."""
+    text = re.sub(r"\[\(.*,\)\]\(\n", "[(1,)](\n", text)
+    # the other kernels are not launched, and leave what they would write NaN
+    text = re.sub(rf"    (?!{symbol}\b)\w+\[\(1,\)\]\(\n(?: {{8}}.*\n)+    \)\n", "", text)
+    path.write_text(text, encoding="utf-8")
+    names = {"__name__": path.stem, "__file__": str(path)}
+    with gluon_interpreted():
+        exec(compile(text, path, "exec"), names)
+    names["forward" if len(tensors) == 3 else "backward"](*tensors)
+
+
+GUARD = re.compile(
+    r" +(?:mbarrier\.(?:wait|arrive|expect)|fence_async_shared\(|tma\.store_wait"
+    r"|.* = warpgroup_mma_wait)"
+)
+# A program that ends has nothing to give back for. The other waits stand behind one that says as
+# much: what `first` lets go is let go after `second`, and `rows` are there before `second` is.
+NEEDLESS = {
+    ("w_online", True): [],
+    ("w_online", False): [
+        "mbarrier.arrive(k_free.index(slot), count=1)",
+        "mbarrier.arrive(v_free.index(before), count=1)",
+    ],
+    ("w_dq", False): [
+        "mbarrier.wait(second_free.index(slot), phase ^ 1)",
+        "mbarrier.arrive(second_free.index(slot), count=1)",
+        "mbarrier.arrive(first_free.index(slot), count=1)",
+    ],
+    ("w_dkv", False): [
+        "mbarrier.wait(second_free.index(slot), phase ^ 1)",
+        "mbarrier.wait(rows_full.index(slot), phase)",
+        "mbarrier.wait(rows_full.index(slot), phase)",
+        "mbarrier.wait(rows_full.index(slot), phase)",
+        "mbarrier.arrive(first_free.index(slot), count=1)",
+        "mbarrier.arrive(second_free.index(slot), count=1)",
+    ],
+}
+
+
+@pytest.mark.parametrize(("symbol", "persistent"), NEEDLESS)
+def test_a_kernel_without_any_one_of_its_guards_is_a_fault(symbol, persistent, tmp_path):
+    q, k, v, do = drawn()
+    lse = torch.zeros(1, 1, ROWS)
+    phase = "forward" if symbol == "w_online" else "backward"
+    tensors = [q, k, v] if phase == "forward" else [q, k, v, q, lse, do, lse]
+    lines = render(swept(phase, persistent=persistent)).split("\n")
+    run("\n".join(lines), tmp_path / "whole.py", symbol, tensors)
+    begin = next(n for n, line in enumerate(lines) if line.startswith(f"def {symbol}_producer"))
+    end = next(n for n, line in enumerate(lines) if line.startswith(f"def {symbol}("))
+    guards = [n for n in range(begin, end) if GUARD.match(lines[n])]
+    assert len(guards) > 20
+    left: list[str] = []
+    for number in guards:
+        line = lines[number]
+        without = [*lines[:number], line[: -len(line.lstrip())] + "pass", *lines[number + 1 :]]
+        try:
+            run("\n".join(without), tmp_path / f"without_{number}.py", symbol, tensors)
+        except GluonFault:
+            continue
+        left.append(line.strip())
+    assert left == NEEDLESS[symbol, persistent]
