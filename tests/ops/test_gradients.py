@@ -24,12 +24,12 @@ from tests.ops.test_property import SETTINGS
 from tests.strategies import calls
 
 CPU = torch.device("cpu")
-# every kind of declared tensor: none, head, key/value head, query, key, both, token, pair
+# every kind of declared tensor: none, head, key/value head, query, key, both in any order, token
 DECLARED = """
 [biased]
 feature_map = "softmax"
 scale = "rsqrt(d)"
-score = "s*sqrt(1 + z[h]**2) + u[b,i,h]*w[b,j,h] - r[h,i,j] + m*y[b,i] + tilt[hkv]*j + g[b,i,h] - g[b,j,h]"
+score = "s*sqrt(1 + z[h]**2) + u[b,i,h]*w[b,j,h] - r[h,i,j] + m*y[b,i] + tilt[hkv]*j + g[b,i,h] - g[b,j,h] + x[j,i]*x[j,i]"
 mask = "causal | (j < 4)"
 params.z = { shape = ["h"], grad = true }
 params.m = { shape = [], grad = true }
@@ -39,6 +39,7 @@ inputs.u = { shape = ["b", "i", "h"], grad = true }
 inputs.w = { shape = ["b", "j", "h"], grad = true }
 inputs.y = { shape = ["b", "i"] }
 inputs.g = { shape = ["b", "t", "h"], grad = true }
+inputs.x = { shape = ["j", "i"], grad = true }
 
 [gated]
 feature_map = "elu(x) + 1"

@@ -52,10 +52,9 @@ def partial_sum(partial: Partial) -> PartialSum:
         pairs = zip(partial.index, partial.declared.shape, strict=True)
         token = next((axis for letter, axis in pairs if letter in {"j", "t"}), "t")
         return PartialSum(partial, ("b", "h", token, *("c" for c in partial.index if c == "c")))
-    lanes = tuple(
-        axis for letter, axis in zip(partial.index, partial.declared.shape, strict=True)
-        if letter in {"i", "j", "t"}
-    )  # fmt: skip
+    read = zip(partial.index, partial.declared.shape, strict=True)
+    # pairs are stored row by row, whichever of its two axes a tensor declares first
+    lanes = tuple(axis for _, axis in sorted(pair for pair in read if pair[0] in {"i", "j", "t"}))
     channels = ("k",) if "k" in partial.index else ()
     return PartialSum(partial, ("b", "h", *(lanes or ("n",)), *channels))
 
