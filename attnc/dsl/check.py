@@ -238,6 +238,15 @@ def check_grad(fields: Fields, declared: tuple[Declared, ...], *expressions: Exp
                 notes=("query head h reads one key/value head: all other entries would get 0",),
                 hints=("give it the axis h alone", "or set grad = false"),
             )
+        twice = _read_twice(tensor, expressions) if tensor.grad else None
+        if twice is not None:
+            raise fields.refuse(
+                f"{tensor.kind}s.{tensor.name}",
+                f"{tensor.name!r} asks for a gradient, and {to_text(twice)} reads two of its axes "
+                "at one token",
+                notes=("only its diagonal is read: all other entries would get 0",),
+                hints=("declare the diagonal, with one axis of tokens", "or set grad = false"),
+            )
         if tensor.grad and tensor.name in used and tensor.name not in smooth:
             raise fields.refuse(
                 f"{tensor.kind}s.{tensor.name}",
@@ -245,6 +254,17 @@ def check_grad(fields: Fields, declared: tuple[Declared, ...], *expressions: Exp
                 notes=("it is used in conditions alone, which are flat almost everywhere",),
                 hints=("set grad = false",),
             )
+
+
+def _read_twice(tensor: Declared, expressions: tuple[Expr | None, ...]) -> Ref | None:
+    """Where a tensor is read on a diagonal; a value's t and j are one token."""
+    for expression in expressions:
+        for node in () if expression is None else walk(expression):
+            if isinstance(node, Ref) and node.name == tensor.name:
+                places = ["j" if letter == "t" else letter for letter in node.index]
+                if len(set(places)) < len(places):
+                    return node
+    return None
 
 
 def _smooth_names(expr: Expr) -> set[str]:
