@@ -115,6 +115,12 @@ class Printer:
                 inner = self._assign_truth(condition.args[0], lines, names)
                 lines.append(f"{name} = 1.0 - {inner}")
                 return name
+            case sympy.ITE():
+                case, then, otherwise = (
+                    self._assign_truth(arg, lines, names) for arg in condition.args
+                )
+                lines.append(f"{name} = tl.where({case} != 0.0, {then}, {otherwise})")
+                return name
         sides = [names.next(), names.next()]
         for side, value in zip(sides, condition.args, strict=True):
             self._assign(side, value, lines, room=LINE_WIDTH - len(side) - 3, names=names)
@@ -235,6 +241,11 @@ class Printer:
                 return yes if isinstance(condition, sympy.And) else no
             case sympy.Not():
                 return self._choose(condition.args[0], no, yes)
+            case sympy.ITE():
+                # a comparison of a choice: sympy makes a choice of comparisons of it
+                case, then, otherwise = condition.args
+                then, otherwise = self._choose(then, yes, no), self._choose(otherwise, yes, no)
+                return self._choose(case, then, otherwise)
         return f"tl.where({self.condition(condition)}, {yes}, {no})"
 
     def condition(self, expr: sympy.Basic) -> str:

@@ -73,6 +73,18 @@ def test_a_choice_of_several_conditions_is_split():
     np.testing.assert_allclose(got, [1.5, 0.7, 2.2])
 
 
+def test_a_comparison_of_a_choice_is_printed_on_one_line_and_on_several():
+    """sympy turns it into a choice of comparisons, ITE."""
+    chosen = sympy.Piecewise((X - 1, X > Y), (Y, True))
+    expr = sympy.Piecewise((X, chosen > 1), (-Y, True))
+    assert expr.has(sympy.ITE)
+    x, y = np.array([3.0, 1.5, 0.5, 0.2]), np.array([1.0, 1.0, 2.0, 0.3])
+    for names in ("b_x", "b_y"), ("b_" + "x" * 40, "b_" + "y" * 40):
+        lines = Printer(dict(zip("xy", names, strict=True))).statements("b_o", expr)
+        got = run(lines, "b_o", **dict(zip(names, (x, y), strict=True)))
+        np.testing.assert_allclose(got, [3.0, -1.0, 0.5, -0.3])
+
+
 # the printer cannot split a choice whose conditions alone are over a line
 SPLIT = [score for score in SCORES if " | " not in score]
 
