@@ -53,6 +53,16 @@ class Printer:
         self._assign(target, expr, lines, room=LINE_WIDTH - len(target) - 3, names=_names(target))
         return tuple(lines)
 
+    def tile(self, target: str, expr: sympy.Expr, element: str) -> tuple[str, ...]:
+        """The same where `target` has the shape of the tile whose elements `element` stands for.
+
+        An expression may have lost them: `v**0` is 1 at every element.
+        """
+        lines = self.statements(target, expr)
+        if any(symbol.name == element for symbol in expr.free_symbols):
+            return lines
+        return (*lines, f"{target} = {target} + tl.zeros_like({self.bindings[element]})")
+
     def text(self, expr: sympy.Basic) -> str:
         """The expression on one line, however long."""
         return self._print(expr)[0]

@@ -123,6 +123,39 @@ def test_a_padded_row_of_an_infinite_value_reaches_no_output():
         hold_exactly(op, Shape(1, 19, 19, 1, 1, 16, 20))
 
 
+CONSTANT = """
+[handed]
+feature_map = "identity"
+scale = 1.0
+value = "exp(m[hkv])*v**0"
+mask = "causal"
+normalize = "none"
+params.m = { shape = ["hkv"], grad = true }
+
+[mapped]
+feature_map = "exp(x)*exp(-x) + x*0"
+scale = 1.0
+log_decay = "-exp(0*w[k] + a[h])"
+mask = "causal"
+normalize = "sum"
+params.w = { shape = ["k"] }
+params.a = { shape = ["h"], grad = true }
+"""
+
+
+@pytest.mark.parametrize("form", ["parallel", "chunked", "recurrent"])
+@pytest.mark.parametrize("name", ["handed", "mapped"])
+def test_an_expression_that_is_the_same_for_every_channel_fills_its_tile(name, form):
+    """sympy takes v out of v**0, and x out of exp(x)*exp(-x): one number a row is left."""
+    op, shape = compile_op(loads(CONSTANT)[name]), Shape(1, 19, 19, 2, 1, 16, 20)
+    inputs = wide(op, shape)
+    out = op(*inputs.qkv, form=form, **inputs.tensors)
+    ref = reference(op.variant, *inputs.qkv, inputs.tensors)
+    assert float((out - ref).norm() / ref.norm()) < 1e-6
+    if form != "recurrent":
+        hold_exactly(op, shape, form=form)
+
+
 def test_a_value_in_python_is_the_value_in_toml():
     dt, a = Input("dt", shape="b,t,h", grad=True), Param("a", shape="h", grad=True)
     made = Variant(

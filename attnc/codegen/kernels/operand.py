@@ -71,7 +71,7 @@ def map_features(
     channel = f"{buffer}x"
     bound = printer.bound({"x": channel})
     source = source or buffer
-    lines = [f"{channel} = {source}.to(ACC)", *bound.statements(buffer, phi)]
+    lines = [f"{channel} = {source}.to(ACC)", *bound.tile(buffer, phi, "x")]
     if guard:
         lines.append(f"{buffer} = tl.where({guard}, {buffer}, 0.0)")
     node = Node(

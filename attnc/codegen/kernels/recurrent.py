@@ -20,6 +20,7 @@ from attnc.codegen.kernels.operand import join_guards
 from attnc.codegen.kernels.token_features import TokenFacts, feature_tables, token_features
 from attnc.codegen.kernels.value import setup_nodes, with_tensors
 from attnc.codegen.printer import Printer, number
+from attnc.codegen.symbolic import ref_symbol
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
 
@@ -145,7 +146,7 @@ def _map_value(builder: GraphBuilder, facts: TokenFacts, loaded: Loaded) -> None
     builder.extend(node for node in loaded.nodes if node.region == HEAD)
     lines, index = index_bindings(value)
     bound = facts.printer.bound({**loaded.bindings, **index, "v": "b_vc"})
-    lines = [*lines, "b_vc = b_v", *bound.statements("b_v", value)]
+    lines = [*lines, "b_vc = b_v", *bound.tile("b_v", value, "v")]
     lines.append("b_v = tl.where(m_v, b_v, 0.0)")
     reads = ("b_v", *(node.buffer for node in loaded.nodes))
     note = "what this token hands over"
@@ -189,7 +190,11 @@ def _fold(builder: GraphBuilder, facts: TokenFacts, loaded: Loaded, values: Load
         lines = bound.statements("b_a", facts.algebra.log_decay)
         line = f"b_l = tl.exp2(b_a * {number(LOG2E)})"
         reads = tuple(node.buffer for node in loaded.nodes)
-        shape = (str(facts.features.tiles[0].width),) if facts.algebra.by_channel else ()
+        shape: tuple[str, ...] = ()
+        if facts.algebra.by_channel:
+            shape = (str(facts.features.tiles[0].width),)
+            if not _reads_channels(facts.algebra):
+                lines = (*lines, f"b_a = b_a + tl.zeros([{shape[0]}], ACC)")
         builder.map("b_l", HEAD, shape, *lines, line, reads=reads, note="decay of this token")
     rows = "b_l[:, None]" if facts.algebra.by_channel else "b_l"
     for n, tile in enumerate(facts.features.tiles):
@@ -203,6 +208,13 @@ def _fold(builder: GraphBuilder, facts: TokenFacts, loaded: Loaded, values: Load
             line = f"b_z{n} = {kept} + b_f{n}"
             reads = (f"b_z{n}", f"b_f{n}", "b_l")
             builder.fold(f"b_z{n}", HEAD, (width,), line, name=f"fold b_z{n}", reads=reads)
+
+
+def _reads_channels(algebra: Algebra) -> bool:
+    """Whether the rate still has channels: `0 * g[t, k]` has lost them."""
+    assert algebra.log_decay is not None
+    symbols = algebra.log_decay.free_symbols
+    return any("k" in ref.index and ref_symbol(ref) in symbols for ref in algebra.decay_refs)
 
 
 def _rows(builder: GraphBuilder, facts: TokenFacts) -> None:

@@ -111,7 +111,7 @@ def _channels(facts: TokenFacts, tensor: str, target: str, region: str) -> list[
         return [load]
     channel = f"{buffer}x"
     bound = facts.printer.bound({"x": channel})
-    lines = [f"{channel} = {buffer}", *bound.statements(buffer, phi)]
+    lines = [f"{channel} = {buffer}", *bound.tile(buffer, phi, "x")]
     if guard:
         lines.append(f"{buffer} = tl.where({guard}, {buffer}, 0.0)")
     mapped = Node(

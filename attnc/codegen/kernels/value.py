@@ -61,7 +61,7 @@ def map_value(
     builder.extend(node for node in loaded.nodes if node.region == region)
     lines, index = index_bindings(algebra.value)
     bound = printer.bound({**loaded.bindings, **index, "v": "b_vc"})
-    lines += [f"b_vc = {source}.to(ACC)", *bound.statements("b_v", algebra.value)]
+    lines += [f"b_vc = {source}.to(ACC)", *bound.tile("b_v", algebra.value, "v")]
     if guard:
         lines.append(f"b_v = tl.where({guard}, b_v, 0.0)")
     reads = (source, "p_q", *(node.buffer for node in loaded.nodes))
