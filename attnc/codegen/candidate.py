@@ -60,12 +60,13 @@ def state_too_large(request: Request, features: Features, *, columns: int | None
     """
     columns = columns or request.device.min_columns
     nbytes = features.padded_count * columns * 4
-    limit = request.device.register_file * 4
-    if nbytes <= limit * 3 // 4:
+    registers = request.device.register_file * 4
+    limit = registers * 3 // 4
+    if nbytes <= limit:
         return ""
     return (
         f"{features.count:,} features by {columns} columns of v in fp32 take {nbytes:,} B, "
-        f"the registers of a program hold {limit:,}"
+        f"a state may take {limit:,} of the {registers:,} B of registers of a program"
     )
 
 

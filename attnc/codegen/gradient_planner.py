@@ -125,9 +125,10 @@ def _last_reason(passes: Sequence[RankedPass]) -> str:
 
 def _no_fit(request: Request, why: str) -> PlanError:
     head_dim, value_dim = request.dims
+    sram = f"{request.device.sram_bytes:,} B of SRAM"
     return PlanError(
         f"no tile of the backward of {request.variant.name!r} at K={head_dim}, V={value_dim}, "
-        f"{request.dtype} fits {request.device.sram_bytes:,} B of SRAM",
+        f"{request.dtype} fits {'the registers of a program' if 'registers' in why else sram}",
         notes=(why,),
         hints=("raise the budget, use a smaller head dim, or a 16-bit dtype",),
     )

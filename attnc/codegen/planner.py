@@ -253,6 +253,15 @@ def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
             hints=("the parallel form keeps no state; or use a smaller K or a lower order",),
         )
     smallest = _smallest_pass(request, algebra)
+    if rejected and smallest.cost.sram_bytes <= request.device.sram_bytes:
+        chunked = "the parallel form keeps no state; or use a smaller K or a lower order"
+        keeps = algebra.family == "state" and algebra.legal("chunked").legal
+        return PlanError(
+            f"no tile of {name!r} at K={head_dim}, V={value_dim}, {request.dtype} fits the "
+            "registers of a program",
+            notes=(f"the last of {len(rejected)} candidates {rejected[-1].reason}",),
+            hints=(chunked if keeps else "use a smaller head dim, or a 16-bit dtype",),
+        )
     largest = max(smallest.cost.buffers, key=lambda use: use.nbytes * use.copies)
     budget = request.device.sram_bytes
     shape = ", ".join(str(side) for side in largest.shape)

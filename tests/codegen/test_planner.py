@@ -104,7 +104,7 @@ def test_a_state_too_large_for_any_tile_is_planned_in_parallel_and_the_plan_says
     assert best.form == "parallel"
     assert re.fullmatch(
         r"the state is too large for any tile: 3,321 features by 64 columns of v in fp32 "
-        r"take [\d,]+ B, the registers of a program hold 262,144",
+        r"take [\d,]+ B, a state may take 196,608 of the 262,144 B of registers of a program",
         best.form_reason,
     ), best.form_reason
     assert plans(request("based", dims=(16, 64)))[0].form == "chunked"
@@ -117,10 +117,22 @@ def test_a_state_asked_for_that_no_tile_holds_is_an_error_and_not_another_form()
         assert re.fullmatch(
             r"error\[A200\]: no tile of 'based' at K=80, V=64, bf16 holds its state\n"
             r"  note: 3,321 features by 64 columns of v in fp32 take [\d,]+ B, "
-            r"the registers of a program hold 262,144\n"
+            r"a state may take 196,608 of the 262,144 B of registers of a program\n"
             r"  hint: the parallel form keeps no state; or use a smaller K or a lower order",
             caught.value.render(),
         ), caught.value.render()
+
+
+@pytest.mark.parametrize("facts", [{}, {"phase": "backward"}])
+def test_a_state_that_registers_do_not_hold_is_not_said_to_want_memory(facts):
+    with pytest.raises(PlanError) as caught:
+        plans(request("rebased", dims=(32, 16), form="chunked", **facts))
+    of = "the backward of " if facts else ""
+    assert re.match(
+        rf"error\[A200\]: no tile of {of}'rebased' at K=32, V=16, bf16 fits the registers of a "
+        r"program\n  note: .*needs about \d+ registers a thread, at most \d+ are there\n",
+        caught.value.render(),
+    ), caught.value.render()
 
 
 @pytest.mark.parametrize(
