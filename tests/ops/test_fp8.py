@@ -98,6 +98,15 @@ def test_a_windowed_row_is_eager_attention_of_what_the_bytes_stand_for(
     assert float(want.abs().max()) > 2**-4 * largest
 
 
+def test_a_negative_scale_of_the_score_is_that_of_the_opposite_queries():
+    (q, k, v), scales = drawn(33, 33, 2, 1, 16, 32)
+    facts = {"feature_map": "softmax", "mask": "causal & window(40)"}
+    found = compile_op(attnc.Variant("away", scale=-0.25, **facts))(q, k, v, **scales)
+    visible = torch.ones(33, 33, dtype=torch.bool).tril()
+    want = eager((-q.float(), k, v), scales, visible=visible)
+    assert float((found.double() - want).abs().max()) <= 2**-7 * float(want.abs().max())
+
+
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_every_shipped_softmax_variant_takes_bytes(name):
     report = verify(attnc.shipped()[name], dtypes=("e4m3",), shapes=None)

@@ -43,7 +43,7 @@ def score_scale(builder: GraphBuilder, algebra: Algebra, scales: Loaded, factor:
     product = " * ".join(_name(scales, name) for name in ("q_scale", "k_scale"))
     lines = (
         f"b_c = {product} * {number(factor)}",
-        'b_c = tl.where(b_c > 0.0, b_c, float("nan"))',
+        f'b_c = tl.where(b_c {"<" if factor < 0 else ">"} 0.0, b_c, float("nan"))',
     )
     reads = tuple(node.buffer for node in scales.nodes)
     note = "the scales of q and k and the score's are one factor"
