@@ -46,6 +46,11 @@ def ref_symbol(ref: Ref) -> sympy.Symbol:
     return symbol(f"{ref.name}[{','.join(ref.index)}]")
 
 
+def _log(value: sympy.Expr) -> sympy.Expr:
+    """log(value); of a sigmoid, which vanishes in fp32 from -104 on, as its own logarithm."""
+    return -softplus(-value.args[0]) if isinstance(value, sigmoid) else sympy.log(value)
+
+
 def _softcap(value: sympy.Expr, cap: sympy.Expr) -> sympy.Expr:
     return cap * sympy.tanh(value / cap)
 
@@ -56,7 +61,7 @@ def _elu(value: sympy.Expr) -> sympy.Expr:
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "exp": sympy.exp,
-    "log": sympy.log,
+    "log": _log,
     "log1p": log1p,
     "sqrt": sympy.sqrt,
     "tanh": sympy.tanh,

@@ -55,3 +55,20 @@ def test_a_gated_decay_is_its_formula(name, form, tokens):
 def test_running_sums_go_on_from_block_to_block():
     """The gates pass sums 1,024 tokens at a time."""
     held("by_token_in_a_window", "parallel", 1100)
+
+
+@pytest.mark.parametrize("form", ["parallel", "chunked", "recurrent"])
+def test_the_logarithm_of_a_gate_that_vanishes_in_fp32_is_a_number(form):
+    """sigmoid(-200) is 0 in fp32, and its logarithm -200 all the same."""
+    text = GATED.split("[by_token")[0].replace("-softplus(g[t,h])", "log(sigmoid(g[t,h]))")
+    op = compile_op(loads(text.replace('"h"] }', '"h"], grad = true }'))["by_head"])
+    q, k, v = torch.randn(3, 1, 19, 1, 16)
+    g = torch.tensor([3.0, -200.0, 1.0, -0.5, 200.0])[torch.arange(19) % 5].view(1, 19, 1)
+    g.requires_grad_()
+    out = op(q, k, v, g=g, form=form)
+    # a chunk sums its decays in fp32: 1e-4 of those of -1,000 that lie before a weak one
+    torch.testing.assert_close(out.double(), op.reference(q, k, v, g=g), rtol=1e-3, atol=1e-4)
+    (found,) = torch.autograd.grad(out.square().sum(), g)
+    (ref,) = torch.autograd.grad(op.reference(q, k, v, g=g).square().sum(), g)
+    assert float(ref.abs().max()) > 0
+    torch.testing.assert_close(found, ref, rtol=1e-3, atol=1e-4)
