@@ -50,10 +50,14 @@ def planned_parameters(plan: Plan) -> Iterator[str]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("name", "dim"), [("windowed", 64), ("sloped", 128)])
-def test_persistent_programs_compile_too(name, dim):
+@pytest.mark.parametrize(
+    ("name", "dim", "ordered"),
+    [("windowed", 64, False), ("sloped", 128, False), ("causal", 64, True), ("capped", 128, True)],
+)
+def test_persistent_programs_compile_too(name, dim, ordered):
     request = Request(VARIANTS[name], DEVICES["h100"], (dim, dim), backend="gluon")
-    plan = next(plan for plan in plans(request) if "P" in plan.passes[0].tile)
+    tiles = ((plan, plan.passes[0].tile) for plan in plans(request))
+    plan = next(plan for plan, tile in tiles if "P" in tile and ("ORDERED" in tile) == ordered)
     path = store_module(render(plan), name)
     with CompilePool(1) as pool:
         (verdict,) = pool.map([CompileJob(path, kernel_specs(plan)[0], Target.parse("cuda:90"))])

@@ -76,6 +76,7 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         constants=_constants(step),
         consumer_signature=listed(f"def {symbol}_consumer(", [*given, "GROUP: gl.constexpr"], "):"),
         persistent=persistent,
+        ordered="ORDERED" in step.tile,
         place="place" if persistent else "gl.program_id(0)",
         rows_signature=listed(
             f"def {symbol}_rows(", ["turn", "done", *given, "GROUP: gl.constexpr"], "):"

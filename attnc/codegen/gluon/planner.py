@@ -21,6 +21,7 @@ _MOST_OF_TWO = 128
 BARRIER, _APART = 8, 16
 _HANDED, _HANDED_ARGUMENT, _HANDED_PERSISTENT = 224, 16, 64
 _BEHIND = "ranked behind: such kernels were slower on an H100"
+_UNTIMED = "ranked behind: no card has timed such kernels; attnc tune does"
 # registers that a thread needs beside its tiles
 _BESIDE = 24
 
@@ -30,24 +31,27 @@ class Tiles:
     """Keys a step, consumer groups of 64 rows, and stages of keys and values.
 
     A `persistent` program takes places one after the other: there are as many as multiprocessors,
-    and what begins a place and what ends it run beside the products of its neighbours.
+    and what begins a place and what ends it run beside the products of its neighbours. Two
+    `ordered` groups ask for their products in turn: one exponentiates while the other multiplies.
     """
 
     keys: int
     groups: int
     stages: int
     persistent: bool = False
+    ordered: bool = False
 
 
-# in order of what an H100 measured of such kernels, a list a width of the head
+# in order of what an H100 measured of such kernels, a list a width of the head; last, what none did
 _CANDIDATES = {
     64: (
         Tiles(128, 2, 2, True), Tiles(128, 3, 3, True), Tiles(128, 2, 2), Tiles(128, 3, 3),
         Tiles(128, 3, 2), Tiles(128, 2, 3), Tiles(64, 2, 4), Tiles(64, 3, 3),
+        Tiles(128, 2, 2, True, True), Tiles(128, 2, 2, False, True),
     ),
     128: (
         Tiles(128, 2, 2, True), Tiles(128, 2, 2), Tiles(64, 2, 3), Tiles(64, 2, 4),
-        Tiles(64, 3, 2),
+        Tiles(64, 3, 2), Tiles(128, 2, 2, True, True), Tiles(128, 2, 2, False, True),
     ),
     256: (Tiles(64, 2, 2), Tiles(32, 2, 3), Tiles(64, 2, 1), Tiles(32, 2, 2, True)),
 }  # fmt: skip
@@ -138,7 +142,10 @@ def gluon_plans(
         )
         for step in steps.fitting
     ]
-    behind = tuple(Rejected(str(step), _BEHIND) for step in steps.fitting[1:])
+    behind = tuple(
+        Rejected(str(step), _UNTIMED if "ORDERED" in step.tile else _BEHIND)
+        for step in steps.fitting[1:]
+    )
     return tuple(replace(item, rejected=(*steps.rejected, *behind)) for item in ranked)
 
 
@@ -178,13 +185,17 @@ def _step(request: Request, kernel: Kernel, columns: int, tiles: Tiles) -> PassP
     sizes = {"BT": rows, "BS": tiles.keys, "BK": columns, "BV": columns, "NW": tiles.groups}
     if tiles.persistent:
         sizes["P"] = request.device.sms
+    if tiles.ordered:
+        sizes["ORDERED"] = 1
     item = DTYPES[request.dtype]
     keys = tiles.keys * columns * item
     of_rows = (2 if tiles.persistent else 1) * aligned(tiles.groups * BARRIER)
     barriers = of_rows + 4 * aligned(tiles.stages * BARRIER)
+    barriers += aligned(tiles.groups * BARRIER) if tiles.ordered else 0
     more = sum(1 + len(tensor.strides) for tensor in kernel.tensors if tensor.given)
     handed = _HANDED + 4 * (tiles.groups + 1) + more * _HANDED_ARGUMENT
     handed += _HANDED_PERSISTENT if tiles.persistent else 0
+    handed += _HANDED_ARGUMENT if tiles.ordered else 0
     written = ((rows, columns), request.dtype, "sram", rows * columns * item)
     buffers = (
         BufferUse("b_q", *written),
