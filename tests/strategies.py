@@ -220,7 +220,7 @@ def declarations(
         sink = draw(st.sampled_from(SINKS))
         if sink:
             fields["sink"] = f'"{sink}"'
-        return _toml({**fields, "score": f'"{score}"'}, f"{score} {sink} {value}", grad)
+        return toml_of({**fields, "score": f'"{score}"'}, f"{score} {sink} {value}", grad)
     normalize = draw(st.sampled_from(["sum", "none"]))
     maps = NONNEGATIVE if normalize == "sum" else (*NONNEGATIVE, *SIGNED)
     fields = {"feature_map": f'"{draw(st.sampled_from(maps))}"', "scale": scale}
@@ -230,7 +230,7 @@ def declarations(
         fields["log_decay"] = f'"{decay}"'
         # a decay towards the future would be growth
         mask = mask if mask == "causal" else f"causal & {mask}"
-    return _toml({**fields, "mask": f'"{mask}"'}, f"{decay or ''} {value}", grad)
+    return toml_of({**fields, "mask": f'"{mask}"'}, f"{decay or ''} {value}", grad)
 
 
 @st.composite
@@ -248,10 +248,10 @@ def channel_declarations(draw: st.DrawFn, *, causal: bool = False, grad: bool = 
         "log_decay": f'"{decay}"',
         "mask": '"causal"' if causal else f'"causal & {draw(masks())}"',
     }
-    return _toml(fields | ({"value": f'"{value}"'} if value else {}), f"{decay} {value}", grad)
+    return toml_of(fields | ({"value": f'"{value}"'} if value else {}), f"{decay} {value}", grad)
 
 
-def _toml(fields: dict[str, str], expression: str, grad: bool) -> str:
+def toml_of(fields: dict[str, str], expression: str, grad: bool) -> str:
     lines = ["[drawn]", *(f"{key} = {value}" for key, value in fields.items())]
     for kind, declared in (("params", PARAMS), ("inputs", INPUTS)):
         for name, axes in declared.items():

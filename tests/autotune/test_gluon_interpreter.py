@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,19 @@ from attnc.autotune.gluon_interpreter.faults import GluonFault
 from attnc.autotune.gluon_interpreter.kernel import Seed, jit
 from attnc.autotune.gluon_interpreter.products import warpgroup_mma, warpgroup_mma_wait
 from attnc.autotune.gluon_interpreter.shared import allocate
+from tests.conftest import ROOT
 
 SIDE = 16
+# what statements of other families and 8-bit tensors call: gluon refuses those
+OF_OTHERS = {"dot", "trans", "cumsum", "float8e4nv"}
+
+
+def test_the_interpreter_knows_every_function_that_a_statement_may_call():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "attnc" / "codegen").rglob("*.py")]
+    texts += [path.read_text(encoding="utf-8") for path in (ROOT / "attnc" / "templates").glob("*.jinja")]
+    called = set(re.findall(r"\b[tg]l\.([a-z]\w*)", "\n".join(texts)))
+    assert len(called) > 25
+    assert called - OF_OTHERS <= set(gl.__all__)
 
 
 def boxed(x: torch.Tensor) -> TensorDescriptor:

@@ -29,10 +29,11 @@ from attnc.autotune.gluon_interpreter.tiles import Tile, meet, scalar, tile_of
 __all__ = [
     "BlockedLayout", "DotOperandLayout", "NVMMADistributedLayout", "NVMMASharedLayout",
     "SliceLayout", "SwizzledSharedLayout", "abs", "allocate_shared_memory", "arange", "atomic_add",
-    "bfloat16", "cdiv", "constexpr", "convert_layout", "exp", "exp2", "float16", "float32",
+    "bfloat16", "cast", "cdiv", "constexpr", "convert_layout", "exp", "exp2", "float16", "float32",
     "float64", "full", "inline_asm_elementwise", "int1", "int16", "int32", "int64", "int8", "load",
     "log", "log2", "max", "maximum", "min", "minimum", "num_programs", "program_id",
     "rsqrt", "sqrt", "static_range", "store", "sum", "warp_specialize", "where", "zeros",
+    "zeros_like",
 ]  # fmt: skip
 
 load, store, atomic_add = memory.load, memory.store, memory.atomic_add
@@ -116,6 +117,16 @@ def full(shape: list[int], value: Any, dtype: Element, layout: object = None) ->
 def zeros(shape: list[int], dtype: Element, layout: object = None) -> Tile:
     """A tile of zeros."""
     return Tile(np.zeros(shape, dtype=dtype.held), dtype)
+
+
+def zeros_like(value: Tile) -> Tile:
+    """Zeros of a tile's shape and type."""
+    return Tile(np.zeros_like(value.data), value.dtype)
+
+
+def cast(value: Any, dtype: Element) -> Tile:
+    """The value as another type holds it."""
+    return tile_of(value).to(dtype)
 
 
 def convert_layout(value: Tile, layout: object, assert_trivial: bool = False) -> Tile:
