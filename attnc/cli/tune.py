@@ -11,6 +11,8 @@ from attnc.cli.facts import known_backend, known_dtype
 from attnc.cli.find import find
 from attnc.cli.screen import console, print_json, table
 from attnc.cli.status import FAILED, OK
+from attnc.dsl.convolution import Convolution
+from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from attnc.autotune.measure import Trial
     from attnc.ops.draw import Shape
     from attnc.ops.tune import Job, Result
+    from attnc.ops.verify_convolution import FilterShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,9 @@ def tune(which: str, wanted: Wanted, *, as_json: bool) -> int:
     for name in wanted.dtypes:
         known_dtype(name)
     known_backend(wanted.backend)
-    shapes = [shape_of(text) for text in wanted.shapes]
     budget = seconds_of(wanted.budget)
     found = find(which)
+    shapes = [[shape_of(text, variant) for text in wanted.shapes] for variant in found.variants]
     _check_device(wanted.device)
 
     from rich.live import Live
@@ -51,10 +54,10 @@ def tune(which: str, wanted: Wanted, *, as_json: bool) -> int:
 
     screen = console()
     results: list[Result] = []
-    for variant in found.variants:
+    for variant, asked in zip(found.variants, shapes, strict=True):
         with Live(console=screen, transient=True, refresh_per_second=4) as live:
             results += run(
-                compile(variant, backend=wanted.backend), shapes, dtypes=wanted.dtypes,
+                compile(variant, backend=wanted.backend), asked, dtypes=wanted.dtypes,
                 phases=wanted.phases, device=wanted.device, budget_s=budget,
                 exhaustive=wanted.exhaustive,
                 show=lambda job, trials: live.update(_table(job, trials)),
@@ -87,14 +90,16 @@ def take(source: Path) -> int:
     return OK
 
 
-def shape_of(text: str) -> Shape:
-    """`B,T,H[,Hkv],K,V` as a shape.
+def shape_of(text: str, variant: Variant) -> Shape:
+    """`B,T,H[,Hkv],K,V` as a shape; of a convolution `B,T,C[,taps]`.
 
     Raises:
-        UsageError: not five or six whole numbers, or heads that do not divide.
+        UsageError: not so many whole numbers, or heads that do not divide.
     """
     from attnc.ops.draw import Shape
 
+    if isinstance(variant, Convolution):
+        return _filter_shape(text, variant)
     parts = text.split(",")
     if len(parts) not in {5, 6} or not all(part.strip().isdigit() for part in parts):
         raise UsageError(
@@ -107,6 +112,28 @@ def shape_of(text: str) -> Shape:
     if 0 in numbers or heads % kv:
         raise UsageError(f"--shape {text!r}: sizes start at 1, and Hkv divides H")
     return Shape(batch, tokens, tokens, heads, kv, rest[-2], rest[-1])
+
+
+def _filter_shape(text: str, variant: Convolution) -> FilterShape:
+    """As many taps as the mask shows of one a token, where none are given."""
+    from attnc.ops.verify_convolution import FilterShape
+
+    parts = text.split(",")
+    if len(parts) not in {3, 4} or not all(part.strip().isdigit() for part in parts):
+        raise UsageError(
+            f"--shape {text!r} is not B,T,C or B,T,C,taps",
+            notes=(f"{variant.name!r} is a convolution: v is [B, T, C]",),
+            hints=("for example --shape 8,4096,1024",),
+        )
+    numbers = [int(part) for part in parts]
+    if 0 in numbers:
+        raise UsageError(f"--shape {text!r}: sizes start at 1")
+    batch, tokens, channels, *taps = numbers
+    centred = variant.filter.lowest is None
+    low, high = variant.filter.offsets(taps[0] if taps else tokens | centred)
+    if high < low or (centred and (high - low) % 2):
+        raise UsageError(f"--shape {text!r}: no filter of {variant.name!r} has so many taps")
+    return FilterShape.of(batch, tokens, channels, high - low + 1)
 
 
 def seconds_of(text: str) -> float:

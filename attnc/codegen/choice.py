@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from attnc.codegen.convolution.work import taps_of
 from attnc.codegen.plan import Plan
 
 Choice = tuple[str, ...]
@@ -42,11 +43,15 @@ def _above(size: int) -> int:
 
 
 def kernel_key(plan: Plan) -> str:
-    """Names what the kernels of a plan compute: the variant's meaning, phase, form, dims, dtype."""
-    facts = {
+    """Names what the kernels of a plan compute: the variant's meaning, phase, form, dims, dtype.
+
+    A convolution's forms are rivals, of which lengths decide: its key has those and no form.
+    """
+    filtered = plan.algebra.family == "conv"
+    facts: dict[str, object] = {
         "variant": plan.variant.digest,
         "phase": plan.phase,
-        "form": plan.form,
+        "form": "" if filtered else plan.form,
         "stateful": plan.stateful,
         "precision": plan.precision if plan.dtype == "fp32" else "",
         "dims": plan.dims,
@@ -57,6 +62,9 @@ def kernel_key(plan: Plan) -> str:
     }
     if plan.backend != "triton":
         facts["backend"] = plan.backend
+    if filtered:
+        work = plan.workload
+        facts["lengths"] = [_above(work.tk), _above(taps_of(plan)), *(work.factors or ())]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -78,6 +86,14 @@ def chosen(ranked: Sequence[Plan], choice: Choice) -> Plan | None:
             return None
         passes.append(step)
     return replace(alike[0], passes=tuple(passes))
+
+
+def goes_whole(plan: Plan) -> bool:
+    """Whether the passes of a plan share tiles, so that none of them mixes with another plan's.
+
+    Those of a forward do, and those of one transform, which have its factors in common.
+    """
+    return plan.phase == "forward" or any("N1" in step.tile for step in plan.passes)
 
 
 def way_of(plan: Plan) -> tuple[tuple[str, ...], int]:

@@ -23,6 +23,7 @@ from attnc.codegen.candidate import (
 from attnc.codegen.channel_passes import gates_pass
 from attnc.codegen.chunk_planner import chunk_features, chunk_passes, pass_kernels
 from attnc.codegen.convolution.planner import convolution_plans
+from attnc.codegen.convolution.predicted import step_us
 from attnc.codegen.decode_planner import decode_form, decode_passes
 from attnc.codegen.dtype import check_dtype
 from attnc.codegen.features import MIN_TILE
@@ -78,6 +79,12 @@ def plans(request: Request, backend: Backend | None = None) -> tuple[Plan, ...]:
         replace(item, backend_reason=backend.reason)
         for item in _triton_plans(request, algebra, form, reason)
     )
+
+
+def predicted_us(plan: Plan, request: Request) -> float:
+    """Microseconds that the passes of a plan are predicted to take: what plans are ranked by."""
+    predict = step_us if request.variant.family == "conv" else rank_us
+    return sum(predict(step, request) for step in plan.passes)
 
 
 def _gluon_plans(

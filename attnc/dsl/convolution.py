@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnc.dsl.expr import Expr, Ref
 from attnc.dsl.tap_transform import TapTransform
@@ -119,6 +119,17 @@ class Convolution(Variant):
     def family(self) -> str:
         """`conv`: the weight is a function of i - j and the channel."""
         return "conv"
+
+    @property
+    def untransformed(self) -> Convolution:
+        """The convolution by taps that are used as they come."""
+        parts: dict[str, object] = {
+            slot: getattr(self, slot) for slot in (*Variant.__slots__, *Convolution.__slots__)
+        }
+        parts["filter"] = replace(self.filter, transforms=())
+        found = Convolution.__new__(Convolution)
+        found._take(parts)
+        return found
 
     @property
     def used(self) -> frozenset[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from attnc.codegen.choice import Bucket
 from attnc.codegen.convolution.algebra import analyse_convolution
 from attnc.codegen.device import Device, device_named
 from attnc.codegen.plan import Request, Workload
@@ -26,6 +27,7 @@ from attnc.ops.options import PRECISIONS, forms_with_kernels
 from attnc.ops.placement import planner_device
 from attnc.ops.reference_convolution import convolve
 from attnc.ops.tap_transforms import transformed
+from attnc.ops.tuned import generation, tuned_plan
 
 
 class ConvolutionOp(FilterDecoding):
@@ -181,26 +183,42 @@ class ConvolutionOp(FilterDecoding):
         precision: str,
         wanted: tuple[str, ...] | None,
     ) -> Built:
-        """The plan for a call: one a power of two of tokens, taps, and channels of the batch."""
+        """The plan for a call: one a power of two of tokens, taps, and channels of the batch.
+
+        What tuning chose comes first, whatever its form, unless `form` asks for another.
+        """
         named = dict(zip(self.tensor_names, tensors, strict=True))
         batch, tokens, channels = v.shape
         taps = named[self.variant.filter.weight.name].shape[1]
         sizes = tuple(_above(size) for size in (batch, tokens, channels, taps))
         factors = factor_sizes(self.variant, named)
         types = tuple(tensor.dtype for tensor in tensors)
-        key = (v.dtype, types, v.device, form, precision, wanted, sizes, factors)
+        key = (
+            v.dtype, types, v.device, form, precision, wanted, sizes, factors, generation(),
+        )  # fmt: skip
         found = self._built.get(key)
         if found is None:
             device = self._device or planner_device(v.device)
-            work = Workload(sizes[0], sizes[1], sizes[1], sizes[2], sizes[2], sizes[3], factors)
+            work = filter_workload(batch, tokens, channels, taps, factors)
             request = self.request(
                 None, DTYPE_NAMES[v.dtype], form, False, precision=precision, device=device,
                 workload=work,
             )  # fmt: skip
             phase = "forward" if wanted is None else "backward"
             ranked = plans(replace(request, phase=phase, wanted=wanted))
-            found = self._built[key] = Built(ranked, 0, store_plan(ranked[0]))
+            bucket = Bucket.of(work.batch, work.hq, work.tq, work.tk)
+            tuned = tuned_plan(ranked, v.device, bucket)
+            order = ranked if tuned is None else (tuned, *ranked)
+            found = self._built[key] = Built(order, 0, store_plan(order[0]))
         return found
+
+
+def filter_workload(
+    batch: int, tokens: int, channels: int, taps: int, factors: tuple[int, int] | None
+) -> Workload:
+    """What calls of a size are planned for: all calls up to the next powers of two."""
+    batch, tokens, channels, taps = map(_above, (batch, tokens, channels, taps))
+    return Workload(batch, tokens, tokens, channels, channels, taps, factors)
 
 
 def _above(size: int) -> int:

@@ -26,8 +26,13 @@ def convolve(
     *,
     dtype: torch.dtype = torch.float64,
     rounding: torch.dtype | None = None,
+    by_fft: bool = False,
 ) -> Tensor:
-    """o [B, T, C] of v [B, T, C] by the formula, in `dtype`."""
+    """o [B, T, C] of v [B, T, C] by the formula, in `dtype`.
+
+    `by_fft` makes the sums by fp64 transforms: as exact to 1e-12, and O(T log T) where filters are
+    long.
+    """
     found = variant.filter
 
     def given(ref: object) -> Tensor | None:
@@ -49,7 +54,7 @@ def convolve(
         if outer is not None and inner is not None:
             z = butterfly(u, taps, low, outer, inner, rounding)
         else:
-            z = _direct_sum(u, taps, low, high)
+            z = _sum_by_fft(u, taps, low) if by_fft else _direct_sum(u, taps, low, high)
         if skip is not None:
             z = z + rounded(skip) * u
         z = rounded(z)
@@ -62,6 +67,18 @@ def _direct_sum(u: Tensor, taps: Tensor, low: int, high: int) -> Tensor:
     wide = pad(u.transpose(1, 2), (far, far))
     padded = wide[..., far - high : far - low + u.shape[1]]
     return conv1d(padded, taps.flip(1)[:, None], groups=taps.shape[0]).transpose(1, 2)
+
+
+def _sum_by_fft(u: Tensor, taps: Tensor, low: int) -> Tensor:
+    tokens, count = u.shape[1], taps.shape[1]
+    points = 1 << (tokens + count - 1).bit_length()
+    spectrum = torch.fft.rfft(u.double(), n=points, dim=1)
+    spectrum = spectrum * torch.fft.rfft(taps.double(), n=points, dim=1).T
+    # place s of the whole sum is token s + low; what lies beyond its ends is 0
+    whole = pad(torch.fft.irfft(spectrum, n=points, dim=1),
+                (0, 0, max(0, low), max(0, tokens - low - points)))  # fmt: skip
+    start = max(0, -low)
+    return whole[:, start : start + tokens].to(u.dtype)
 
 
 def _transformed(found: Filter, taps: Tensor) -> Tensor:
@@ -84,6 +101,7 @@ def convolution_gradients(
     *,
     dtype: torch.dtype = torch.float64,
     rounding: torch.dtype | None = None,
+    by_fft: bool = False,
 ) -> dict[str, Tensor]:
     """Gradients by name, v's first, by autograd through the formula."""
     declared = {d.name: d for d in (*variant.params, *variant.inputs)}
@@ -94,6 +112,8 @@ def convolution_gradients(
         if declared[name].grad:
             leaves[name] = given[name].requires_grad_()
     with torch.enable_grad():
-        out = convolve(variant, leaves["v"], given, dtype=dtype, rounding=rounding)
+        out = convolve(
+            variant, leaves["v"], given, dtype=dtype, rounding=rounding, by_fft=by_fft
+        )  # fmt: skip
         found = torch.autograd.grad(out, list(leaves.values()), incoming.to(dtype))
     return dict(zip(leaves, found, strict=True))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,14 +18,13 @@ from attnc.autotune.measure import Bench, Shown, Trial, winner
 from attnc.autotune.tuning_journal import TuningJournal
 from attnc.autotune.tuning_store import Tuned, TuningStore
 from attnc.autotune.verdict_cache import triton_version
-from attnc.codegen.backend import of_phase
 from attnc.codegen.choice import choice_of, kernel_key
-from attnc.codegen.plan import Plan, Request, Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.plan import Plan
 from attnc.errors import InputError
-from attnc.ops.draw import Shape, draw_inputs
+from attnc.ops.convolution import ConvolutionOp
+from attnc.ops.draw import Shape
 from attnc.ops.op import Op
-from attnc.ops.placement import device_model, launcher_on, planner_device
+from attnc.ops.placement import device_model
 from attnc.ops.ranks import from_rank_zero
 from attnc.ops.tuned import forget
 from attnc.ops.tuning_candidates import (
@@ -37,24 +36,11 @@ from attnc.ops.tuning_candidates import (
     ways,
     with_pass,
 )
-from attnc.ops.tuning_inputs import launch_facts
+from attnc.ops.tuning_job import DTYPES, Job, jobs_of, ranked_plans, request_of, save_inputs
 from attnc.ops.tuning_record import answer_of, run_facts, shape_name
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PHASES = ("forward", "backward")
 _MOST_PROCESSES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One kernel to tune: a phase of an op at a shape in a dtype."""
-
-    op: Op
-    shape: Shape
-    dtype: str
-    phase: str
-    # the declared tensors whose gradients a backward computes
-    wanted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +57,7 @@ class Result:
 
 
 def tune(
-    op: Op,
+    op: Op | ConvolutionOp,
     shapes: Sequence[Shape],
     *,
     dtypes: Sequence[str] = ("bf16",),
@@ -102,7 +88,7 @@ def tune(
         for shape in shapes
         for dtype in dtypes
         for phase in phases
-        for job in _jobs(op, shape, dtype, phase)
+        for job in jobs_of(op, shape, dtype, phase)
     ]
     results: list[Result] = []
 
@@ -160,8 +146,8 @@ class _Search:
             heads: list[Candidate] = [(None, way[0]) for way in found]
             candidates = [*heads, *(item for way in groups for group in way for item in group)]
             # the compilers work while the reference is computed, and the worker wakes the device
-            compiling = aside.submit(self._compile, folder, candidates)
-            _save_inputs(job, ranked[0], self.device, folder / "inputs.pt")
+            compiling = aside.submit(self._compile, job, folder, candidates)
+            save_inputs(job, ranked[0], self.device, folder / "inputs.pt")
             kernels = compiling.result()
             bench.load(folder / "inputs.pt")
             finalists: list[Plan] = []
@@ -184,14 +170,18 @@ class _Search:
         )
         if last is None:
             return Result(job, None, None, tuple(everything))
-        answer = answer_of(best, job.shape, last, everything)
+        answer = answer_of(best, last, everything)
         self.store.record(model, [answer])
         self.store.keep_run(model, name, run_facts(best, answer, job.shape, everything))
         journal.close()
         return Result(job, answer, best, tuple(everything))
 
-    def _compile(self, folder: Path, candidates: Sequence[Candidate]) -> CandidateKernels | None:
-        return None if self.pool is None else CandidateKernels(self.pool, folder, candidates)
+    def _compile(
+        self, job: Job, folder: Path, candidates: Sequence[Candidate]
+    ) -> CandidateKernels | None:
+        if self.pool is None:
+            return None
+        return CandidateKernels(self.pool, folder, candidates, general=job.general)
 
     def _round(
         self,
@@ -210,7 +200,7 @@ class _Search:
         trials = []
         for place, plan in group:
             whole = with_pass(best, place, plan)
-            trial = trial_of(whole, place, _request_of(job, whole), kernels)
+            trial = trial_of(whole, place, request_of(job, whole), kernels)
             journal.recall(trial)
             offered[trial.text] = whole
             trials.append(trial)
@@ -219,14 +209,6 @@ class _Search:
         everything += trials
         first = winner(kept)
         return best if first is None else offered[first.text]
-
-
-def _jobs(op: Op, shape: Shape, dtype: str, phase: str) -> list[Job]:
-    """A backward with and one without the declared tensors' gradients: they are other kernels."""
-    grads = tuple(d.name for d in (*op.variant.params, *op.variant.inputs) if d.grad)
-    if phase == "forward" or not grads:
-        return [Job(op, shape, dtype, phase)]
-    return [Job(op, shape, dtype, phase), Job(op, shape, dtype, phase, grads)]
 
 
 def race(
@@ -241,39 +223,14 @@ def race(
         CompilePool(len(choices)) as pool,
     ):
         folder = Path(scratch)
-        kernels = CandidateKernels(pool, folder, ranked)
-        _save_inputs(job, choices[0], where, folder / "inputs.pt")
+        kernels = CandidateKernels(pool, folder, ranked, general=job.general)
+        save_inputs(job, choices[0], where, folder / "inputs.pt")
         bench.load(folder / "inputs.pt")
-        trials = [trial_of(plan, None, _request_of(job, plan), kernels) for plan in choices]
+        trials = [trial_of(plan, None, request_of(job, plan), kernels) for plan in choices]
         bench.time(
             trials, job.phase, until=time.monotonic() + 60, rounds=8, repeats=repeats // 8
         )  # fmt: skip
     return [trial.ms if trial.samples else float("nan") for trial in trials]
 
 
-def _save_inputs(job: Job, plan: Plan, device: torch.device, file: Path) -> None:
-    dtype = DTYPES[job.dtype]
-    generator = torch.Generator().manual_seed(0)
-    inputs = draw_inputs(job.op.variant, job.shape, dtype, generator, device)
-    torch.save(launch_facts(job.op, plan, job.shape, inputs, dtype), file)
-
-
-def ranked_plans(job: Job, device: torch.device) -> tuple[Plan, ...]:
-    """The legal plans of a job, the fastest by prediction first."""
-    shape = job.shape
-    work = Workload(shape.batch, shape.tq, shape.tk, shape.hq, shape.hkv)
-    form = "parallel" if job.op.variant.family == "state" and shape.tq != shape.tk else None
-    request = job.op.request(
-        (shape.qk, shape.v), job.dtype, form, False, workload=work, device=planner_device(device)
-    )
-    request = replace(request, launcher=launcher_on(device))
-    return plans(of_phase(request, job.phase, job.wanted))
-
-
-def _request_of(job: Job, plan: Plan) -> Request:
-    return job.op.request(
-        plan.dims, plan.dtype, plan.form, plan.stateful, workload=plan.workload, device=plan.device
-    )
-
-
-__all__ = ["Job", "Result", "race", "tune"]
+__all__ = ["Job", "Result", "race", "ranked_plans", "tune"]

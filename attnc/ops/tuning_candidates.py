@@ -14,10 +14,10 @@ from attnc.autotune.measure import Trial
 from attnc.autotune.module_cache import store_module
 from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled, Verdict
-from attnc.codegen.choice import choice_of, way_of
+from attnc.codegen.choice import choice_of, goes_whole, way_of
 from attnc.codegen.kernel_spec import KernelSpec
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.rank import rank_us
+from attnc.codegen.planner import predicted_us
 from attnc.codegen.render import render, render_launcher
 from attnc.codegen.signature import kernel_specs
 
@@ -25,6 +25,8 @@ from attnc.codegen.signature import kernel_specs
 MOST = 10
 # and that many ways
 _MOST_WAYS = 3
+# what is predicted to take so many times as long as the first would waste the others' time
+_FAR = 20
 # what spills more bytes a thread than this is dropped where something else is left
 _SPILLED = 1024
 
@@ -45,9 +47,9 @@ def ways(ranked: Sequence[Plan], *, exhaustive: bool) -> list[list[Plan]]:
 
 
 def rounds(ranked: Sequence[Plan], *, exhaustive: bool) -> list[list[Candidate]]:
-    """What is measured together: whole plans forward, one pass after the other backward."""
+    """What is measured together: whole plans where passes share tiles, else pass after pass."""
     limit = len(ranked) if exhaustive else 2 * MOST
-    if ranked[0].phase == "forward":
+    if goes_whole(ranked[0]):
         return [[(None, plan) for plan in ranked[:limit]]]
     found: list[list[Candidate]] = []
     for place in range(len(ranked[0].passes)):
@@ -67,16 +69,26 @@ def with_pass(best: Plan, place: int | None, plan: Plan) -> Plan:
 
 
 class CandidateKernels:
-    """The binaries of all that a search may launch, each pass with its tiles compiled once."""
+    """The binaries of all that a search may launch, each pass with its tiles compiled once.
 
-    def __init__(self, pool: CompilePool, folder: Path, candidates: Sequence[Candidate]) -> None:
+    `general` ones are promised nothing of strides and alignment.
+    """
+
+    def __init__(
+        self,
+        pool: CompilePool,
+        folder: Path,
+        candidates: Sequence[Candidate],
+        *,
+        general: bool = False,
+    ) -> None:
         self._folder = folder
         jobs: dict[Step, CompileJob] = {}
         first = candidates[0][1]
         for step, plan in _steps(first, candidates):
             if step not in jobs:
                 path = store_module(render(plan), f"{plan.variant.name}_{plan.form}")
-                spec = kernel_specs(plan)[step[0]]
+                spec = kernel_specs(plan, general=general)[step[0]]
                 jobs[step] = CompileJob(path, spec, Target.parse(plan.device.target))
         verdicts = pool.map(list(jobs.values()))
         self._found = {
@@ -130,7 +142,7 @@ def trial_of(
 ) -> Trial:
     """A plan as a trial; without `kernels` it is interpreted."""
     name = f"tune_{plan.variant.name}_{plan.phase}"
-    predicted = sum(rank_us(step, request) for step in plan.passes)
+    predicted = predicted_us(plan, request)
     # the passes of a forward share their tiles: the last one stands for all
     label = str(plan.passes[-1 if place is None else place])
     # kernels that take descriptors are launched by Triton, from their module
@@ -145,7 +157,10 @@ def trial_of(
 
 
 def fitting(trials: Sequence[Trial], *, exhaustive: bool) -> list[Trial]:
-    """At most ten of those that compile: the fastest by prediction, what spills much left out."""
+    """At most ten of those that compile: the fastest by prediction, what spills much left out.
+
+    Nor is what no prediction errs by: a filter's forms are of another order of work.
+    """
     usable = [trial for trial in trials if not trial.problem]
     if exhaustive:
         return usable
@@ -157,4 +172,7 @@ def fitting(trials: Sequence[Trial], *, exhaustive: bool) -> list[Trial]:
     kept = sorted(light or usable, key=lambda t: (0 if light else t.spills or 0, t.predicted_us))
     for trial in kept[MOST:]:
         trial.problem = "not measured: ten were predicted to be faster"
-    return kept[:MOST]
+    for trial in kept[:MOST]:
+        if trial.predicted_us > _FAR * max(kept[0].predicted_us, 1e-3):
+            trial.problem = f"not measured: predicted to take {_FAR} times as long as the first"
+    return [trial for trial in kept[:MOST] if not trial.problem]

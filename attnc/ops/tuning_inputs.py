@@ -26,7 +26,7 @@ def launch_facts(
     rounded = attend(op.variant, *inputs.qkv, inputs.tensors, dtype=torch.float32, rounding=dtype)
     if plan.phase == "forward":
         expected = [ref.out.float()]
-        bounds = [_allowed(ref.out, rounded.out, dtype)]
+        bounds = [allowed(ref.out, rounded.out, dtype)]
         if op.keeps_row_sums:
             # lse and sums of weights are held by the output that they normalise
             rows = (shape.batch, shape.hq, shape.tq)
@@ -53,10 +53,10 @@ def launch_facts(
     return {
         "arguments": arguments,
         "expected": [wide[name].float() for name in names],
-        "bounds": [4 * _allowed(wide[name], narrow[name], dtype) for name in names],
+        "bounds": [4 * allowed(wide[name], narrow[name], dtype) for name in names],
     }
 
 
-def _allowed(ref: Tensor, pt: Tensor, dtype: torch.dtype) -> float:
+def allowed(ref: Tensor, pt: Tensor, dtype: torch.dtype) -> float:
     """The criterion's bound, with room for fp32's own rounding."""
     return bound_of(ref, pt, dtype) + 1e-4 * float(ref.abs().max())

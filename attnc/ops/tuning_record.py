@@ -15,12 +15,14 @@ from attnc.codegen.choice import Bucket, choice_of, kernel_key
 from attnc.codegen.plan import Plan
 from attnc.codegen.render import render
 from attnc.ops.draw import Shape
+from attnc.ops.verify_convolution import FilterShape
 
 
 def shape_name(shape: Shape) -> str:
     """A shape in a file's name."""
     sizes = (shape.batch, shape.tq, shape.tk, shape.hq, shape.hkv, shape.qk, shape.v)
-    return "x".join(map(str, sizes))
+    taps = (shape.taps,) if isinstance(shape, FilterShape) else ()
+    return "x".join(map(str, (*sizes, *taps)))
 
 
 def run_facts(plan: Plan, answer: Tuned, shape: Shape, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -56,15 +58,16 @@ def run_facts(plan: Plan, answer: Tuned, shape: Shape, trials: Sequence[Trial]) 
     }
 
 
-def answer_of(plan: Plan, shape: Shape, trial: Trial, trials: Sequence[Trial]) -> Tuned:
-    """The answer that a winning trial gives for the bucket of its shape."""
+def answer_of(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Tuned:
+    """The answer that a winning trial gives for the bucket of the shape it was planned for."""
+    work = plan.workload
     return Tuned(
         kernel=kernel_key(plan),
         variant=plan.variant.name,
         phase=plan.phase,
         dtype=plan.dtype,
         dims=plan.dims,
-        bucket=Bucket.of(shape.batch, shape.hq, shape.tq, shape.tk),
+        bucket=Bucket.of(work.batch, work.hq, work.tq, work.tk),
         choice=choice_of(plan),
         ms=trial.ms,
         noise=trial.noise,

@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attnc.codegen.choice import choice_of
 from attnc.codegen.plan import Workload
 from attnc.codegen.planner import plans
 from attnc.dsl.butterfly import FACTORS, block_of
+from attnc.ops import tuned as tuned_module
 from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.op import compile as compile_op
 from attnc.ops.placement import planner_device
 from attnc.ops.reference_convolution import convolution_gradients
 from attnc.ops.shipped import convolutions
+from attnc.ops.tune import tune
 from attnc.ops.verify import verify
 from attnc.ops.verify_convolution import FilterShape, draw_filter, op_gradients
 from tests.ops.convolutions import CONVOLUTIONS, LEARNED
@@ -40,6 +43,28 @@ def test_a_shipped_convolution_is_its_direct_sum(name):
     shapes = [FilterShape.of(*size) for size in ((3, 1000, 16, 1000), (2, 63, 16, 4))]
     report = verify(convolutions()[name], device="cuda", dtypes=["bf16", "fp32"], shapes=shapes)
     assert report.passed, report.failures
+
+
+@pytest.mark.parametrize("tokens", [1024, 1000])
+def test_a_tuned_convolution_runs_what_won(tokens, monkeypatch, tmp_path):
+    monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
+    tuned_module.forget()
+    op, shape = compile_op(convolutions()["long_conv"]), FilterShape.of(4, tokens, 64, tokens)
+    found = tune(op, [shape], budget_s=20)
+    assert [result.job.phase for result in found] == ["forward", "backward", "backward"]
+    for result in found:
+        assert result.answer is not None, [trial.problem for trial in result.trials]
+        # of what was measured nothing was wrong
+        measured = [t for t in result.trials if not t.problem.startswith("not measured")]
+        assert [t.problem for t in measured] == [""] * len(measured)
+    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    cuda = torch.device("cuda")
+    v, tensors = draw_filter(op.variant, shape, torch.bfloat16, generator, cuda)
+    out, expected = op(v, **tensors), op.reference(v, **tensors)
+    (built,) = op._built.values()
+    assert choice_of(built.plan) == found[0].answer.choice
+    assert (out.double() - expected).norm() / expected.norm() < BOUNDS[v.dtype]
+    tuned_module.forget()
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)

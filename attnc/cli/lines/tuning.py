@@ -15,7 +15,11 @@ def tune_command(
     which: Annotated[str, typer.Argument(metavar="[NAME]", help=WHICH)] = "",
     shape: Annotated[
         list[str] | None,
-        typer.Option("--shape", metavar="B,T,H[,Hkv],K,V", help="What to tune for; repeatable."),
+        typer.Option(
+            "--shape",
+            metavar="B,T,H[,Hkv],K,V",
+            help="What to tune for; repeatable. Of a convolution B,T,C[,taps].",
+        ),
     ] = None,
     dtype: Annotated[
         list[str] | None,
@@ -48,7 +52,7 @@ def tune_command(
     if export is not None:
         return command.export(None if device == "cuda" else device, export)
     if not which or not shape:
-        raise UsageError("tune wants a variant and a --shape B,T,H,K,V")
+        raise UsageError("tune wants a variant and a --shape B,T,H,K,V, or of a convolution B,T,C")
     phases = ("forward",) if forward else ("forward", "backward")
     wanted = command.Wanted(
         tuple(shape), tuple(dtype or ("bf16",)), phases, device, budget, exhaustive, backend

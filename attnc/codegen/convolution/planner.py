@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 from attnc.codegen.candidate import refuse
@@ -18,6 +18,7 @@ from attnc.codegen.convolution.algebra import (
 from attnc.codegen.convolution.butterfly_planner import butterfly_passes
 from attnc.codegen.convolution.fft_planner import transform_passes
 from attnc.codegen.convolution.fft_work import error_of, pieces_of
+from attnc.codegen.convolution.predicted import form_us
 from attnc.codegen.convolution.step_planner import step_plan
 from attnc.codegen.convolution.taps import dtaps_kernel
 from attnc.codegen.convolution.three_pass_planner import three_passes
@@ -26,7 +27,7 @@ from attnc.codegen.convolution.work import filter_work, taps_of
 from attnc.codegen.cost import estimate
 from attnc.codegen.derive import Derivation
 from attnc.codegen.kernel import Kernel
-from attnc.codegen.plan import DTYPES, PassPlan, Plan, Rejected, Request
+from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.dsl.convolution import Convolution
 from attnc.errors import PlanError
 
@@ -35,23 +36,9 @@ _Passes = tuple[list[tuple[PassPlan, ...]], list[Rejected]]
 _Found = dict[str, _Passes]
 _Form = Callable[[Request, "frozenset[str] | None"], _Passes]
 
-# how far products stay below the device's rate: 128 x 64 and pieces as an H100 measured them
-# (benchmarks/NOTES.md), the others predicted. A Toeplitz block is gathered from its taps before it
-# is multiplied; a transform's products follow one another, and those of fewer than 64 rows go
-# without a warp group's instruction, for N1 = 64 the last stage's.
-_GATHERED = 6.0
-_SLOWER = ((128, 4.5), (64, 4.8), (0, 8.0))
-# a loop over pieces carries a spectrum in registers, and loads tokens and spectra again
-_PIECES = 1.2
-# the inner transforms of three passes, from whole plans that an H100 timed at 128 x 256, 128 x 1024
-# and 64 x 4096 points: small factors fill no product
-_INNER_SLOWER = ((64, 4.3), (32, 15.0), (0, 31.0))
-# what a pass over strided columns gets of the memory's rate, and of the products': predicted
-_STRIDED, _STRIDED_PRODUCTS = 0.65, 4.8
-
 
 def convolution_plans(request: Request) -> tuple[Plan, ...]:
-    """Every legal plan of the chosen form, the fastest by prediction first.
+    """Every legal plan, those of the form that is predicted to be the fastest first.
 
     Raises:
         PlanError: no tile fits the budget, or the form asked for is not legal.
@@ -70,7 +57,7 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
         fields = frozenset(field for field, ref in variant.filter.refs if ref.name in wanted)
     found = {form: _PASSES[form](request, fields) for form in forms}
     best = {
-        form: min(_form_us(steps, request) for steps in passes)
+        form: min(form_us(steps, request) for steps in passes)
         for form, (passes, _) in found.items()
         if passes
     }
@@ -82,11 +69,13 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
             notes=(unfit[-1].reason,),
             hints=("raise the budget, or use a 16-bit dtype",),
         )
-    form = min(best, key=lambda item: best[item])
-    passes = found[form][0]
-    if form in {FFT, THREE_PASS}:
-        passes = sorted(passes, key=lambda steps: _form_us(steps, request))
-    reason = _reason(request, form, passes[0], found, best)
+    ranked = {
+        form: _in_order(request, form, found[form][0])
+        for form in sorted(best, key=lambda item: best[item])
+    }
+    reasons = {
+        form: _reason(request, form, steps[0], found, best) for form, steps in ranked.items()
+    }
     return tuple(
         Plan(
             variant=variant,
@@ -96,7 +85,7 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
             dims=request.dims,
             dtype=request.dtype,
             form=form,
-            form_reason=reason,
+            form_reason=reasons[form],
             stateful=False,
             precision=request.precision,
             workload=request.workload,
@@ -107,8 +96,18 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
             rejected=tuple(unfit),
             derivation=derivation,
         )
+        for form, passes in ranked.items()
         for steps in passes
     )
+
+
+def _in_order(
+    request: Request, form: str, passes: Sequence[tuple[PassPlan, ...]]
+) -> list[tuple[PassPlan, ...]]:
+    """The fastest by prediction first; the passes of Toeplitz blocks are ranked one by one."""
+    if form in {FFT, THREE_PASS}:
+        return sorted(passes, key=lambda steps: form_us(steps, request))
+    return list(passes)
 
 
 def _forms(request: Request, algebra: FilterAlgebra) -> tuple[str, ...]:
@@ -149,7 +148,7 @@ def _reason(
             if not passes:
                 texts.append(f"{name} fits no tile")
                 continue
-            first = min(passes, key=lambda item: _form_us(item, request))
+            first = min(passes, key=lambda item: form_us(item, request))
             flops = sum(step.cost.flops for step in first) / 1e9
             moved = sum(step.cost.hbm_bytes for step in first) / 1e6
             texts.append(f"{name} {best[name]:,.0f} us ({flops:,.1f} GFLOP, {moved:,.1f} MB)")
@@ -256,34 +255,6 @@ def _rank_us(step: PassPlan, request: Request) -> float:
     filled = rows / (-(-rows // tile["BR"]) * tile["BR"])
     idle = max(1.0, 2 * request.device.sms / programs)
     return step.cost.time_us / filled * (1 + 64 / tile["BR"]) * idle * (1 + 0.02 * step.num_stages)
-
-
-def _form_us(steps: tuple[PassPlan, ...], request: Request) -> float:
-    """Predicted microseconds of a plan, by which forms and factors are compared."""
-    return sum(_step_us(step, request) for step in steps)
-
-
-def _step_us(step: PassPlan, request: Request) -> float:
-    """The larger of memory's time and the products', at the rate that such products get."""
-    device, work, tile = request.device, request.workload, step.tile
-    moved = step.cost.hbm_bytes / (device.tbps * 1e6)
-    rate = device.tflops * 1e6 * (1.0 if DTYPES[request.dtype] == 2 else 0.12)
-    if "BM" in tile and "NO" in tile:
-        products = step.cost.flops / rate * _STRIDED_PRODUCTS
-        return max(moved / _STRIDED, products) + 1.0
-    if "NO" in tile:
-        slow = next(slow for least, slow in _INNER_SLOWER if tile["N1"] >= least)
-        rows = tile["N1"] * tile["N2"]
-    elif "N1" in tile:
-        slow = next(slow for least, slow in _SLOWER if tile["N1"] >= least)
-        slow *= _PIECES if work.tk > tile["NH"] * tile["N2"] else 1.0
-        rows = 2 * tile["NH"] * tile["N2"]
-    else:
-        slow = _GATHERED * (1 + 64 / tile["BR"] if "BR" in tile else 1.0)
-        rows = tile.get("BR", 1) * tile.get("BT", work.tk)
-    programs = work.hq * -(-work.batch * work.tk // rows)
-    idle = max(1.0, device.sms / programs)
-    return max(moved, step.cost.flops / rate * slow * idle) + 1.0
 
 
 _PASSES: dict[str, _Form] = {

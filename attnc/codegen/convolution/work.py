@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attnc.codegen.kernel import Kernel
-from attnc.codegen.plan import DTYPES, Request
+from attnc.codegen.plan import DTYPES, Plan, Request
 from attnc.dsl.convolution import Convolution
 
 
-def taps_of(request: Request) -> int:
+def taps_of(request: Request | Plan) -> int:
     """The taps that a plan is made for: the workload's, or one a token, as the mask shows them."""
     assert isinstance(request.variant, Convolution)
     low, high = request.variant.filter.offsets(request.workload.taps or request.workload.tk)
