@@ -36,7 +36,8 @@ Form = Annotated[
     typer.Option(
         "--form",
         metavar="FORM",
-        help="online, parallel, chunked, recurrent, toeplitz or fft; else chosen.",
+        help="online, parallel, chunked, recurrent, toeplitz, fft, three_pass or butterfly; "
+        "else chosen.",
     ),
 ]
 Shape = Annotated[
