@@ -58,6 +58,8 @@ INPUTS = {
     "u": ("b", "t", "h"),
     "y": ("b", "t"),
     "rel": ("h", "i", "j"),
+    "back": ("j", "b", "i"),
+    "late": ("t", "h", "b"),
     "g": ("b", "t", "h"),
     "gk": ("b", "t", "hkv"),
     "gt": ("b", "t"),
@@ -129,6 +131,9 @@ SCORES = (
     "({} + u[b,i,h] - u[b,j,h])",
     "({} - y[j])",
     "({} + rel[h,i,j])",
+    "({} - back[j,b,i])",
+    "({} + late[j,h,b])",
+    "elu({})",
     "where(i - j < 9, {}, 0.5*s)",
     "where((j >= 4) | (h == 0), {}, s - 1)",
     "(2*tanh({}))",
@@ -206,7 +211,7 @@ def declarations(
     `grad` declares every tensor with a gradient.
     """
     family = family or draw(st.sampled_from(["softmax", "state"]))
-    scale = draw(st.sampled_from(['"rsqrt(d)"', "1.0", "0.125", "0.3"]))
+    scale = draw(st.sampled_from(['"rsqrt(d)"', "1.0", "0.125", "0.3", "-0.2"]))
     mask = "causal" if causal or draw(st.booleans()) else draw(data_masks())
     if not causal and draw(st.integers(0, 5)) == 0:
         mask = f"({mask}) & documents(ids)"

@@ -99,6 +99,7 @@ def test_drawn_scores_are_split_under_a_hundred_columns_and_mean_the_same(wrappe
         "slope": ["h"], "bias": ["h"], "shared": ["hkv"], "gain": [], "table": ["b", "h"],
     }  # fmt: skip
     inputs = {"u": ["b", "t", "h"], "y": ["b", "t"], "rel": ["h", "i", "j"]}
+    inputs |= {"back": ["j", "b", "i"], "late": ["t", "h", "b"]}
     expr = to_sympy(
         Variant(
             "drawn", feature_map="softmax", scale=1.0, score=score,
