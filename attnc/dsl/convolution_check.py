@@ -147,7 +147,9 @@ def _mask(fields: Fields) -> Expr:
         raise fields.refuse("mask", f"mask of {fields.name!r} is {value!r}, not a mask")
     label = f"mask of {fields.name!r}"
     text = limited_text(lifted(value), label) if isinstance(value, Expr) else value
-    return parse(fields.source("mask", text), Scope(_MASK_NAMES, frozenset({"window"}), {}))
+    instead = "the mask of a convolution takes numbers alone"
+    scope = Scope(_MASK_NAMES, frozenset({"window"}), {}, instead)
+    return parse(fields.source("mask", text), scope)
 
 
 def _offsets(fields: Fields, mask: Expr) -> tuple[MaskForm, int | None, int | None]:

@@ -130,6 +130,8 @@ class _Parser:
         notes = (f"names here: {names}",) if names else ()
         if name in INDEX_NAMES:
             hints = ()  # s, x, t and the like cannot be declared
+        elif not close and self.scope.instead:
+            hints = (self.scope.instead,)
         elif not close and name.isidentifier() and not name.startswith("__"):
             hints = (f'declare it: params.{name} = {{ shape = ["h"] }}',)
         return UnknownName(

@@ -42,8 +42,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What an expression may use: index names, functions, and the declared tensors."""
+    """What an expression may use: index names, functions, and the declared tensors.
+
+    `instead` says what to do where it may read no declared tensor at all.
+    """
 
     names: frozenset[str]
     functions: frozenset[str]
     declared: Mapping[str, Declared]
+    instead: str = ""
