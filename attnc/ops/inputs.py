@@ -187,12 +187,27 @@ def _packed_sizes(
             )
         if starts.device != q.device:
             raise InputError(f"{name} is on {starts.device}, q is on {q.device}")
+        if q.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_starts(name, starts, sizes.tq if name == "cu_seqlens_q" else sizes.tk)
     first, second = (given[name].shape for name in ("cu_seqlens_q", "cu_seqlens_k"))  # type: ignore[union-attr]
     if first != second:
         raise InputError(
             f"cu_seqlens_q has {first[0] - 1} sequences, cu_seqlens_k has {second[0] - 1}"
         )
     return replace(sizes, sequences=first[0] - 1)
+
+
+def _check_starts(name: str, starts: torch.Tensor, tokens: int) -> None:
+    """Refuse sequences that are not the tokens; on a GPU looking would wait for the device."""
+    first, last = int(starts[0]), int(starts[-1])
+    if first == 0 and last == tokens and bool((starts.diff() >= 0).all()):
+        return
+    shown = f"from {first} to {last}" if (first, last) != (0, tokens) else "in falling order"
+    raise InputError(
+        f"{name} goes {shown}, and there are {tokens} tokens",
+        notes=("sequence n has the tokens from entry n to entry n + 1: 0 first, all of them last",),
+        hints=("torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))",),
+    )
 
 
 def _whole_numbers(
@@ -215,6 +230,11 @@ def _tensor(
             )
         return torch.full((), float(value), dtype=torch.float32, device=q.device)
     lengths = _lengths(declared, sizes)
+    if not isinstance(value, torch.Tensor):
+        raise InputError(
+            f"{declared.name!r} is a {type(value).__name__}, not a tensor",
+            hints=(f"pass a tensor of shape {lengths}",),
+        )
     if list(value.shape) != lengths:
         raise InputError(
             f"{declared.name!r} has shape {_shape(value)}, expected {lengths}",

@@ -81,6 +81,7 @@ REFUSED = {
     "dropout": ("flash", qkv(), {"dropout_p": 0.1}),
     "a param of another shape": ("alibi", qkv(), {"slope": torch.ones(3)}),
     "a number for a vector": ("alibi", qkv(), {"slope": 1.0}),
+    "a list for a vector": ("alibi", qkv(), {"slope": [1.0, 1.0]}),
     "an integer param": ("alibi", qkv(), {"slope": torch.ones(2, dtype=torch.int64)}),
     "a param on another device": ("alibi", qkv(), {"slope": torch.ones(2, device="meta")}),
     "grad of a param": ("alibi", qkv(), {"slope": torch.ones(2, requires_grad=True)}),
@@ -163,6 +164,9 @@ error[A300]: 'slope' has shape [3], expected [2]
   note: declared as [h]
 == a number for a vector
 error[A300]: 'slope' is a number, its shape is [h]
+  hint: pass a tensor of shape [2]
+== a list for a vector
+error[A300]: 'slope' is a list, not a tensor
   hint: pass a tensor of shape [2]
 == an integer param
 error[A300]: 'slope' is torch.int64, it must be floating point

@@ -226,6 +226,12 @@ def packed_call(op: Op, batch: int = 1, **given: object) -> object:
          "cu_seqlens_q has 2 sequences, cu_seqlens_k has 1"),
         ({"cu_seqlens_k": torch.tensor([0], dtype=torch.int32)},
          "cu_seqlens_k has shape [1] and strides [1]"),
+        ({"cu_seqlens_q": torch.tensor([0, 4, 11], dtype=torch.int32)},
+         "cu_seqlens_q goes from 0 to 11, and there are 10 tokens"),
+        ({"cu_seqlens_k": torch.tensor([1, 4, 10], dtype=torch.int32)},
+         "cu_seqlens_k goes from 1 to 10, and there are 10 tokens"),
+        ({"cu_seqlens_k": torch.tensor([0, 12, 10], dtype=torch.int32)},
+         "cu_seqlens_k goes in falling order, and there are 10 tokens"),
     ],
 )  # fmt: skip
 def test_a_packed_call_that_does_not_fit_is_refused(given, message, ops):
