@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.decode_planner import decode_form
+from attnc.codegen.decode_planner import decode_form, ring_size
 from attnc.codegen.features import features_of
 from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import Workload
@@ -19,7 +20,7 @@ from attnc.ops.decode_plans import DecodePlans
 from attnc.ops.gradients import autocast, needs_gradient
 from attnc.ops.inputs import Sizes, check_qkv, check_tensors
 from attnc.ops.kv_cache import KVCache
-from attnc.ops.kv_decode import cache_kind, check_cache, prefill_cache, step_cache
+from attnc.ops.kv_decode import cache_kind, check_cache, check_pages, prefill_cache, step_cache
 from attnc.ops.matrix_state import MatrixState
 from attnc.ops.options import check_options
 from attnc.ops.planned import Planned
@@ -49,6 +50,11 @@ class Decoding(Planned, ABC):
         heads = hq if self._algebra.heads_differ else hkv
         columns = value_dim + (1 if self._algebra.normalize == "sum" else 0)
         return (batch, heads, features.count, columns)
+
+    @cached_property
+    def ring(self) -> tuple[int | None, str]:
+        """How many keys a ring of this op holds; None and why where none does."""
+        return ring_size(self.variant, self._algebra)
 
     def init_state(
         self,
@@ -93,6 +99,7 @@ class Decoding(Planned, ABC):
                 device=place,
             )
         kind, size = cache_kind(self.variant, self._algebra, capacity, page_size)
+        check_pages(batch, size, page_size, pages, block_table, place)
         return KVCache.empty(
             batch, hkv, (head_dim, value_dim), size, kind=kind, dtype=dtype, device=place,
             page_size=page_size or 0, pages=pages, block_table=block_table,
@@ -134,7 +141,7 @@ class Decoding(Planned, ABC):
             )  # fmt: skip
         options: dict[str, Any] = {"form": form, "precision": precision}
         if self._over_cache:
-            cache = check_cache(self.variant, state, sizes, q)
+            cache = check_cache(self, state, sizes, q)
             options["return_lse"] = return_lse
             result = prefill_cache(self, q, k, v, cache, tensors, options)
             return (*result, cache) if return_lse else (result, cache)
@@ -180,7 +187,7 @@ class Decoding(Planned, ABC):
             form=None, precision=precision, given={},
         )  # fmt: skip
         if self._over_cache:
-            cache = check_cache(self.variant, state, sizes, q)
+            cache = check_cache(self, state, sizes, q)
             o, lse = step_cache(self, q, k, v, cache, tensors, sizes, precision)
             return (o, lse, cache) if return_lse else (o, cache)
         matrix = self._check_matrix(state, sizes, q)

@@ -47,15 +47,59 @@ def cache_kind(
     return "ring", size
 
 
-def check_cache(variant: Variant, state: object, sizes: Sizes, q: torch.Tensor) -> KVCache:
+def check_pages(
+    batch: int, capacity: int, page_size: int | None, pages: int | None,
+    block_table: torch.Tensor | None, device: torch.device,
+) -> None:  # fmt: skip
+    """See that pages hold the capacity, and that a table names those that there are.
+
+    What stands in a table is read on a CPU alone: on a GPU looking would wait for the device.
+
+    Raises:
+        InputError: too few pages, a table of another shape or type, or one that names others.
+    """
+    if page_size is None:
+        if pages is not None or block_table is not None:
+            given = "pages" if block_table is None else "a block_table"
+            raise InputError(
+                f"the cache has {given} and no page_size",
+                hints=("page_size=16 makes a cache of pages of 16 tokens",),
+            )
+        return
+    each = -(-capacity // page_size)
+    there = batch * each if pages is None else pages
+    if block_table is None:
+        if there < batch * each:
+            raise InputError(
+                f"{there} pages of {page_size} tokens hold no {batch} sequences of {capacity}",
+                hints=(f"pass pages={batch * each} or more, or a block_table",),
+            )
+        return
+    if block_table.dtype != torch.int32 or list(block_table.shape) != [batch, each]:
+        raise InputError(
+            f"block_table is {block_table.dtype} {list(block_table.shape)}, "
+            f"expected torch.int32 {[batch, each]}",
+            notes=(f"a row a sequence, a page for each {page_size} of {capacity} tokens",),
+        )
+    if block_table.device.type != device.type:
+        raise InputError(f"block_table is on {block_table.device}, the cache is on {device}")
+    if device.type == "cpu":
+        least, most = int(block_table.min()), int(block_table.max())
+        if least < 0 or most >= there:
+            raise InputError(
+                f"block_table names page {least if least < 0 else most}, and there are {there}"
+            )
+
+
+def check_cache(op: Decoding, state: object, sizes: Sizes, q: torch.Tensor) -> KVCache:
     """The state of a call, seen to be a cache that fits it.
 
     Raises:
-        InputError: it is none, or one of other sizes, dtype or device.
+        InputError: it is none, one of other sizes, dtype or device, or a ring of too few keys.
     """
     if not isinstance(state, KVCache):
         raise InputError(
-            f"the state of {variant.name!r} is a {type(state).__name__}, not a KVCache",
+            f"the state of {op.variant.name!r} is a {type(state).__name__}, not a KVCache",
             hints=("init_state makes one",),
         )
     batch = state.lengths.shape[0]
@@ -70,6 +114,16 @@ def check_cache(variant: Variant, state: object, sizes: Sizes, q: torch.Tensor) 
             f"the cache is {state.keys.dtype} on {state.keys.device}, "
             f"this call is {q.dtype} on {q.device}"
         )
+    if state.kind == "ring":
+        size, why = op.ring
+        if size is None or size > state.capacity:
+            wanted = f"{size} keys" if size else "all keys"
+            raise InputError(
+                f"the cache is a ring of {state.capacity} keys, and {op.variant.name!r} sees "
+                f"{wanted}",
+                notes=(why,) if why else (),
+                hints=("a state goes on with the op that made it",),
+            )
     return state
 
 

@@ -289,6 +289,8 @@ def refused(name):
     full = flash.init_state(2, (4, 2), dim=(32, 40), dtype=torch.float32, device="cpu", capacity=1)
     placed, linear = compile_op(VARIANTS["placed"]), compile_op(VARIANTS["linear"])
     sizes = {"dim": (32, 40), "dtype": torch.float32, "device": "cpu"}
+    ring = compile_op(VARIANTS["narrow"]).init_state(2, (4, 2), **sizes)
+    table = torch.tensor([[0], [2]], dtype=torch.int32)
 
     def twice():
         flash.step(*one, full)
@@ -296,6 +298,17 @@ def refused(name):
 
     calls = {
         "no capacity": lambda: flash.init_state(2, 4, **sizes),
+        "a ring of another": lambda: flash.prefill(*one, ring),
+        "too few pages": lambda: flash.init_state(2, 4, capacity=20, page_size=8, pages=5, **sizes),
+        "no such page": lambda: flash.init_state(
+            2, 4, capacity=8, page_size=8, pages=2, block_table=table, **sizes
+        ),
+        "a table of another type": lambda: flash.init_state(
+            2, 4, capacity=8, page_size=8, block_table=table.long(), **sizes
+        ),
+        "a table and no pages": lambda: flash.init_state(
+            2, 4, capacity=8, block_table=table, **sizes
+        ),
         "no ring": lambda: placed.init_state(2, 4, **sizes),
         "pages of nothing": lambda: flash.init_state(2, 4, page_size=16, **sizes),
         "no such mask": lambda: compile_op(VARIANTS["lookahead"]).init_state(2, 4, **sizes),
@@ -331,6 +344,21 @@ error[A300]: a cache of 'placed' needs a capacity
 error[A300]: a cache of 'flash' needs a capacity
   note: its mask is no window: a row sees all keys before it
   hint: pass capacity=..., the most tokens that a sequence may have
+== a ring of another
+error[A300]: the cache is a ring of 7 keys, and 'flash' sees all keys
+  note: its mask is no window: a row sees all keys before it
+  hint: a state goes on with the op that made it
+== too few pages
+error[A300]: 5 pages of 8 tokens hold no 2 sequences of 20
+  hint: pass pages=6 or more, or a block_table
+== no such page
+error[A300]: block_table names page 2, and there are 2
+== a table of another type
+error[A300]: block_table is torch.int64 [2, 1], expected torch.int32 [2, 1]
+  note: a row a sequence, a page for each 8 of 8 tokens
+== a table and no pages
+error[A300]: the cache has a block_table and no page_size
+  hint: page_size=16 makes a cache of pages of 16 tokens
 == no such mask
 error[A200]: 'lookahead' has no decode
   note: its mask shows a query keys that come after it, and a step knows none of them
