@@ -29,10 +29,15 @@ MAPS = tuple(feature_map for feature_map in NONNEGATIVE if feature_map != "exp(x
 
 
 @st.composite
-def declarations(draw: st.DrawFn, *, grad: bool = False) -> str:
-    """The TOML of a sum of two or three terms named `drawn`."""
+def declarations(draw: st.DrawFn, *, grad: bool = False, folds: bool = False) -> str:
+    """The TOML of a sum of two or three terms named `drawn`; one that `folds` has a far term."""
     terms = [draw(_terms()) for _ in range(draw(st.integers(2, 3)))]
-    shared = {"value": draw(st.sampled_from(VALUES)), "sink": draw(st.sampled_from(SINKS))}
+    if folds:
+        reach = draw(st.sampled_from([-2, 0, 1, 9, 16, 20]))
+        weight = draw(st.sampled_from(MAPS))
+        terms[0] = {"scale": "0.3", "feature_map": weight, "mask": f"i - j >= {reach}"}
+    values = [""] if folds else VALUES
+    shared = {"value": draw(st.sampled_from(values)), "sink": draw(st.sampled_from(SINKS))}
     shared = {key: text for key, text in shared.items() if text}
     lines = ["[drawn]", *(f'{key} = "{text}"' for key, text in shared.items())]
     read = " ".join([*shared.values(), *(text for term in terms for text in term.values())])
@@ -62,10 +67,10 @@ def _terms(draw: st.DrawFn) -> dict[str, str]:
 
 
 @st.composite
-def calls(draw: st.DrawFn, *, tokens: int = 60, grad: bool = False) -> Call:
+def calls(draw: st.DrawFn, *, tokens: int = 60, grad: bool = False, folds: bool = False) -> Call:
     """A sum of terms with everything it takes to call it on the CPU."""
-    text = draw(declarations(grad=grad))
-    shape = draw(shapes(tokens=tokens, highest_dim=48))
+    text = draw(declarations(grad=grad, folds=folds))
+    shape = draw(shapes(tokens=tokens, highest_dim=16 if folds else 48, square=folds))
     dtype = draw(st.sampled_from(list(DTYPES)))
     seed = draw(st.integers(0, 2**32 - 1))
     note(f"{text}\n# {dtype} {shape} seed {seed}")

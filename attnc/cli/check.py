@@ -8,6 +8,7 @@ from attnc.cli.status import OK
 from attnc.dsl.convolution import Convolution
 from attnc.dsl.mask import FULL
 from attnc.dsl.proof import is_causal
+from attnc.dsl.sum import folded_term
 from attnc.dsl.variant import Variant
 
 
@@ -36,7 +37,7 @@ def forms_of(variant: Variant) -> tuple[str, ...]:
     if isinstance(variant, Convolution):
         return ("butterfly",) if variant.filter.learned else ("toeplitz", "fft", "three_pass")
     if variant.has_lse:
-        return ("online",)
+        return ("online", "chunked") if folded_term(variant) else ("online",)
     if is_causal(variant.mask_form):
         return ("parallel", "chunked", "recurrent")
     return ("parallel", "chunked") if variant.mask_form == FULL else ("parallel",)

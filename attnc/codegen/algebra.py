@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import sympy
@@ -12,6 +12,7 @@ from attnc.dsl.expr import Expr, Ref
 from attnc.dsl.mask import MaskForm
 from attnc.dsl.proof import is_causal, is_full, within_causal
 from attnc.dsl.scale_names import SCALES
+from attnc.dsl.sum import folded_term
 from attnc.dsl.variant import Variant
 
 FORMS = ("online", "parallel", "chunked", "recurrent")
@@ -35,8 +36,9 @@ class Algebra:
     `heads_differ` says whether query heads of one key/value head need a state each.
     `decay` is None, `"constant"` (one value a head), `"gated"` (one a token) or `"channel"` (one a
     channel of k, of every token or of all). A sum has `terms`, and its own mask is what they see
-    together; `factor` multiplies the weights of a term. `scaled` tensors come with
-    scales a head.
+    together; `factor` multiplies the weights of a term. The `folded` term is the one that a state
+    carries in the chunked form: it sees what is `distance` tokens back or more. `scaled` tensors
+    come with scales a head.
     """
 
     family: str
@@ -60,6 +62,8 @@ class Algebra:
     factor: sympy.Expr | None = None
     factor_refs: tuple[Ref, ...] = ()
     terms: tuple[Algebra, ...] = ()
+    folded: int | None = None
+    distance: int = 0
     scaled: bool = False
 
     @property
@@ -76,6 +80,18 @@ class Algebra:
     def direct(self) -> bool:
         """Whether the features are the channels of phi(k) themselves: w = c * s."""
         return self.degree == 1 and self.coefficients[0] == 0
+
+    @property
+    def state(self) -> Algebra:
+        """What a state keeps: of a sum, the folded term and what all terms hand over."""
+        if self.folded is None:
+            return self
+        return replace(
+            self.terms[self.folded],
+            value=self.value,
+            value_refs=self.value_refs,
+            heads_differ=self.heads_differ,
+        )
 
     @property
     def global_sum(self) -> bool:
@@ -107,7 +123,7 @@ class Algebra:
     @property
     def keeps_state(self) -> FormVerdict:
         """Whether a call can hand a state to the next: a fold over tokens does, a sum does not."""
-        return self.legal("recurrent") if self.family == "state" else self.legal("chunked")
+        return self.legal("recurrent")
 
     def legal(self, form: str) -> FormVerdict:
         """The verdict on one form."""
@@ -178,7 +194,8 @@ def _analyse_sum(variant: Variant) -> Algebra:
 
     Its normaliser is kept as its log, as a softmax's is.
     """
-    apart = "its terms see different keys, and a state for some of them is not kept yet"
+    apart = "its terms see different keys, and a state of some of them is not handed over yet"
+    number, reach = folded_term(variant) or (None, 0)
     return Algebra(
         family=variant.family,
         normalize="softmax",
@@ -200,11 +217,22 @@ def _analyse_sum(variant: Variant) -> Algebra:
         forms=(
             FormVerdict("online", True, "every term folds into one (maximum, sum, accumulator)"),
             FormVerdict("parallel", False, "the online form is a sum's own"),
-            FormVerdict("chunked", False, apart),
+            _chunked_sum(variant, number, reach),
             FormVerdict("recurrent", False, apart),
         ),
         terms=tuple(analyse(term) for term in variant.terms),
+        folded=number,
+        distance=reach,
     )
+
+
+def _chunked_sum(variant: Variant, number: int | None, reach: int) -> FormVerdict:
+    """Whether a state carries one term of a sum from chunk to chunk."""
+    if number is None:
+        why = "no term is a polynomial in s of all keys from some distance on, i - j >= N"
+        return FormVerdict("chunked", False, f"{why}, and no other folds into a state")
+    folds = f"a state carries term {number + 1}, of keys {reach} tokens back or more"
+    return FormVerdict("chunked", True, f"{folds}; the other terms and its border go by pairs")
 
 
 def _decay_kind(log_decay: Expr | None, refs: tuple[Ref, ...]) -> str | None:

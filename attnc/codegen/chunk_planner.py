@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from math import ceil
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.candidate import (
@@ -29,7 +30,7 @@ def chunk_features(request: Request, algebra: Algebra) -> Features:
     # one step of 16 columns is right at any width; longer products want the device's least
     narrowest = MIN_TILE if head_dim <= MIN_TILE else request.device.min_columns
     # the factors of a tile of monomials are all in registers: the fewer, the longer the chunk
-    return features_of(algebra, head_dim, narrowest=narrowest, widest=64)
+    return features_of(algebra.state, head_dim, narrowest=narrowest, widest=64)
 
 
 def pass_kernels(
@@ -45,6 +46,17 @@ def pass_kernels(
         stateful=request.stateful,
         min_columns=request.device.min_columns,
     )
+
+
+def chunk_tiles(algebra: Algebra, rows: int) -> dict[str, int]:
+    """The tiles of a chunk of so many rows; of a sum, those of its pairs too, and its state's lag.
+
+    A key enters the state as many chunks after its own as the folded term's mask reaches back.
+    """
+    if algebra.folded is None:
+        return {"BC": rows}
+    lag = ceil(max(algebra.distance - 1, 0) / rows)
+    return {"BC": rows, "LAG": lag, "BT": rows, "BS": min(rows, 64)}
 
 
 def chunk_passes(request: Request, algebra: Algebra) -> tuple[Found, tuple[Rejected, ...]]:
@@ -76,9 +88,11 @@ def chunk_passes(request: Request, algebra: Algebra) -> tuple[Found, tuple[Rejec
     for rows, width, warps, stages in product(chunks, splits[:3], (8, 4), (3, 2, 1)):
         if rows < 16 * warps and not (warps == 4 and rows <= 64):
             continue
-        tiles = {"BC": rows, "BK": tile_k, "BV": width}
-        first = pass_plan(request, state, tiles, warps, stages)
-        last = pass_plan(request, output, tiles, warps, stages)
+        tiles = {**chunk_tiles(algebra, rows), "BK": tile_k, "BV": width}
+        first, last = (
+            pass_plan(request, kernel, _used(kernel, tiles), warps, stages)
+            for kernel in (state, output)
+        )
         refused = (refuse(request, step) for step in (last, first, *inside[rows]))
         reason = next((reason for reason in refused if reason), "")
         if reason:
@@ -87,3 +101,8 @@ def chunk_passes(request: Request, algebra: Algebra) -> tuple[Found, tuple[Rejec
         middle = [replace(step, tiles=(("BC", rows), ("BE", 512))) for step in scanned]
         found.append(((*inside[rows], first, *middle, last), (-rows, -width, warps, stages)))
     return found, tuple(rejected)
+
+
+def _used(kernel: Kernel, tiles: dict[str, int]) -> dict[str, int]:
+    """Those of the tiles that a kernel has."""
+    return {name: size for name, size in tiles.items() if name in kernel.constants}

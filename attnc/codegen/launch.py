@@ -38,6 +38,7 @@ class LaunchText:
     lists: tuple[str, ...]
     packed: bool
     online: bool
+    has_lse: bool
     summed: bool
     gated: bool
     by_channel: bool
@@ -62,7 +63,7 @@ def state_slot(plan: Plan) -> int:
     """Elements of one state in the workspace."""
     if plan.features is None:
         return 0
-    sums = 1 if plan.algebra.normalize == "sum" else 0
+    sums = 1 if plan.algebra.state.normalize == "sum" else 0
     return plan.features.padded_count * (plan.dims[1] + sums)
 
 
@@ -83,8 +84,8 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
     summed = plan.algebra.normalize == "sum"
     shape = "[B, T, HQ, V]" if folded else "[B, TQ, HQ, V]"
     returns = f"o {shape}"
-    if online:
-        returns += " and lse [B, HQ, TQ]"
+    if plan.algebra.has_lse:
+        returns += f" and lse [B, HQ, {'T' if folded else 'TQ'}]"
     if summed and not plan.decode:
         returns += f" and the sums of weights [B, HQ, {'T' if folded else 'TQ'}]"
     if plan.stateful:
@@ -108,6 +109,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         lists=list_workspaces(plan),
         packed=plan.algebra.mask.packed,
         online=online,
+        has_lse=plan.algebra.has_lse,
         summed=summed,
         gated=plan.algebra.decay in {"gated", "channel"},
         by_channel=plan.algebra.by_channel,
@@ -173,6 +175,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "state": lambda: segment_grid(plan, "NV", "HS", state_slots(plan, whole=whole)),
         "scan": lambda: scan_grid(plan, tile, "HS"),
         "output": lambda: segment_grid(plan, "NV", "HQ", "NS"),
+        "sum_output": lambda: segment_grid(plan, "NV", "HQ", "NS"),
         "recurrent": lambda: ["NV * N", "HS"] if plan.algebra.mask.packed else ["NV * B * HS"],
         "decode": lambda: ["B * HKV", *(["NS"] if plan.splits > 1 else [])],
         "combine": lambda: ["B * HQ"],

@@ -21,12 +21,13 @@ from attnc.codegen.candidate import (
     tile_dims,
 )
 from attnc.codegen.channel_passes import gates_pass
-from attnc.codegen.chunk_planner import chunk_features, chunk_passes, pass_kernels
+from attnc.codegen.chunk_planner import chunk_features, chunk_passes, chunk_tiles, pass_kernels
 from attnc.codegen.convolution.planner import convolution_plans
 from attnc.codegen.convolution.predicted import step_us
-from attnc.codegen.decode_planner import decode_form, decode_passes
+from attnc.codegen.decode_planner import decode_passes
 from attnc.codegen.dtype import check_dtype
 from attnc.codegen.features import MIN_TILE
+from attnc.codegen.form_choice import choose_form
 from attnc.codegen.gluon.gradient_planner import gluon_gradient_plans
 from attnc.codegen.gluon.planner import gluon_plans, gluon_steps
 from attnc.codegen.gradient_planner import gradient_plans
@@ -50,10 +51,13 @@ def plan(request: Request) -> Plan:
     return plans(request)[0]
 
 
-def plans(request: Request, backend: Backend | None = None) -> tuple[Plan, ...]:
+def plans(
+    request: Request, backend: Backend | None = None, form: tuple[str, str] | None = None
+) -> tuple[Plan, ...]:
     """Every legal plan, the fastest by prediction first; each knows all that was rejected.
 
-    `backend` is one that was chosen for another workload than the one that tiles are ranked for.
+    `backend` and `form`, with why it is that one, are those that were chosen for another workload
+    than the one that tiles are ranked for.
 
     Raises:
         PlanError: no tile fits the budget, or the form asked for is not legal.
@@ -62,13 +66,13 @@ def plans(request: Request, backend: Backend | None = None) -> tuple[Plan, ...]:
     if request.variant.family == "conv":
         return convolution_plans(request)
     algebra = analyse(request.variant)
-    form, reason = _choose_form(request, algebra)
+    form = form or choose_form(request, algebra)
     backend = backend or choose_backend(request, algebra)
     if backend.name == "gluon":
-        ranked, rejected = _gluon_plans(request, algebra, (form, reason))
+        ranked, rejected = _gluon_plans(request, algebra, form)
         if ranked:
             # who asks for a backend wants no other
-            behind = () if backend.asked else _otherwise(request, algebra, form, reason)
+            behind = () if backend.asked else _otherwise(request, algebra, *form)
             return tuple(
                 replace(item, backend_reason=backend.reason, otherwise=behind) for item in ranked
             )
@@ -77,7 +81,7 @@ def plans(request: Request, backend: Backend | None = None) -> tuple[Plan, ...]:
         backend = portable("none of its tiles fits the budget")
     return tuple(
         replace(item, backend_reason=backend.reason)
-        for item in _triton_plans(request, algebra, form, reason)
+        for item in _triton_plans(request, algebra, *form)
     )
 
 
@@ -107,6 +111,12 @@ def _otherwise(request: Request, algebra: Algebra, form: str, reason: str) -> tu
 
 def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
     if request.phase == "backward":
+        if form == "chunked" and algebra.terms:
+            # by pairs, from the same lse: what was normalised is one sum in either form
+            form, reason = (
+                "online",
+                "the chunked form of a sum takes the gradients of the online one",
+            )
         if form == "recurrent":
             # a fold back token by token would need every state: chunks keep one a chunk
             request = replace(request, form="chunked" if request.stateful else None)
@@ -116,7 +126,8 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
         found, rejected = chunk_passes(request, algebra)
         if not found and request.form is None and not request.stateful:
             why = rejected[-1].reason if rejected else "no chunk size is legal"
-            form, reason = "parallel", f"the state is too large for any tile: {why}"
+            form = "online" if algebra.has_lse else "parallel"
+            reason = f"the state is too large for any tile: {why}"
     if request.decode and form == "online":
         found, rejected = decode_passes(request, algebra, printer_for(request))
     elif form == "recurrent":
@@ -126,7 +137,7 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
     if not found:
         raise _no_fit(request, rejected)
     found.sort(key=lambda steps: (sum(rank_us(step, request) for step in steps[0]), steps[1]))
-    printer_helpers = _helpers(request, algebra)
+    printer_helpers = _helpers(request, algebra, form)
     features = None
     if form in {"chunked", "recurrent"}:
         features = (chunk_features if form == "chunked" else recurrent_features)(request, algebra)
@@ -161,31 +172,6 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
     return tuple(replace(item, rejected=(*rejected, *slower)) for item in ranked)
 
 
-def _choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
-    name = request.variant.name
-    if request.decode:
-        return decode_form(request, algebra)
-    asked = request.form is None or algebra.legal(request.form).legal
-    if request.stateful and asked and not algebra.keeps_state.legal:
-        raise PlanError(f"{name!r} keeps no state", notes=(algebra.keeps_state.reason,))
-    if request.form is not None:
-        verdict = algebra.legal(request.form)
-        if not verdict.legal:
-            legal = ", ".join(v.form for v in algebra.forms if v.legal)
-            raise PlanError(
-                f"{name!r} has no {request.form} form",
-                notes=(verdict.reason,),
-                hints=(f"its legal forms are: {legal}",),
-            )
-        return request.form, "asked for"
-    chunked = algebra.legal("chunked")
-    if algebra.legal("online").legal:
-        return "online", algebra.legal("online").reason
-    if chunked.legal:
-        return "chunked", chunked.reason
-    return "parallel", chunked.reason
-
-
 def _attend_kernel(request: Request, algebra: Algebra, printer: Printer) -> Kernel:
     return attend_kernel(
         request.variant, algebra, request.dims, printer, min_columns=request.device.min_columns,
@@ -193,12 +179,12 @@ def _attend_kernel(request: Request, algebra: Algebra, printer: Printer) -> Kern
     )  # fmt: skip
 
 
-def _helpers(request: Request, algebra: Algebra) -> tuple[str, ...]:
+def _helpers(request: Request, algebra: Algebra, form: str) -> tuple[str, ...]:
     printer = printer_for(request)
     if algebra.family == "softmax":
         _attend_kernel(request, algebra, printer)
     else:
-        if algebra.legal("chunked").legal:
+        if algebra.legal("chunked").legal and (form == "chunked" or not algebra.terms):
             features = chunk_features(request, algebra)
             pass_kernels(request, algebra, features, printer)
         _attend_kernel(request, algebra, printer)
@@ -254,10 +240,11 @@ def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
     algebra = analyse(request.variant)
     if rejected and rejected[-1].candidate in {"any chunk", "any columns"}:
         why = rejected[-1].reason
+        free = "online" if algebra.has_lse else "parallel"
         return PlanError(
             f"no tile of {name!r} at K={head_dim}, V={value_dim}, {request.dtype} holds its state",
             notes=(why,),
-            hints=("the parallel form keeps no state; or use a smaller K or a lower order",),
+            hints=(f"the {free} form keeps no state; or use a smaller K or a lower order",),
         )
     smallest = _smallest_pass(request, algebra)
     if rejected and smallest.cost.sram_bytes <= request.device.sram_bytes:
@@ -286,10 +273,11 @@ def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
 
 def _smallest_pass(request: Request, algebra: Algebra) -> PassPlan:
     tile_k, tile_v = tile_dims(request)
-    if algebra.family == "softmax" or not algebra.legal("chunked").legal:
+    by_pairs = algebra.has_lse and request.form != "chunked"
+    if by_pairs or not algebra.legal("chunked").legal:
         kernel = _attend_kernel(request, algebra, printer_for(request))
         return pass_plan(request, kernel, {"BT": 16, "BS": 32, "BK": tile_k, "BV": tile_v}, 4, 1)
     features = chunk_features(request, algebra)
     kernels = pass_kernels(request, algebra, features, printer_for(request))
-    tiles = {"BC": 16, "BK": tile_k, "BV": request.device.min_columns}
+    tiles = {"BK": tile_k, "BV": request.device.min_columns, **chunk_tiles(algebra, 16)}
     return pass_plan(request, kernels[-1], tiles, 4, 1)

@@ -55,6 +55,8 @@ def rank_us(step: PassPlan, request: Request) -> float:
         return step.cost.time_us * step.num_warps
     if step.kernel.name.startswith("walk_"):
         return _walk_us(step, request)
+    if step.kernel.name == "sum_output":
+        return _sum_us(step, request)
     if "BS" in tile:
         return _attend_us(step, request)
     if "BC" in tile and "BV" in tile:
@@ -115,6 +117,19 @@ def _chunk_us(step: PassPlan, request: Request) -> float:
     channels = 2 * request.dims[0] + 2 * tile["BV"]
     moved = steps * tile["BC"] * channels * DTYPES[request.dtype]
     programs = max(work.batch * heads * splits, 2 * request.device.sms)
+    return _total(step, request.device, programs, steps, moved)
+
+
+def _sum_us(step: PassPlan, request: Request) -> float:
+    """Rows of a sum by chunks: the state once each, then some tiles of pairs of every term."""
+    tile, work = step.tile, request.workload
+    splits = ceil(request.dims[1] / tile["BV"])
+    chunks = work.batch * work.hq * ceil(work.tk / tile["BC"]) * splits
+    # the tiles of a window about a chunk and of a border, a walk each
+    tiles = sum(tile["LAG"] * tile["BC"] / tile["BS"] + 1 for _ in step.kernel.walks)
+    steps = chunks * (1 + tiles)
+    moved = steps * tile["BS"] * sum(request.dims) * DTYPES[request.dtype]
+    programs = max(work.batch * work.hq * splits, 2 * request.device.sms)
     return _total(step, request.device, programs, steps, moved)
 
 

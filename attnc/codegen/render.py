@@ -165,7 +165,7 @@ def _render_kernel(plan: Plan, step: PassPlan) -> str:
             global_sum=plan.algebra.global_sum,
             by_channel=plan.algebra.by_channel,
             cache=plan.cache,
-            summed=plan.algebra.normalize == "sum",
+            summed=plan.algebra.state.normalize == "sum",
             backwards=kernel.name in WALKS[1:],
             splits_k=plan.dims[0] > step.tile.get("BK", plan.dims[0]),
             splits_v=plan.dims[1] > step.tile.get("BV", plan.dims[1]),
@@ -184,7 +184,7 @@ def _io_tensor(kernel: Kernel) -> str:
 
 def slot_text(plan: Plan) -> str:
     """Elements of one state in the workspace: FP rows of V, then FP sums."""
-    return "FP * V + FP" if plan.algebra.normalize == "sum" else "FP * V"
+    return "FP * V + FP" if plan.algebra.state.normalize == "sum" else "FP * V"
 
 
 def _precision(plan: Plan) -> str:

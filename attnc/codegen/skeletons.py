@@ -37,6 +37,7 @@ STEP_LINES = {
     "attend": ("o_s = i_s + r_s", "m_s = o_s < TK"),
     "state": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
     "output": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
+    "sum_output": ("o_s = i_s + r_s", "m_s = o_s < TK"),
     "gates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < T"),
     "channel_gates": ("o_t = i_c * BC + tl.arange(0, BC)", "m_t = o_t < T"),
     "fold": ("o_t = i_c * BC + r_c", "m_t = o_t < T"),
@@ -57,6 +58,7 @@ STEP_LINES = {
 HEADERS = {
     "attend": "for i_s in range({start}, {stop}, BS):",
     "decode": "for i_s in range({start}, {stop}, BS):",
+    "sum_output": "for i_s in range({start}, {stop}, BS):",
     "dq": "for i_s in range({start}, {stop}, BS):",
     "dkv": "for i_t in range({start}, {stop}, BT):",
     "lists": "for i_n in range({start}, {stop}, BN):",

@@ -13,7 +13,9 @@ def feature_tables(plan: Plan) -> dict[str, object] | None:
     features = plan.features
     if features is None or features.direct or plan.form not in {"chunked", "recurrent"}:
         return None
-    scale = plan.variant.scale.value(plan.dims[0])
+    number_of_term = plan.algebra.folded
+    variant = plan.variant if number_of_term is None else plan.variant.terms[number_of_term]
+    scale = variant.scale.value(plan.dims[0])
     factors = {degree: float(c) * scale**degree for degree, c, _ in features.degrees}
     degrees = ", ".join(
         f"({degree}, {number(factor)})" for degree, factor in factors.items() if degree

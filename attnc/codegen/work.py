@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from math import ceil
 
 from attnc.codegen.algebra import analyse
-from attnc.codegen.graph import STEP, Node, elements
+from attnc.codegen.graph import HEAD, STEP, Node, elements
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, Request, item_bytes
 from attnc.dsl.mask import MaskForm
+from attnc.dsl.sum import folded_term
 from attnc.dsl.variant import Variant
 
 _SAMPLED_ROWS = 64
@@ -28,6 +29,22 @@ def visible_fraction(mask: MaskForm, tq: int, tk: int) -> float:
 def visited_fraction(variant: Variant, tq: int, tk: int) -> float:
     """The share of the pairs that are computed: those of every term, where there are several."""
     return sum(visible_fraction(p.mask_form, tq, tk) for p in variant.terms or (variant,))
+
+
+def pair_flops(request: Request) -> float:
+    """Products of scores and of values over all pairs that some term sees."""
+    work = request.workload
+    share = visited_fraction(request.variant, work.tq, work.tk)
+    return 2.0 * work.batch * work.hq * work.tq * work.tk * share * sum(request.dims)
+
+
+def border_keys(distance: int, rows: int) -> float:
+    """Keys a row, on average, that are `distance` tokens back or more and in no chunk's state yet.
+
+    A chunk's rows read a state that ends where the first of them sees whole chunks of `rows` keys.
+    """
+    lag = ceil(max(distance - 1, 0) / rows) * rows
+    return lag - distance + (rows + 1) / 2
 
 
 def _visible_keys(mask: MaskForm, position: int, tk: int) -> int:
@@ -61,9 +78,7 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
     v = work.batch * work.tk * work.hkv * value_dim * size
     o = work.batch * work.tq * work.hq * value_dim * size
     if kernel.name in {"online", "parallel"}:
-        share = visited_fraction(request.variant, work.tq, work.tk)
-        pairs = work.batch * work.hq * work.tq * work.tk * share
-        return float(q + k + v + o), 2.0 * pairs * (head_dim + value_dim)
+        return float(q + k + v + o), pair_flops(request)
     if kernel.name in {"dq", "dkv"}:
         share = visited_fraction(request.variant, work.tq, work.tk)
         pairs = work.batch * work.hq * work.tq * work.tk * share
@@ -100,6 +115,8 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
     states = _state_bytes(request, kernel, chunk, splits)
     if kernel.name in {"scan", "dscan"}:
         return 2.0 * states, states / 4
+    if kernel.name == "sum_output":
+        return float(q + k + v + o + states), _sum_flops(request, kernel, tiles, splits)
     heads = work.hkv if kernel.name in {"state", "carry"} else work.hq
     per_chunk = sum(_dot_flops(kernel, tiles))
     flops = per_chunk * work.batch * heads * ceil(work.tk / chunk) * splits
@@ -185,9 +202,24 @@ def _keeps_rows(node: Node) -> bool:
     return node.op == "load" and node.tensor == "state"
 
 
-def _dot_flops(kernel: Kernel, tiles: Mapping[str, int]) -> list[float]:
+def _sum_flops(request: Request, kernel: Kernel, tiles: Mapping[str, int], splits: int) -> float:
+    """The state's products once a chunk; pairs of the other terms, and those at the border."""
+    work, variant = request.workload, request.variant
+    found = folded_term(variant)
+    assert found is not None, "a term is folded"
+    number, distance = found
+    rows = tiles["BC"]
+    chunks = sum(_dot_flops(kernel, tiles, HEAD)) * ceil(work.tk / rows)
+    others = [term for n, term in enumerate(variant.terms) if n != number]
+    near = sum(visible_fraction(term.mask_form, work.tq, work.tk) for term in others)
+    keys = near * work.tk + border_keys(distance, rows)
+    pairs = work.tq * keys * 2.0 * (request.dims[0] + tiles["BV"])
+    return (chunks + pairs) * work.batch * work.hq * splits
+
+
+def _dot_flops(kernel: Kernel, tiles: Mapping[str, int], region: str = STEP) -> list[float]:
     flops: list[float] = []
-    for node in kernel.graph.nodes(STEP):
+    for node in kernel.graph.nodes(region):
         if node.left is None or node.right is None:
             continue
         sides = [*node.left.shape, node.right.shape[1]]

@@ -21,6 +21,16 @@ def is_full(form: MaskForm) -> bool:
     return replace(form, packed=False) == FULL
 
 
+def distance(form: MaskForm) -> int | None:
+    """N of a mask that is exactly i - j >= N, None of any other."""
+    if form.tensors or len(form.clauses) != 1 or not form.clauses[0]:
+        return None
+    planes = form.clauses[0]
+    if any(plane.bound or (plane.i, plane.j) != (1, -1) for plane in planes):
+        return None
+    return max(-plane.c for plane in planes)
+
+
 def within_causal(form: MaskForm) -> bool:
     """Whether every visible pair provably has j <= i.
 

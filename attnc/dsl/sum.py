@@ -15,6 +15,7 @@ from fractions import Fraction
 
 from attnc.dsl.digest import declared_facts, digest_of, meaning_facts
 from attnc.dsl.expr import Expr
+from attnc.dsl.proof import distance
 from attnc.dsl.text import to_text
 from attnc.dsl.variant import Variant
 
@@ -102,6 +103,20 @@ class Sum(Variant):
         if self.sink is not None:
             parts.append(f"sink {to_text(self.sink)}")
         return ", ".join([*parts, f"normalize {self.normalize}"])
+
+
+def folded_term(variant: Variant) -> tuple[int, int] | None:
+    """The term that a state can carry past rows: its number from 0, and the N of its mask.
+
+    Its weight has features, and its mask is i - j >= N: a key enters the state N tokens later and
+    stays. Of several it is the one that sees the most; None where there is none.
+    """
+    found = [
+        (reach, number)
+        for number, term in enumerate(variant.terms)
+        if term.family == "state" and (reach := distance(term.mask_form)) is not None
+    ]
+    return min(found)[::-1] if found else None
 
 
 def _term_text(term: Variant) -> str:

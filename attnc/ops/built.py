@@ -40,6 +40,8 @@ class Key:
     wanted: tuple[str, ...] = ()
     tensors: tuple[torch.dtype, ...] = ()
     backend: str = "triton"
+    # what a call's own shape chose where no form was asked for
+    form_chosen: str = ""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from attnc.codegen.algebra import analyse
 from attnc.codegen.backend import choose_backend, of_phase
 from attnc.codegen.choice import Bucket, Choice, choice_of
 from attnc.codegen.device import Device
+from attnc.codegen.form_choice import choose_form
 from attnc.codegen.plan import Plan, Request, Workload
 from attnc.codegen.planner import plans
 from attnc.ops.built import Built, Key, store_plan
@@ -83,14 +84,16 @@ class BuiltPlans:
         dtype = DTYPE_NAMES[q.dtype]
         request = self._request(dims, dtype, form, stateful, precision=precision, device=device)
         request = replace(of_phase(request, phase, wanted), launcher=launcher_on(q.device))
-        # this shape says which backend; tiles are ranked for one shape and tuned by bucket
-        backend = choose_backend(replace(request, workload=work), analyse(request.variant))
+        # this shape says which backend and form; tiles are ranked for one shape, tuned by bucket
+        call, algebra = replace(request, workload=work), analyse(request.variant)
+        backend, found = choose_backend(call, algebra), choose_form(call, algebra)
         key = Key(
-            dims, dtype, form, stateful, precision, device, phase, wanted or (), types, backend.name
-        )
+            dims, dtype, form, stateful, precision, device, phase, wanted or (), types,
+            backend.name, found[0],
+        )  # fmt: skip
         ranked = self._ranked.get(key)
         if ranked is None:
-            ranked = plans(request, backend)
+            ranked = plans(request, backend, found)
             self._ranked[key] = ranked
         return self._build(key, ranked, q.device, Bucket.of(work.batch, work.hq, work.tq, work.tk))
 

@@ -48,18 +48,19 @@ def check_options(
     if stateful and algebra.has_lse:
         raise InputError(
             f"{name!r} has no state: it {kind}",
-            notes=(algebra.legal("chunked").reason,),
+            notes=(algebra.keeps_state.reason,),
             hints=("return_lse=True gives what combines with another call's keys",),
         )
     if form is not None:
         _check_form(name, algebra, form)
+    any_length = "online" if algebra.has_lse else "parallel"
     if form in {"chunked", "recurrent"} and sizes.tq != sizes.tk:
         raise InputError(
             f"the {form} form needs TQ = TK, not {sizes.tq} and {sizes.tk}",
-            hints=("the parallel form takes any lengths; it is chosen when form is left out",),
+            hints=(f"the {any_length} form takes any lengths; it is chosen when form is left out",),
         )
     if stateful or form in {"chunked", "recurrent"}:
-        _check_starts(given)
+        _check_starts(given, any_length)
     if not stateful:
         return
     verdict = algebra.keeps_state
@@ -83,14 +84,14 @@ def one_length(sizes: Sizes, given: Mapping[str, torch.Tensor]) -> bool:
     return sizes.tq == sizes.tk and starts[0] is starts[1]
 
 
-def _check_starts(given: Mapping[str, torch.Tensor]) -> None:
+def _check_starts(given: Mapping[str, torch.Tensor], any_length: str) -> None:
     """Refuse sequences whose queries and keys differ in number, of a fold over tokens."""
     starts = [given.get(name) for name in sorted(CU_SEQLENS)]
     if starts[0] is starts[1] or torch.equal(*starts):  # type: ignore[arg-type]
         return
     raise InputError(
         "cu_seqlens_q and cu_seqlens_k differ, and a fold over tokens takes each with its query",
-        hints=("the parallel form takes any lengths; it is chosen when form is left out",),
+        hints=(f"the {any_length} form takes any lengths; it is chosen when form is left out",),
     )
 
 

@@ -10,7 +10,8 @@ from attnc.dsl.variant import Variant
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import attentions
 
-DIMS = {"based": ((16, 64), (16, 48)), "rebased": ((16, 64), (16, 48))}
+# whose features are monomials: more channels of k fill no state
+DIMS = dict.fromkeys(("based", "rebased", "window_taylor"), ((16, 64), (16, 48)))
 DRAWN = loads(
     """
 [gated]
@@ -28,12 +29,21 @@ log_decay = "-softplus(g[b,t,h,k])/16"
 mask = "causal"
 normalize = "none"
 inputs.g = { shape = ["b", "t", "h", "k"], grad = true }
-"""
+
+[hybrid]
+params.mix = { shape = ["h"], grad = true }
+params.z = { shape = ["h"], grad = true }
+terms = [
+  { feature_map = "softmax", mask = "causal & window(63)", scale = "rsqrt(d)", score = "s - 0.1*(i - j)" },
+  { feature_map = "elu(x) + 1", mask = "i - j >= 64", scale = 0.125, factor = "exp(mix[h])" },
+]
+sink = "z[h]"
+"""  # noqa: E501
 )
 
 
 def all_variants() -> dict[str, Variant]:
-    """The shipped ones of q, k and v, each meaning once, gates a token and gates a channel."""
+    """Those shipped of q, k and v, each meaning once, gates of both kinds, and a sum of terms."""
     once = {variant.digest: variant for variant in reversed(attentions().values())}
     return {variant.name: variant for variant in (*reversed(once.values()), *DRAWN.values())}
 
@@ -45,7 +55,8 @@ def all_plans() -> Iterator[tuple[str, Plan]]:
         for dims in DIMS.get(name, ((64, 64), (80, 48))):
             for dtype in ("bf16", "fp32"):
                 for form in op.forms():
-                    for stateful in (False, True) if form == "chunked" else (False,):
+                    states = form == "chunked" and not variant.has_lse
+                    for stateful in (False, True) if states else (False,):
                         label = f"{name}_{form}_{dims[0]}_{dims[1]}_{dtype}"
                         plan = op.plan(dim=dims, dtype=dtype, form=form, stateful=stateful)
                         yield label + ("_state" if stateful else ""), plan
@@ -57,7 +68,7 @@ def backward_plans() -> Iterator[tuple[str, Plan]]:
         op = compile_op(variant, backend="triton")
         for dims, dtype in zip(DIMS.get(name, ((64, 64), (80, 48))), ("bf16", "fp32"), strict=True):
             for form in op.forms():
-                stateful = form == "chunked" and dtype == "fp32"
+                stateful = form == "chunked" and dtype == "fp32" and not variant.has_lse
                 label = f"{name}_{form}_{dims[0]}_{dims[1]}_{dtype}_backward"
                 plan = op.plan(dim=dims, dtype=dtype, form=form, stateful=stateful, backward=True)
                 yield label, plan

@@ -47,6 +47,12 @@ def test_the_golden_text_is_what_is_emitted(name, golden):
     golden(f"{name}_fwd.py", op.source(dim=dims, dtype="bf16"))
 
 
+def test_the_golden_sum_by_chunks_is_what_is_emitted(golden):
+    """The far term by a state, in a loop over chunks around the walks."""
+    op = compile_op(all_variants()["hybrid"], device="h100")
+    golden("hybrid_fwd.py", op.source(dim=(64, 64), dtype="bf16"))
+
+
 @pytest.mark.parametrize("name", BACKWARD)
 def test_the_golden_backward_is_what_is_emitted(name, golden):
     dims = (16, 64) if name == "based" else (64, 64)

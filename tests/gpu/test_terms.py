@@ -11,6 +11,7 @@ from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
 from attnc.ops.verify import verify
 from tests.ops.test_terms import DECLARED
+from tests.ops.test_terms_chunked import TEXT as BY_CHUNKS
 
 pytestmark = pytest.mark.gpu
 EXAMPLE = shipped()["window_taylor"]
@@ -25,6 +26,14 @@ def test_compiled_terms_pass_verify_in_every_dtype(name):
     )
     report = verify(loads(DECLARED)[name], device="cuda", shapes=shapes)
     assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("name", ["behind", "twice", "ahead", "made"])
+def test_compiled_sums_by_chunks_pass_verify(name):
+    shapes = (Shape(1, 1000, 1000, 4, 2, 16, 64), Shape(1, 4000, 4000, 2, 1, 16, 40, strided=True))
+    report = verify(loads(BY_CHUNKS)[name], device="cuda", shapes=shapes)
+    assert report.passed, str(report)
+    assert any(row.what == "chunked form" for row in report.rows)
 
 
 @pytest.mark.parametrize("dims", [(16, 64), (64, 64), (128, 128)], ids=str)

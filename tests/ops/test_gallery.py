@@ -20,7 +20,8 @@ def shape_of(name: str) -> Shape:
     variant = shipped()[name]
     # the first and the last of two blocks of 64, a band's both ends, a chunk and its rest
     tokens = {"sinks": 150, "block_sparse": 70}.get(name, 37)
-    dims = (192, 128) if name == "mla" else (16, 24) if variant.feature_map.degree > 1 else (40, 24)
+    monomials = any(part.feature_map.degree > 1 for part in variant.terms or (variant,))
+    dims = (192, 128) if name == "mla" else (16, 24) if monomials else (40, 24)
     return Shape(1, tokens, tokens, 2, 1, *dims)
 
 

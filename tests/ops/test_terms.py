@@ -188,7 +188,7 @@ def test_packed_sequences_are_refused_where_a_term_reads_the_number_of_its_batch
 
 def tiles_of(op: Op, tokens: int) -> list[tuple[str, str]]:
     """Bounds of the forward's loops, a list a walk."""
-    (step,) = op.plan(dim=(16, 32), dtype="bf16").passes
+    (step,) = op.plan(dim=(16, 32), dtype="bf16", form="online").passes
     return [(loop.start, loop.stop) for walk in step.kernel.walks for loop in walk.loops]
 
 
@@ -225,11 +225,11 @@ def test_a_sum_of_terms_keeps_no_state_and_says_why(ops):
         op(q, k, v, mix=torch.zeros(2), return_state=True)
     assert str(refused.value) == (
         "error[A300]: 'windowed' has no state: it is a sum of terms\n"
-        "  note: its terms see different keys, and a state for some of them is not kept yet\n"
+        "  note: its terms see different keys, and a state of some of them is not handed over yet\n"
         "  hint: return_lse=True gives what combines with another call's keys"
     )
-    with pytest.raises(PlanError, match="'windowed' has no chunked form"):
-        op(q, k, v, mix=torch.zeros(2), form="chunked")
+    with pytest.raises(PlanError, match="'windowed' has no recurrent form"):
+        op(q, k, v, mix=torch.zeros(2), form="recurrent")
 
 
 def test_explain_prints_every_term_and_its_derivative(ops):

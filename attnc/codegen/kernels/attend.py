@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.features import MIN_TILE
-from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
+from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.channel_gates import WHOLE_LAYOUT
 from attnc.codegen.kernels.channel_weights import channel_scores
+from attnc.codegen.kernels.key_tile import fold_values, load_keys, load_values, score_keys
 from attnc.codegen.kernels.online import finish_online, start_online
-from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
+from attnc.codegen.kernels.operand import join_guards, load_tile, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
 from attnc.codegen.kernels.scales import (
     LEAST_CHANNELS,
@@ -37,7 +38,6 @@ from attnc.codegen.kernels.terms import (
 from attnc.codegen.kernels.value import (
     STREAMED,
     load_value,
-    map_value,
     setup_nodes,
     with_tensors,
 )
@@ -87,23 +87,21 @@ def attend_kernel(
     for part in parts:
         builder.walk = part.number
         read = loads_of(part, loaded)
-        _load_keys(builder, part.algebra, printer, k_mask)
+        load_keys(builder, part.algebra, printer, k_mask)
         if algebra.by_channel:
             builder.extend(node for node in read.nodes if node.region == STEP)
             channel_scores(builder, algebra, read)
         else:
-            left = Operand(part.query, part.query, ("BT", "BK"))
-            right = Operand("b_k", "tl.trans(b_k)", ("BK", "BS"), transposed=True)
-            builder.dot("b_s", STEP, ("BT", "BS"), left, right, note="[BT, BK] @ [BK, BS]")
+            score_keys(builder, part.query)
             builder.extend(node for node in read.nodes if node.region == STEP)
         scale = part.variant.scale.value(dims[0])
         if online:
             weights = term_step(builder, part, scale, read, printer, scales)
         else:
             weights = parallel_step(builder, algebra, scale, read, printer)
-        _load_values(builder, algebra, values, printer, v_mask)
+        load_values(builder, algebra, values, printer, v_mask)
         widen_values(builder, algebra)
-        _fold_values(builder, weights)
+        fold_values(builder, weights)
     builder.walk = 0
 
     if online:
@@ -177,36 +175,3 @@ def _load_queries(
         )
     )
     map_held(builder, parts, printer, of="b_q", guard=guard)
-
-
-def _load_keys(builder: GraphBuilder, algebra: Algebra, printer: Printer, k_mask: str) -> None:
-    shape = ("BS", "BK")
-    builder.add(
-        load_tile(
-            "b_k", "p_k", ("stride_k_t", "stride_k_k"), ("r_s", "o_k"), shape, STEP,
-            guard=k_mask, edge_guard="m_s[:, None]", start="i_s",
-        )
-    )  # fmt: skip
-    builder.extend(map_features("b_k", algebra.phi, shape, STEP, printer, guard=k_mask))
-
-
-def _load_values(
-    builder: GraphBuilder, algebra: Algebra, values: Loaded, printer: Printer, v_mask: str
-) -> None:
-    shape, rows = ("BS", "BV"), "m_s[:, None]"
-    builder.add(
-        load_tile(
-            "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_s", "o_v"), shape, STEP,
-            guard=v_mask, edge_guard=rows, start="i_s",
-        )
-    )  # fmt: skip
-    map_value(builder, algebra, values, printer, STEP, shape, guard=v_mask, edge_guard=rows)
-
-
-def _fold_values(builder: GraphBuilder, weights: str) -> None:
-    left = Operand(weights, f"{weights}.to(b_v.dtype)", ("BT", "BS"))
-    right = Operand("b_v", "b_v", ("BS", "BV"))
-    builder.dot(
-        "b_o", STEP, ("BT", "BV"), left, right,
-        name="values", into="b_o", carried=True, note="[BT, BS] @ [BS, BV]",
-    )  # fmt: skip

@@ -44,7 +44,8 @@ class Fold:
     """What enters a state: features of `rows`, times `value`, decayed to where the state stands.
 
     Keys fold forward to the chunk's end; in the backward, queries fold back to its start, and
-    `weight` is what a row adds to the normaliser's sums. `ends` holds the decays of the rows.
+    `weight` is what a row adds to the normaliser's sums. `ends` holds the decays of the rows, and
+    `there` says which are rows.
     """
 
     rows: str
@@ -54,6 +55,7 @@ class Fold:
     note: str
     ends: str = "b_u"
     weight: str = ""
+    there: str = "m_t"
 
 
 KEYS = Fold(
@@ -75,7 +77,8 @@ class ChunkFacts:
     `exact_folds` a decayed value enters a state as two parts: a decay near 1 is lost in bf16's
     rounding, the same way token after token, and a gradient of the decay would sum that up; for
     the same reason the states at chunks are kept unrounded. Where a program `walks`, the state
-    stays in its registers, and where features are channels it holds BK of its rows.
+    stays in its registers, and where features are channels it holds BK of its rows. Where it is
+    `lagging`, keys enter the state LAG chunks after the one they stand in.
     """
 
     variant: Variant
@@ -88,6 +91,7 @@ class ChunkFacts:
     min_channels: int = 16
     exact_folds: bool = False
     walks: bool = False
+    lagging: bool = False
 
     @property
     def carried(self) -> str:

@@ -18,7 +18,8 @@ from attnc.codegen.kernels.sequences import Lanes, declared_start
 from attnc.codegen.tile_range import KeyLoop
 
 _SEGMENTS = {
-    "state", "output", "carry", "dstate", "dcarry", "walk_dq", "walk_dkv", "walk_dk", "walk_dv",
+    "state", "output", "sum_output", "carry", "dstate", "dcarry", "walk_dq", "walk_dkv", "walk_dk",
+    "walk_dv",
 }  # fmt: skip
 _CHUNKS = {"chunk_gates", "pairs", "dpairs", "dquery", "dkey", "dvalue"}
 _SCANS = {
@@ -29,7 +30,7 @@ _SCANS = {
 _BY_GROUP = {"dquery", "dkey", "dvalue"}
 # programs of these passes belong to a state head, all others to a query head
 _BY_STATE = {"state", "carry", "scan", "chunk_gates"}
-_ROWS = {"norm", "delta", "drows"}
+_ROWS = {"norm", "lse", "delta", "drows"}
 _STARTS = TensorArgument(
     "u_cu_seqlens_k", (), "i32", "[N + 1]: where sequences start", given="cu_seqlens_k"
 )
@@ -152,8 +153,8 @@ def _place(tensor: TensorArgument, kernel: str, algebra: Algebra, sums: Lanes) -
     name = tensor.name
     # a workspace [heads, tokens] of a program that knows its head gets the head's part moved too
     tokens = "s_k" if kernel in _BY_GROUP else "(i_bh * (NK - T) + s_k)"
-    columns = "(V + 1)" if algebra.normalize == "sum" else "V"
-    slot = "(FP * V + FP)" if algebra.normalize == "sum" else "FP * V"
+    summed = algebra.state.normalize == "sum"
+    columns, slot = ("(V + 1)", "(FP * V + FP)") if summed else ("V", "FP * V")
     if tensor.given:
         return declared_start(tensor, "i_seq")
     if name in {"q", "k", "v", "do"}:

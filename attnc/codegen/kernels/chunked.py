@@ -12,6 +12,7 @@ from attnc.codegen.kernels.chunk_sequences import chunks_in_sequences
 from attnc.codegen.kernels.output import global_output_kernel, output_kernel
 from attnc.codegen.kernels.scan import scan_kernel
 from attnc.codegen.kernels.state import state_kernel
+from attnc.codegen.kernels.sum_output import sum_output_kernel
 from attnc.codegen.printer import Printer
 from attnc.dsl.variant import Variant
 
@@ -28,8 +29,18 @@ def chunk_kernels(
 ) -> tuple[Kernel, ...]:
     """`state`, `scan` and `output` at head dims (K, V); no `scan` where one state serves all.
 
-    Where every channel decays by itself, `chunk_gates` and `pairs` come before them.
+    The rows of a sum of terms are made by `sum_output`, which walks pairs too. Where every channel
+    decays by itself, `chunk_gates` and `pairs` come before them.
     """
+    if algebra.folded is not None:
+        # all but the rows is made for the folded term as for a variant of its own
+        term = variant.terms[algebra.folded]
+        facts = ChunkFacts(
+            term, algebra.state, features, dims, printer, stateful, min_columns, lagging=True
+        )
+        state = chunks_in_sequences(state_kernel(facts), algebra, needed="segments - 1")
+        scan = chunks_in_sequences(scan_kernel(facts), algebra)
+        return state, scan, sum_output_kernel(variant, algebra, facts)
     facts = ChunkFacts(variant, algebra, features, dims, printer, stateful, min_columns)
     if algebra.global_sum:
         return tuple(

@@ -14,6 +14,7 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Node, Operand
 from attnc.codegen.index import Axis, Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
+from attnc.codegen.kernels.key_tile import score_keys
 from attnc.codegen.kernels.online import finish_online, start_online
 from attnc.codegen.kernels.operand import join_guards, map_features, ragged_columns
 from attnc.codegen.kernels.scales import UNSCALED
@@ -73,9 +74,7 @@ def decode_kernel(
         _load_keys(builder, cache, k_mask)
         shape = ("BS", "BK")
         builder.extend(map_features("b_k", part.algebra.phi, shape, STEP, printer, guard=k_mask))
-        left = Operand(part.query, part.query, ("BT", "BK"))
-        right = Operand("b_k", "tl.trans(b_k)", ("BK", "BS"), transposed=True)
-        builder.dot("b_s", STEP, ("BT", "BS"), left, right, note="[BT, BK] @ [BK, BS]")
+        score_keys(builder, part.query)
         builder.extend(node for node in read.nodes if node.region == STEP)
         scale = part.variant.scale.value(dims[0])
         weights = term_step(builder, part, scale, read, printer, UNSCALED, heads=True)

@@ -88,7 +88,14 @@ def feature_nodes(
 
 
 def tile_nodes(
-    features: Features, n: int, source: str, target: str, *, rows: str, weighted: bool
+    features: Features,
+    n: int,
+    source: str,
+    target: str,
+    *,
+    rows: str,
+    weighted: bool,
+    region: str = STEP,
 ) -> tuple[Node, ...]:
     """`target`n = one tile of features of the rows of `source`; b_x0, b_x1, ... are its factors."""
     tile = features.tiles[n]
@@ -102,7 +109,7 @@ def tile_nodes(
                 f"pick {buffer} {r}",
                 "dot",
                 f"b_x{r}",
-                STEP,
+                region,
                 (rows, width),
                 left=Operand(source, source, (rows, "BK")),
                 right=Operand(f"b_e{n}", f"b_e{n}{r}", ("BK", width)),
@@ -122,7 +129,7 @@ def tile_nodes(
             f"features {buffer}",
             "map",
             buffer,
-            STEP,
+            region,
             (rows, width),
             "io",
             reads=reads,

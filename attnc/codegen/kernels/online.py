@@ -42,11 +42,13 @@ def online_step(
     scales: Loaded = UNSCALED,
     heads: bool = False,
     shift: str = "",
+    rows: str = SETUP,
 ) -> str:
     """Fold one key tile; the name of the tile of weights that meets v.
 
     `scales` are those of 8-bit tensors. With `heads` the rows are query heads of one token, so that
-    i_h is a vector. `shift` is added to every score, in log2.
+    i_h is a vector. `shift` is added to every score, in log2. `rows` is the region where a program
+    knows the positions of its rows.
     """
     tile = ("BT", "BS")
     # with a plain score and a positive scale, scaling folds into the exponent's one multiply-add
@@ -54,7 +56,7 @@ def online_step(
     times = score_scale(builder, algebra, scales, scale * LOG2E if folded else scale)
     factor = f" * {times}" if folded else ""
     if not folded:
-        _score(builder, algebra, times, loaded, printer, heads=heads, shift=shift)
+        _score(builder, algebra, times, loaded, printer, heads=heads, shift=shift, rows=rows)
     hidden = 'b_s = tl.where(m_st, b_s, float("-inf"))'
     builder.map(
         "b_s", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
@@ -97,6 +99,7 @@ def _score(
     *,
     heads: bool,
     shift: str,
+    rows: str,
 ) -> None:
     assert algebra.score is not None
     setup, bindings = index_bindings(algebra.score)
@@ -111,7 +114,7 @@ def _score(
         lines.append("f_j = o_s.to(ACC)")
         bindings["j"] = "f_j[None, :]"
     if setup:
-        builder.map("f_index", SETUP, (), *setup, note="indices as numbers, exact to 2**24")
+        builder.map("f_index", rows, (), *setup, note="indices as numbers, exact to 2**24")
     lines.append(f"b_s = b_s * {times}")
     if not algebra.plain_score:
         lines.extend(_expression(algebra.score, {**bindings, **loaded.bindings}, printer))
@@ -129,17 +132,23 @@ def _expression(score: sympy.Expr, bindings: dict[str, str], printer: Printer) -
     return (*bound.statements("b_e", score), "b_s = b_s * 0.0 + b_e")
 
 
-def finish_online(builder: GraphBuilder, algebra: Algebra) -> None:
-    """Normalise, and the log-sum-exp in natural log."""
+def finish_online(
+    builder: GraphBuilder,
+    algebra: Algebra,
+    *,
+    region: str = FINISH,
+    address: str = "p_lse + r_t",
+) -> None:
+    """Normalise, and the log-sum-exp in natural log, which is stored at `address`."""
     whole = "b_o = b_o / tl.where(b_l > 0.0, b_l, 1.0)[:, None]"
     note = "a row that saw nothing gives 0, and a log-sum-exp of -inf"
     if algebra.sink is not None:
         whole, note = "b_o = b_o / b_l[:, None]", "a row that saw nothing but the sink gives 0"
     tile = ("BT", "BV")
-    builder.map("b_o", FINISH, tile, whole, name="normalise", reads=("b_o", "b_l"), note=note)
+    builder.map("b_o", region, tile, whole, name="normalise", reads=("b_o", "b_l"), note=note)
     line = f"b_lse = b_m * {number(1 / LOG2E)} + tl.log(b_l)"
-    builder.map("b_lse", FINISH, ("BT",), line, reads=("b_m", "b_l"))
+    builder.map("b_lse", region, ("BT",), line, reads=("b_m", "b_l"))
     builder.store(
-        FINISH, ("BT",), "b_lse", name="store lse", reads=("b_lse",),
-        tensor="lse", address="p_lse + r_t", guard="m_t",
+        region, ("BT",), "b_lse", name="store lse", reads=("b_lse",),
+        tensor="lse", address=address, guard="m_t",
     )  # fmt: skip

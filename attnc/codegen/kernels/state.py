@@ -47,8 +47,9 @@ def state_kernel(facts: ChunkFacts) -> Kernel:
         layout = f"[B, HS, NS{', FP' if by_channel else ''}]: log2 decay of a segment"
         tensors.append(TensorArgument("decays", (), "acc", layout, written=True))
     graph = builder.build()
+    constants = (*CONSTANTS, "LAG") if facts.lagging else CONSTANTS
     return Kernel(
-        "state", "", with_tensors(tuple(tensors), values), SCALARS, CONSTANTS, graph, (), (CHUNKS,)
+        "state", "", with_tensors(tuple(tensors), values), SCALARS, constants, graph, (), (CHUNKS,)
     )
 
 

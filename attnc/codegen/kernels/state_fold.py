@@ -35,7 +35,13 @@ def decay_value(builder: GraphBuilder, facts: ChunkFacts, fold: Fold = KEYS) -> 
 
 
 def fold_tile(
-    builder: GraphBuilder, facts: ChunkFacts, n: int, fold: Fold = KEYS, *, sums: bool = True
+    builder: GraphBuilder,
+    facts: ChunkFacts,
+    n: int,
+    fold: Fold = KEYS,
+    *,
+    sums: bool = True,
+    region: str = STEP,
 ) -> None:
     """Tile n of the state, and of its sums where there are some and `sums` wants them."""
     if facts.algebra.by_channel:
@@ -45,27 +51,27 @@ def fold_tile(
     value = f"{fold.value}u" if decayed else fold.value
     rows, state, width = facts.features_of(fold, n), f"b_h{n}", facts.state_rows(n)
     if facts.summed and sums:
-        _fold_sums(builder, facts, fold, n)
+        _fold_sums(builder, facts, fold, n, region)
     if decayed:
         kept = f"{state} = {state} * b_l"
         name, reads = f"decay {state}", (state, "b_l")
-        builder.fold(state, STEP, (width, "BV"), kept, name=name, reads=reads)
+        builder.fold(state, region, (width, "BV"), kept, name=name, reads=reads)
     left = Operand(rows, f"tl.trans({rows})", (width, "BC"), transposed=True)
     right = Operand(value, value, ("BC", "BV"))
     note = f"[{width}, BC] @ [BC, BV]"
     builder.dot(
-        state, STEP, (width, "BV"), left, right,
+        state, region, (width, "BV"), left, right,
         name=f"fold {state}", into=state, carried=True, note=note,
     )  # fmt: skip
     if decayed and facts.exact_folds:
         right = Operand(value, "b_ul", ("BC", "BV"))
         builder.dot(
-            state, STEP, (width, "BV"), left, right,
+            state, region, (width, "BV"), left, right,
             name=f"fold {state}, the rest", into=state, carried=True,
         )  # fmt: skip
 
 
-def _fold_sums(builder: GraphBuilder, facts: ChunkFacts, fold: Fold, n: int) -> None:
+def _fold_sums(builder: GraphBuilder, facts: ChunkFacts, fold: Fold, n: int, region: str) -> None:
     decayed = facts.algebra.decay is not None
     tile, rows, sums = facts.features.tiles[n], facts.features_of(fold, n), f"b_z{n}"
     term = f"{rows}.to(ACC)"
@@ -75,11 +81,11 @@ def _fold_sums(builder: GraphBuilder, facts: ChunkFacts, fold: Fold, n: int) -> 
         term = f"{term} * {fold.ends}[:, None]"
     if not facts.features.direct and tile.padded and not fold.weight:
         # the constant feature of a padded row is 1: it must not count
-        term = f"tl.where(m_t[:, None], {term}, 0.0)"
+        term = f"tl.where({fold.there}[:, None], {term}, 0.0)"
     kept = f"{sums} * b_l" if decayed else sums
     line = f"{sums} = {kept} + tl.sum({term}, 0)"
     reads = (sums, rows, fold.weight, fold.ends, "b_l")
-    builder.fold(sums, STEP, (facts.state_rows(n),), line, name=f"fold {sums}", reads=reads)
+    builder.fold(sums, region, (facts.state_rows(n),), line, name=f"fold {sums}", reads=reads)
 
 
 def start_state(builder: GraphBuilder, facts: ChunkFacts) -> None:

@@ -111,14 +111,22 @@ def loads_of(part: Part, loaded: Loaded) -> Loaded:
 
 
 def map_held(
-    builder: GraphBuilder, parts: tuple[Part, ...], printer: Printer, *, of: str, guard: str
+    builder: GraphBuilder,
+    parts: tuple[Part, ...],
+    printer: Printer,
+    *,
+    of: str,
+    guard: str,
+    region: str = SETUP,
 ) -> None:
     """What the feature maps make of `b_q` or `b_k`, held by a program; in place for one weight."""
     shape = ("BT" if of == "b_q" else "BS", "BK")
     for part in parts:
         buffer = part.query if of == "b_q" else part.key
         source, phi = of if part.of_sum else "", part.algebra.phi
-        builder.extend(map_features(buffer, phi, shape, SETUP, printer, guard=guard, source=source))
+        builder.extend(
+            map_features(buffer, phi, shape, region, printer, guard=guard, source=source)
+        )
 
 
 def factor_nodes(
@@ -161,10 +169,11 @@ def term_step(
     scales: Loaded,
     *,
     heads: bool = False,
+    rows: str = SETUP,
 ) -> str:
     """Fold one key tile of a term; the name of the tile of weights that meets v.
 
-    With `heads` the rows are query heads of one token.
+    With `heads` the rows are query heads of one token; `rows` is where their positions are known.
     """
     if part.algebra.family == "softmax":
         factor = part.algebra.factor
@@ -173,7 +182,7 @@ def term_step(
             shift = number(log2(float(factor)))
         return online_step(
             builder, part.algebra, scale, loaded, printer,
-            scales=scales, heads=heads, shift=shift,
+            scales=scales, heads=heads, shift=shift, rows=rows,
         )  # fmt: skip
     tile = ("BT", "BS")
     lines = weight_lines("b_w", part, scale)

@@ -30,14 +30,16 @@ CHUNKED = value_axes(Axis("o_t", "row", guard="m_t", tile="BC", region=STEP))
 CHUNK_OF_GROUP = value_axes(Axis("o_t", "row", guard="m_t", tile="BC", region=STEP), STEP)
 
 
-def load_value(variant: Variant, algebra: Algebra, axes: Mapping[str, Axis]) -> Loaded:
-    """Loads of what the value reads, and the text of its names."""
+def load_value(
+    variant: Variant, algebra: Algebra, axes: Mapping[str, Axis], stem: str = "b_uv_"
+) -> Loaded:
+    """Loads of what the value reads, and the text of its names; `stem` starts those of buffers."""
     if algebra.value is None:
         return Loaded((), {}, ())
     declared: tuple[Declared, ...] = (*variant.params, *variant.inputs)
     names = scalar_names(algebra.value, declared)
     # a tensor that a decay or a score reads too is loaded for the value apart, in its own shape
-    return load_refs(algebra.value_refs, declared, axes, two_lanes=True, names=names, stem="b_uv_")
+    return load_refs(algebra.value_refs, declared, axes, two_lanes=True, names=names, stem=stem)
 
 
 def map_value(
@@ -49,10 +51,11 @@ def map_value(
     shape: tuple[str, str],
     *,
     source: str = "b_v",
+    target: str = "b_v",
     guard: str = "",
     edge_guard: str = "",
 ) -> None:
-    """`b_v` = the declared value of the loaded tile `source`; nothing where it is v itself.
+    """`target` = the declared value of the loaded tile `source`; nothing where it is v itself.
 
     Padding is zero after it: a value need not be 0, or even finite, where v is 0.
     """
@@ -61,12 +64,13 @@ def map_value(
     builder.extend(node for node in loaded.nodes if node.region == region)
     lines, index = index_bindings(algebra.value)
     bound = printer.bound({**loaded.bindings, **index, "v": "b_vc"})
-    lines += [f"b_vc = {source}.to(ACC)", *bound.tile("b_v", algebra.value, "v")]
+    lines += [f"b_vc = {source}.to(ACC)", *bound.tile(target, algebra.value, "v")]
     if guard:
-        lines.append(f"b_v = tl.where({guard}, b_v, 0.0)")
+        lines.append(f"{target} = tl.where({guard}, {target}, 0.0)")
     reads = (source, "p_q", *(node.buffer for node in loaded.nodes))
     note = "what a key hands over, in the accumulator's precision"
-    builder.map("b_v", region, shape, *lines, name="value", dtype="io", reads=reads, note=note)
+    name = "value" if target == "b_v" else f"value {target}"
+    builder.map(target, region, shape, *lines, name=name, dtype="io", reads=reads, note=note)
     if edge_guard:
         line = f"b_v = tl.where({edge_guard}, b_v, 0.0)"
         builder.map(
