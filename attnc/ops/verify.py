@@ -23,6 +23,7 @@ from attnc.ops.op import Op, compile
 from attnc.ops.reference import Attended, attend
 from attnc.ops.report import Report, Row
 from attnc.ops.scaled import E4M3
+from attnc.ops.verify_backend import why_not
 from attnc.ops.verify_convolution import FilterChecker
 from attnc.ops.verify_gradients import gradient_rows
 from attnc.ops.verify_shapes import DTYPES, SCALED, calls_of, default_shapes, packed_shapes
@@ -54,7 +55,7 @@ def verify(
     `progress` is called with (done, total, what comes next).
 
     Raises:
-        PlanError: no kernel can be had for any of the calls.
+        PlanError: no kernel can be had for a call, or the backend takes none of them.
     """
     seed = secrets.randbits(32) if seed is None else seed
     generator = torch.Generator().manual_seed(seed)
@@ -75,14 +76,23 @@ def verify(
             progress(done, len(calls), f"{name} {shape}")
         chosen = checker.scaled() if name in SCALED else checker
         chosen = chosen.packed() if shape.sequences else chosen
+        if isinstance(chosen, _Checker):
+            why = why_not(chosen.op, backend, shape, name, "forward")
+            if why:
+                skipped.append(f"{name} {shape}: not {backend}: {why}")
+                continue
+            why = why_not(chosen.op, backend, shape, name, "backward")
+            if why and gradients:
+                skipped.append(f"gradients, {name} {shape}: not {backend}: {why}")
+                chosen = replace(chosen, gradients=False)
         with torch.no_grad():
-            try:
-                rows.extend(chosen.rows(shape, name, skipped))
-            except PlanError as error:
-                # a backend that was asked for takes some calls; where it takes none, say so
-                if backend is None or (not rows and done == len(calls) - 1):
-                    raise
-                skipped.append(f"{name} {shape}: {'; '.join(error.notes) or error.message}")
+            rows.extend(chosen.rows(shape, name, skipped))
+    if skipped and not rows:
+        raise PlanError(
+            f"the {backend} backend takes no call of {variant.name!r}",
+            notes=tuple(dict.fromkeys(text.partition(f"not {backend}: ")[2] for text in skipped)),
+            hints=("leave the backend out: triton takes all that can be declared",),
+        )
     if progress is not None:
         progress(len(calls), len(calls), "done")
     return Report(variant.name, _place(place), seed, tuple(rows), tuple(skipped))

@@ -24,8 +24,12 @@ OF_OTHERS = {"dot", "trans", "cumsum", "float8e4nv"}
 
 
 def test_the_interpreter_knows_every_function_that_a_statement_may_call():
-    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "attnc" / "codegen").rglob("*.py")]
-    texts += [path.read_text(encoding="utf-8") for path in (ROOT / "attnc" / "templates").glob("*.jinja")]
+    texts = [
+        path.read_text(encoding="utf-8") for path in (ROOT / "attnc" / "codegen").rglob("*.py")
+    ]
+    texts += [
+        path.read_text(encoding="utf-8") for path in (ROOT / "attnc" / "templates").glob("*.jinja")
+    ]
     called = set(re.findall(r"\b[tg]l\.([a-z]\w*)", "\n".join(texts)))
     assert len(called) > 25
     assert called - OF_OTHERS <= set(gl.__all__)

@@ -16,6 +16,8 @@ from attnc.codegen.plan import Plan, Request
 from attnc.codegen.planner import plans
 from attnc.codegen.render import render
 from attnc.dsl.toml_file import loads
+from attnc.errors import PlanError
+from attnc.ops.shipped import shipped
 from attnc.ops.verify import Shape, verify
 from tests.conftest import ROOT
 
@@ -134,3 +136,18 @@ def test_a_kernel_without_any_one_of_its_guards_is_a_fault(symbol, kind, tmp_pat
             continue
         left.append(line.strip())
     assert left == NEEDLESS[symbol, kind]
+
+
+def test_verifying_a_backend_runs_no_others_kernels_and_says_what_it_left_out():
+    shapes = [Shape(1, 5, 5, 1, 1, 60, 60), Shape(1, 5, 5, 1, 1, 256, 256)]
+    report = verify(VARIANTS["plain"], backend="gluon", dtypes=["bf16"], shapes=shapes, seed=1)
+    assert report.passed and {row.what for row in report.rows} == {"online form", "lse"}
+    odd, wide = report.skipped
+    assert odd.startswith("bf16 B=1 T=5 H=1 D=60: not gluon: rows of a tensor have to be multiples")
+    assert wide == "gradients, bf16 B=1 T=5 H=1 D=256: not gluon: a head of 256 columns passes 128"
+
+
+def test_verifying_a_backend_that_takes_nothing_of_a_variant_is_an_error():
+    with pytest.raises(PlanError, match="the gluon backend takes no call of 'lightning'") as caught:
+        verify(shipped()["lightning"], backend="gluon", seed=1)
+    assert caught.value.notes == ("it has the softmax family alone, not the state family",)

@@ -73,7 +73,7 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         tensors=kernel.tensors,
         strides=strides,
         scalars=list(kernel.scalars),
-        constants=_constants(step),
+        constants=_constants(plan, step, names),
         consumer_signature=listed(f"def {symbol}_consumer(", [*given, "GROUP: gl.constexpr"], "):"),
         persistent=persistent,
         ordered="ORDERED" in step.tile,
@@ -114,10 +114,11 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     return re.sub(r"\btl\.", "gl.", text).replace("ACC", "gl.float32")
 
 
-def _constants(step: PassPlan) -> dict[str, int]:
-    """Sizes that a module states once: its functions share them."""
+def _constants(plan: Plan, step: PassPlan, names: frozenset[str]) -> dict[str, int]:
+    """Sizes that a module states once: its functions share them. A score may read d, which is K."""
     tile = step.tile
     return {
+        **({"K": plan.dims[0]} if "K" in names else {}),
         "BT": tile["BT"],
         "BW": tile["BT"] // tile["NW"],
         **{name: tile[name] for name in ("BS", "BK", "BV", "NW")},
