@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,11 +18,15 @@ from attnc.codegen.planner import plans
 from attnc.codegen.render import render
 from attnc.dsl.toml_file import loads
 from attnc.errors import PlanError
+from attnc.ops.criterion import check, check_lse
+from attnc.ops.draw import draw_inputs
+from attnc.ops.reference import attend
 from attnc.ops.shipped import shipped
 from attnc.ops.verify import Shape, verify
 from tests.conftest import ROOT
 
 TOML = (ROOT / "tests" / "gpu" / "gluon_variants.toml").read_text(encoding="utf-8")
+CPU = torch.device("cpu")
 VARIANTS = loads(TOML.replace("] }", "], grad = true }"))
 # a place of 128 rows meets tiles on both edges of the mask, and full ones between
 ROWS = 768
@@ -151,3 +156,28 @@ def test_verifying_a_backend_that_takes_nothing_of_a_variant_is_an_error():
     with pytest.raises(PlanError, match="the gluon backend takes no call of 'lightning'") as caught:
         verify(shipped()["lightning"], backend="gluon", seed=1)
     assert caught.value.notes == ("it has the softmax family alone, not the state family",)
+
+
+@pytest.mark.parametrize("kind", [frozenset({"P"}), KINDS], ids=["persistent", "ordered"])
+@pytest.mark.parametrize("name", ["causal", "sunk"])
+def test_a_program_of_several_places_gives_the_formula_at_each(name, kind, tmp_path):
+    few = replace(DEVICES["h100"], sms=3)
+    found = plans(Request(VARIANTS[name], few, (64, 64), backend="gluon"))
+    plan = next(plan for plan in found if kind == KINDS & set(plan.passes[0].tile))
+    path = tmp_path / "module.py"
+    path.write_text(render(plan), encoding="utf-8")
+    names = {"__name__": "module", "__file__": str(path)}
+    with gluon_interpreted():
+        exec(compile(path.read_text(encoding="utf-8"), path, "exec"), names)
+    # ten places of two batch entries and two heads: some programs take four, some three
+    generator = torch.Generator().manual_seed(4)
+    inputs = draw_inputs(
+        VARIANTS[name], Shape(2, 300, 300, 2, 1, 64, 64), torch.bfloat16, generator, CPU
+    )
+    out, lse = names["forward"](*inputs.qkv, *inputs.tensors.values())
+    ref = attend(VARIANTS[name], *inputs.qkv, inputs.tensors, return_lse=True)
+    rounded = attend(
+        VARIANTS[name], *inputs.qkv, inputs.tensors, dtype=torch.float32, rounding=torch.bfloat16
+    )
+    assert check(out, ref.out, rounded.out).passed
+    assert check_lse(lse, ref.lse).passed
