@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from attnc.dsl.decay import check_channels, check_decay
 from attnc.dsl.declared import declared_tensors
 from attnc.dsl.expr import (
+    COMPARED,
     Binary,
     Call,
     Compare,
@@ -196,7 +197,11 @@ def read_mask(fields: Fields, declared: Mapping[str, Declared]) -> tuple[Expr, M
     """The mask as it was written, and its normal form."""
     value = fields.mask
     if not isinstance(value, str | Expr):
-        raise fields.refuse("mask", f"mask of {fields.name!r} is {value!r}, not a mask")
+        raise fields.refuse(
+            "mask",
+            f"mask of {fields.name!r} is {value!r}, not a mask",
+            hints=COMPARED if isinstance(value, bool) else (),
+        )
     label = f"mask of {fields.name!r}"
     text = limited_text(lifted(value), label) if isinstance(value, Expr) else value
     source = fields.source("mask", text)

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from attnc.dsl.convolution import Filter
 from attnc.dsl.declared import declared_tensors
-from attnc.dsl.expr import Expr, Name, Ref
+from attnc.dsl.expr import COMPARED, Expr, Name, Ref
 from attnc.dsl.feature import FeatureMap
 from attnc.dsl.fields import Fields, check_name, lifted, text_of
 from attnc.dsl.grammar import OFFSET
@@ -144,7 +144,11 @@ def _check_factors(fields: Fields, refs: Mapping[str, Ref]) -> None:
 def _mask(fields: Fields) -> Expr:
     value = fields.mask
     if not isinstance(value, str | Expr):
-        raise fields.refuse("mask", f"mask of {fields.name!r} is {value!r}, not a mask")
+        raise fields.refuse(
+            "mask",
+            f"mask of {fields.name!r} is {value!r}, not a mask",
+            hints=COMPARED if isinstance(value, bool) else (),
+        )
     label = f"mask of {fields.name!r}"
     text = limited_text(lifted(value), label) if isinstance(value, Expr) else value
     instead = "the mask of a convolution takes numbers alone"

@@ -64,6 +64,9 @@ class Expr:
     def __pos__(self) -> Expr:
         return self
 
+    def __abs__(self) -> Expr:
+        return Call("abs", (lift(self),))
+
     def __lt__(self, other: object) -> Expr:
         return Compare("<", lift(self), lift(other))
 
@@ -172,6 +175,10 @@ class Logic(Expr):
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
+# what a user most likely wrote where True or False arrives
+COMPARED = ("== and != compare values in Python: write eq(i, j), or ~eq(i, j)",)
+
+
 def lift(value: object) -> Expr:
     """A Python number as an expression; 0.1 becomes one tenth exactly, as in text."""
     if isinstance(value, Expr):
@@ -183,11 +190,13 @@ def lift(value: object) -> Expr:
         raise SyntaxRefused(
             f"{value!r} is no part of an expression",
             notes=("an expression is made of numbers, indices, functions and declared tensors",),
+            hints=COMPARED if isinstance(value, bool) else (),
         )
     if isinstance(value, float):
         if value != value or value in {float("inf"), float("-inf")}:
             raise SyntaxRefused(f"{value!r} is not a finite number")
-        return _signed(Fraction(repr(value)))
+        # a float of numpy's is a float with another repr
+        return _signed(Fraction(repr(float(value))))
     return _signed(Fraction(value))
 
 

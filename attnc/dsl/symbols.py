@@ -32,9 +32,10 @@ class _Tensor(Expr):
         full = full_index(self.declared, letters)
         if full is None:
             shape = ", ".join(self.declared.shape)
+            written = f"{self.declared.name}[{shape}]" if shape else self.declared.name
             raise FieldError(
                 f"{self.declared.name}[{', '.join(letters)}] does not fit the shape [{shape}]",
-                hints=(f"write {self.declared.name}[{shape}]",),
+                hints=(f"write {written}",),
             )
         return Ref(self.declared.name, full, None, self.declared)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -96,6 +97,7 @@ def read(text: str) -> Expr:
         ("where((i == j) | (h > 1), s, 0)", where(eq(i, j) | (h > 1), s, 0)),
         ("min(s, 1.5) + max(s, 0, -1)", min_(s, 1.5) + max_(s, 0, -1)),
         ("abs(i - j) + sqrt(exp(s))", abs_(i - j) + sqrt(exp(s))),
+        ("s - abs(gain)", s - abs(gain)),
         ("tanh(sigmoid(log1p(s)))", tanh(sigmoid(log1p(s)))),
         ("causal & window(37)", causal & window(37)),
         ("window(3, 4) | prefix(2) | ~full", window(3, 4) | prefix(2) | ~full),
@@ -114,6 +116,7 @@ def test_a_chained_comparison_is_both_of_its_parts():
 
 def test_a_python_float_is_the_decimal_it_prints_as():
     assert 0.1 * s == Binary("*", Number(Fraction(1, 10)), s) == read("0.1*s")
+    assert s * np.float64(0.1) == read("s*0.1")
 
 
 def test_a_leading_batch_letter_may_be_left_out():

@@ -112,6 +112,21 @@ slope = Param("slope", shape="h", grad=True)
             "error[A101]: mask of 'mine' is 3, not a mask",
         ),
         (
+            lambda: softmax(mask=i == j),
+            "error[A101]: mask of 'mine' is False, not a mask\n"
+            "  hint: == and != compare values in Python: write eq(i, j), or ~eq(i, j)",
+        ),
+        (
+            lambda: softmax(mask=causal & (i != j)),
+            "error[A103]: True is no part of an expression\n"
+            "  note: an expression is made of numbers, indices, functions and declared tensors\n"
+            "  hint: == and != compare values in Python: write eq(i, j), or ~eq(i, j)",
+        ),
+        (
+            lambda: softmax(score=s * Param("gain", shape=())[h]),
+            "error[A101]: gain[h] does not fit the shape []\n  hint: write gain",
+        ),
+        (
             lambda: softmax(heads=(8, 3)),
             "error[A101]: 8 query heads of 'mine' are not a multiple of 3 kv heads",
         ),
