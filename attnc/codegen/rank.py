@@ -10,7 +10,7 @@ from math import ceil
 
 from attnc.codegen.buffers import WIDENED
 from attnc.codegen.device import Device
-from attnc.codegen.graph import STEP, KernelGraph, elements
+from attnc.codegen.graph import SETUP, STEP, KernelGraph, elements
 from attnc.codegen.plan import DTYPES, PassPlan, Plan, Request
 from attnc.codegen.work import walk_segments, walk_splits
 
@@ -130,7 +130,13 @@ def _sum_us(step: PassPlan, request: Request) -> float:
     steps = chunks * (1 + tiles)
     moved = steps * tile["BS"] * sum(request.dims) * DTYPES[request.dtype]
     programs = max(work.batch * work.hq * splits, 2 * request.device.sms)
-    return _total(step, request.device, programs, steps, moved)
+    busy = _total(step, request.device, programs, steps, moved)
+    # the state, the rows, the factors of a tile of features and a tile of pairs, its weights beside
+    # it: past what a walk of a backward holds this spills too, by the compiler's figures
+    words = carried_words(step.kernel.graph, tile) + factor_words(step.kernel.graph, tile)
+    words += 2 * tile["BT"] * tile["BS"]
+    crowd = words / (_WALK_WORDS * step.num_warps * request.device.warp_size)
+    return busy * max(1.0, crowd) ** 3
 
 
 def _walk_us(step: PassPlan, request: Request) -> float:
@@ -209,7 +215,7 @@ def factor_words(graph: KernelGraph, tile: Mapping[str, int]) -> int:
     sizes = [
         elements(node.shape, dict(tile))
         for node in graph.nodes()
-        if node.op == "dot" and node.region == STEP and node.buffer in {"b_x0", "b_x1"}
+        if node.op == "dot" and node.region != SETUP and node.buffer in {"b_x0", "b_x1"}
     ]
     return 2 * max(sizes, default=0)
 
