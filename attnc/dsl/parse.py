@@ -49,6 +49,7 @@ _COMPARISONS: Mapping[type[ast.cmpop], str] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
 }
+_AXES = INDEX_NAMES - {"s", "x", "v", "H", "d"}
 _DECIMAL = re.compile(r"[\d_]*\.?[\d_]*(?:[eE][+-]?\d+)?\Z")
 
 
@@ -120,7 +121,7 @@ class _Parser:
             return Name(name, span, declared)
         raise self._unknown(node, name)
 
-    def _unknown(self, node: ast.expr, name: str) -> UnknownName:
+    def _unknown(self, node: ast.expr, name: str, axes: tuple[str, ...] = ("h",)) -> UnknownName:
         if name in FUNCTIONS:
             raise self.syntax.refuse(node, f"{name!r} is a function", f"write {name}(...)")
         known = [*sorted(self.scope.names), *self.scope.declared, *sorted(self.scope.functions)]
@@ -133,7 +134,8 @@ class _Parser:
         elif not close and self.scope.instead:
             hints = (self.scope.instead,)
         elif not close and name.isidentifier() and not name.startswith("__"):
-            hints = (f'declare it: params.{name} = {{ shape = ["h"] }}',)
+            shape = ", ".join(f'"{axis}"' for axis in axes)
+            hints = (f"declare it: params.{name} = {{ shape = [{shape}] }}",)
         return UnknownName(
             f"unknown name {name!r} in {self.source.label}",
             where=self.source.at(self.syntax.span(node)),
@@ -242,12 +244,13 @@ class _Parser:
             raise self.syntax.refuse(node, "only a declared tensor can be indexed")
         name = node.value.id
         declared = self.scope.declared.get(name)
-        if declared is None:
-            if name in self.scope.names or name in FUNCTIONS:
-                raise self.syntax.refuse(node, f"{name!r} is no declared tensor")
-            raise self._unknown(node.value, name)
+        if declared is None and (name in self.scope.names or name in FUNCTIONS):
+            raise self.syntax.refuse(node, f"{name!r} is no declared tensor")
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         letters = [letter_of(part) for part in parts]
+        if declared is None:
+            known = all(letter in _AXES for letter in letters)
+            raise self._unknown(node.value, name, tuple(letters) if known else ("h",))
         index = full_index(declared, tuple(letters))
         if index is None:
             shape = ", ".join(declared.shape)
