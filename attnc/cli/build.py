@@ -20,17 +20,25 @@ from attnc.cli.status import OK
 from attnc.cli.targets import device_of_target
 from attnc.cli.wheel_modules import compile_general, wheel_module, wheel_requests
 from attnc.codegen.choice import choice_of
+from attnc.codegen.convolution.launch import most_tokens
 from attnc.codegen.plan import Plan
 from attnc.codegen.planner import plans
+from attnc.dsl.convolution import Convolution
 from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 from attnc.ops.tuned import tuned_first
 
+# what a convolution's forms are compared at
+_BATCH, _TOKENS, _CHANNELS = 4, 4096, 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What every variant is built for: all targets, dims and dtypes with each other."""
+    """What every variant is built for: all targets, dims and dtypes with each other.
+
+    `tokens` are lengths that convolutions are planned for, in place of dims.
+    """
 
     targets: tuple[str, ...]
     dims: tuple[str, ...] = ()
@@ -43,18 +51,28 @@ class Order:
     decode: bool = False
     cache: str | None = None
     any_platform: bool = False
+    tokens: tuple[int, ...] = ()
 
-    def facts(self) -> list[Facts]:
-        """The facts of each module to build."""
+    def facts(self, variant: Variant | None = None) -> list[Facts]:
+        """The facts of each module to build; of a convolution one for each length, not for dims."""
         # a target is named as the planner names it, or refused, before anything is planned
         targets = [device_of_target(name).target for name in self.targets]
-        choices = product(targets, self.dims or (None,), self.dtypes or ("bf16",))
+        sizes: tuple[tuple[str | None, str | None], ...]
+        heads = self.heads
+        if isinstance(variant, Convolution):
+            lengths = self.tokens or (_TOKENS,)
+            sizes = tuple((None, f"{_BATCH},{tokens}") for tokens in lengths)
+            heads = heads or str(_CHANNELS)
+        else:
+            sizes = tuple((dim, None) for dim in self.dims or (None,))
+        choices = product(targets, sizes, self.dtypes or ("bf16",))
         facts = [
             Facts(
                 target,
                 dtype,
                 dim,
-                self.heads,
+                heads,
+                shape=shape,
                 stateful=self.stateful,
                 backward=self.backward,
                 backend=self.backend,
@@ -62,7 +80,7 @@ class Order:
                 cache=self.cache,
                 launcher="packaged",
             )
-            for target, dim, dtype in choices
+            for target, (dim, shape), dtype in choices
         ]
         return list(dict.fromkeys(facts))
 
@@ -72,11 +90,16 @@ def build(names: Sequence[str], order: Order, folder: Path, *, jobs: int) -> int
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, and a package is a folder")
     variants = find_all(names)
+    if order.tokens and not any(isinstance(variant, Convolution) for variant in variants):
+        raise UsageError(
+            "--tokens is for convolutions, whose forms differ from length to length",
+            notes=(f"{', '.join(variant.name for variant in variants)} take any length",),
+        )
     if order.any_platform and order.wheel is None:
         raise UsageError("--any-platform is for a wheel", hints=("add --wheel NAME",))
     if order.wheel is not None:
         return _build_wheel(variants, order, order.wheel, folder, jobs=jobs)
-    ranked = [_ranked(variant, facts) for variant in variants for facts in order.facts()]
+    ranked = [_ranked(variant, facts) for variant in variants for facts in order.facts(variant)]
     ranked = list({module_name(plans[0]): plans for plans in ranked}.values())
     with Waiting("compiling") as waiting:
         built = fit_plans(ranked, jobs=jobs, progress=waiting.update)
@@ -138,7 +161,8 @@ def _build_wheel(
 
 def module_name(plan: Plan) -> str:
     """The file of a module: what it was planned for, but not how."""
-    dims = f"{plan.dims[0]}x{plan.dims[1]}"
+    filtered = isinstance(plan.variant, Convolution)
+    dims = f"t{plan.workload.tk}" if filtered else f"{plan.dims[0]}x{plan.dims[1]}"
     target = plan.device.target.replace(":", "")
     backend = "" if plan.backend == "triton" else f"_{plan.backend}"
     stateful = "_stateful" if plan.stateful else ""
@@ -169,15 +193,28 @@ def _packaged(item: Fitted) -> PackagedModule:
         ("predicted_sram_bytes", plan.sram_bytes),
         ("sram_budget_bytes", plan.device.sram_bytes),
     )
+    if isinstance(plan.variant, Convolution):
+        tile = plan.passes[0].tile
+        facts += (
+            ("tokens", plan.workload.tk),
+            ("most_tokens", most_tokens(plan)),
+            ("factors", [tile["N1"], tile["N2"]] if plan.variant.filter.learned else None),
+        )
     name = plan.variant.name
     return PackagedModule(
         module_name(plan), item.source, plan.variant.digest, item.kernels, facts, name
     )
 
 
+def _size(plan: Plan) -> str:
+    if isinstance(plan.variant, Convolution):
+        return f"{plan.workload.tk:,}"
+    return f"{plan.dims[0]},{plan.dims[1]}"
+
+
 def _print(built: Sequence[Fitted], manifest: Path) -> None:
     figures = ("shared B", "gap", "regs", "spilled B")
-    rows = table("kernel", "target", "dtype", "K,V", figures=figures)
+    rows = table("kernel", "target", "dtype", "K,V or T", figures=figures)
     for item in built:
         plan = item.plan
         for step, compiled in zip(plan.passes, item.compiled, strict=True):
@@ -186,7 +223,7 @@ def _print(built: Sequence[Fitted], manifest: Path) -> None:
                 compiled.kernel,
                 str(compiled.target),
                 plan.dtype,
-                f"{plan.dims[0]},{plan.dims[1]}",
+                _size(plan),
                 f"{compiled.shared_bytes:,}",
                 gap_text(step.cost.sram_bytes, compiled.shared_bytes),
                 str(compiled.registers),

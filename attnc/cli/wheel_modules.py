@@ -18,6 +18,7 @@ from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import Plan, Request
 from attnc.codegen.render import render_launcher
 from attnc.codegen.signature import kernel_specs
+from attnc.dsl.convolution import Convolution
 from attnc.dsl.variant import Variant
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ def wheel_requests(variants: Sequence[Variant], order: Order) -> list[Request]:
     found = []
     for variant in variants:
         grads = tuple(t.name for t in (*variant.params, *variant.inputs) if t.grad)
-        for facts in order.facts():
-            states = (False, True) if facts.stateful else (False,)
+        for facts in order.facts(variant):
+            # a filter keeps no state
+            stateful = facts.stateful and not isinstance(variant, Convolution)
+            states = (False, True) if stateful else (False,)
             for stateful in states:
                 whole = replace(facts, stateful=stateful, backward=False)
                 base = whole.request(variant)
@@ -84,12 +87,12 @@ def wheel_module(
     facts: list[tuple[str, Any]] = [*module.facts]
     name = module.name
     if plan.phase == "forward":
-        facts.append(("tensors", list(used_tensors(plan))))
+        facts.append(("tensors", list(_taken(plan))))
     else:
         wanted = list(request.wanted or ())
         name = "_".join([name, *wanted])
         facts += [
-            ("tensors", list(gradient_tensors(plan))),
+            ("tensors", list(_taken(plan))),
             ("wanted", list(wanted_names(plan))),
             ("gradients", wanted),
         ]
@@ -98,6 +101,15 @@ def wheel_module(
     return replace(
         module, name=name, facts=tuple(facts), launcher=render_launcher(plan), general=general
     )
+
+
+def _taken(plan: Plan) -> tuple[str, ...]:
+    """The declared tensors that a launcher takes, in declared order."""
+    if isinstance(plan.variant, Convolution):
+        # a filter's launcher takes what is declared, and makes of it what its kernels read
+        declared = (*plan.variant.params, *plan.variant.inputs)
+        return tuple(tensor.name for tensor in declared if tensor.name in plan.variant.used)
+    return used_tensors(plan) if plan.phase == "forward" else gradient_tensors(plan)
 
 
 def _state(plan: Plan) -> list[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """The sizes of a learned transform: N = N1 * N2 points, half of them padding.
 
 Both factors feed matrix products, whose inner side is 16 at least, N1 / 2 too; a program holds all
-points in registers.
+points in registers. Copied as it is into wheels.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from attnc.dsl.expr import Expr, Ref
+from attnc.dsl.offsets import tap_offsets
 from attnc.dsl.tap_transform import TapTransform
 from attnc.dsl.text import to_text
 from attnc.dsl.variant import Variant
@@ -58,9 +59,7 @@ class Filter:
 
     def offsets(self, taps: int) -> tuple[int, int]:
         """The first and the last offset that a filter of so many taps weighs."""
-        lowest = -(taps // 2) if self.lowest is None else self.lowest
-        highest = lowest + taps - 1
-        return lowest, highest if self.highest is None else min(highest, self.highest)
+        return tap_offsets(self.lowest, self.highest, taps)
 
 
 class Convolution(Variant):

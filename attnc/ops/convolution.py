@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -16,17 +15,16 @@ from attnc.codegen.planner import plans
 from attnc.dsl.convolution import Convolution
 from attnc.errors import InputError
 from attnc.ops.built import Built, launch, store_plan
-from attnc.ops.convolution_autograd import CONVOLVE, Filtering, register
+from attnc.ops.convolution_autograd import register
 from attnc.ops.convolution_inputs import check_filter, check_tokens, factor_sizes
 from attnc.ops.decode_plans import DecodePlans
 from attnc.ops.dft_factors import dft_factors
+from attnc.ops.filter_call import filter_inputs, run_filter
 from attnc.ops.filter_decode import FilterDecoding
-from attnc.ops.gradients import autocast, check_gradients, needs_gradient
 from attnc.ops.inputs import DTYPE_NAMES
 from attnc.ops.options import PRECISIONS, forms_with_kernels
 from attnc.ops.placement import planner_device
 from attnc.ops.reference_convolution import convolve
-from attnc.ops.tap_transforms import transformed
 from attnc.ops.tuned import generation, tuned_plan
 
 
@@ -80,34 +78,10 @@ class ConvolutionOp(FilterDecoding):
             InputError: shapes, dtypes, devices or arguments that do not fit the declaration.
             PlanError: no tile fits, or the form is not legal.
         """
-        self._refuse_queries(others, tensors)
-        (v,) = autocast(v)
-        check_tokens(self.variant, v)
-        given = check_filter(self.variant, tensors, v)
         if precision not in PRECISIONS:
             raise InputError(f"precision {precision!r} is neither 'fp32' nor 'tf32'")
-        check_gradients(self.variant, given)
-        weight = self.variant.filter.weight.name
-        given[weight] = transformed(self.variant, given[weight], training=training)
-        values = list(given.values())
-        if needs_gradient(v, *values):
-            return Filtering.apply(  # type: ignore[no-any-return, no-untyped-call]
-                self.key, form or "", precision, v, *values
-            )
-        if torch.compiler.is_compiling():
-            return CONVOLVE(self.key, v, values, form or "", precision)  # type: ignore[no-any-return]
-        return self.filtered(v, values, form, precision)
-
-    def _refuse_queries(self, others: Sequence[object], tensors: dict[str, Any]) -> None:
-        named = [name for name in ("q", "k") if name in tensors]
-        if not others and not named:
-            return
-        what = " and ".join(named) or f"{1 + len(others)} tensors"
-        raise InputError(
-            f"{self.variant.name!r} is a convolution and takes v alone, not {what}",
-            notes=("its weight depends on i - j: there is no query and no key",),
-            hints=("call op(v, NAME=...) with the declared tensors by name",),
-        )
+        v, given = filter_inputs(self.variant, v, others, tensors, training=training)
+        return run_filter(self, v, list(given.values()), form, precision)
 
     def filtered(
         self, v: torch.Tensor, tensors: Sequence[torch.Tensor], form: str | None, precision: str

@@ -1,5 +1,7 @@
 """A convolution under PyTorch: two operators that its compiler sees whole, and autograd.
 
+Copied as it is into wheels, where the namespace is the wheel's own.
+
 The operators find their op by the name and digest of the variant, as those of attention do.
 """
 
@@ -14,7 +16,9 @@ from attnc.ops.autograd import by_position, eager
 
 
 class FilterOp(Protocol):
-    """What the operators ask of an op."""
+    """What the operators ask of an op, compiled here or shipped as binaries."""
+
+    key: str
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
@@ -38,7 +42,8 @@ class FilterOp(Protocol):
 
 
 _OPS: dict[str, FilterOp] = {}
-_LIBRARY: Any = torch.library.Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
+NAMESPACE = __name__.partition(".")[0]
+_LIBRARY: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("convolve(str op, Tensor v, Tensor[] tensors, str form, str precision) -> Tensor")
 _LIBRARY.define(
     "convolve_backward(str op, Tensor v, Tensor[] tensors, Tensor incoming, str wanted, str form, "
@@ -90,10 +95,10 @@ def _fake_backward(
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("convolve", _forward, _device)
     _LIBRARY.impl("convolve_backward", _backward, _device)
-torch.library.register_fake("attnc::convolve", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("attnc::convolve_backward", _fake_backward, lib=_LIBRARY)
-CONVOLVE: Any = torch.ops.attnc.convolve
-CONVOLVE_BACKWARD: Any = torch.ops.attnc.convolve_backward
+torch.library.register_fake(f"{NAMESPACE}::convolve", _fake_forward, lib=_LIBRARY)
+torch.library.register_fake(f"{NAMESPACE}::convolve_backward", _fake_backward, lib=_LIBRARY)
+CONVOLVE: Any = getattr(torch.ops, NAMESPACE).convolve
+CONVOLVE_BACKWARD: Any = getattr(torch.ops, NAMESPACE).convolve_backward
 
 
 class Filtering(torch.autograd.Function):

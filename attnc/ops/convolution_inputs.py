@@ -1,16 +1,19 @@
-"""What a call of a convolution hands over, checked against the declaration."""
+"""What a call of a convolution hands over, checked against the declaration. Copied into wheels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from attnc.dsl.butterfly import INNER_SIZES, OUTER_SIZES, axis_of, block_of
-from attnc.dsl.convolution import Convolution
 from attnc.errors import InputError
 from attnc.ops.inputs import DTYPE_NAMES, Sizes, check_tensors
+
+if TYPE_CHECKING:
+    from attnc.dsl.convolution import Convolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

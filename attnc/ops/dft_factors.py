@@ -1,12 +1,16 @@
-"""The factors of a DFT, which declared ones start from."""
+"""The factors of a DFT, which declared ones start from. Copied as it is into wheels."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from attnc.dsl.butterfly import factors_for
-from attnc.dsl.convolution import Convolution
 from attnc.errors import InputError
+
+if TYPE_CHECKING:
+    from attnc.dsl.convolution import Convolution
 
 
 def dft_factors(

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from attnc.autotune.binary_kernel import BinaryKernel, load_launcher
 from attnc.autotune.launcher import Driver, load_native
-from attnc.errors import CacheError
+from attnc.errors import CacheError, InputError
 
 
 class Package:
@@ -69,6 +71,11 @@ class Package:
         entry = self.manifest["launched_by"]
         return f"C ({entry['platform']})" if entry["kind"] == "c" else f"ctypes: {entry['why']}"
 
+    def launcher_on(self, module: Mapping[str, Any], device: torch.device) -> Callable[..., Any]:
+        """The launcher of a module, made where its device is the current one."""
+        with torch.cuda.device(device):
+            return self.launcher(module)
+
     def launcher(self, module: Mapping[str, Any]) -> Callable[..., Any]:
         """The launcher of a module, its kernels in place."""
         if self._driver is None:
@@ -87,6 +94,18 @@ class Package:
         return run
 
 
+def capability_of(name: str, tensor: torch.Tensor) -> tuple[int, int]:
+    """The capability of the device that a tensor lies on, by its name in a call.
+
+    Raises: InputError where it lies on no CUDA device.
+    """
+    if not tensor.is_cuda:
+        raise InputError(
+            f"{name} is on {tensor.device}; the package holds binaries for CUDA devices"
+        )
+    return torch.cuda.get_device_capability(tensor.device)
+
+
 def runs_on(target: str, capability: tuple[int, int]) -> bool:
     """Whether binaries for a target run on a device.
 
@@ -103,6 +122,13 @@ def runs_on(target: str, capability: tuple[int, int]) -> bool:
 def shown_module(module: Mapping[str, Any]) -> str:
     """What a module was built for, on one line."""
     facts = module["facts"]
+    if "tokens" in facts:
+        most = facts["most_tokens"]
+        longer = "any" if most is None else f"at most {most:,}"
+        return (
+            f"{facts['phase']} {facts['dtype']} planned for {facts['tokens']:,} tokens, takes "
+            f"{longer}, {facts['target']}"
+        )
     stateful = " with state" if facts["stateful"] else ""
     return (
         f"{facts['phase']}{stateful} {facts['dtype']} K={facts['qk']} V={facts['v']} "

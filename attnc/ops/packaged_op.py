@@ -23,7 +23,7 @@ from attnc.ops.gradients import (
 )
 from attnc.ops.inputs import DTYPE_NAMES, check_qkv, check_state, check_tensors
 from attnc.ops.operators import FORWARD, register
-from attnc.ops.package_folder import Package, runs_on, shown_module
+from attnc.ops.package_folder import Package, capability_of, runs_on, shown_module
 from attnc.ops.seen_calls import SeenCalls, call_key, run_on
 
 
@@ -213,8 +213,7 @@ class PackagedOp:
         found = self._loaded.get(key)
         if found is None:
             facts = self._pick(q, v, phase, whole=whole, stateful=stateful, wanted=wanted)
-            with torch.cuda.device(q.device):
-                found = LoadedModule(facts["facts"], self._package.launcher(facts))
+            found = LoadedModule(facts["facts"], self._package.launcher_on(facts, q.device))
             self._loaded[key] = found
         return found
 
@@ -229,8 +228,7 @@ class PackagedOp:
         wanted: tuple[str, ...],
     ) -> Mapping[str, Any]:
         """The module for a call, and of several the one that computes least beside."""
-        if not q.is_cuda:
-            raise InputError(f"q is on {q.device}; the package holds binaries for CUDA devices")
+        capability = capability_of("q", q)
         asked = {
             "phase": phase, "dtype": DTYPE_NAMES[q.dtype], "qk": q.shape[-1], "v": v.shape[-1],
             "stateful": stateful,
@@ -242,7 +240,6 @@ class PackagedOp:
             and (whole or module["facts"]["form"] != "chunked")
             and set(wanted) <= {*module["facts"].get("gradients", ())}
         ]
-        capability = torch.cuda.get_device_capability(q.device)
         running = [module for module in fitting if runs_on(module["facts"]["target"], capability)]
         if running:
             return min(

@@ -1,14 +1,18 @@
 """Taps [C, taps] as a convolution's kernels take them: smoothed, squashed, dropped, in order.
 
 They are few beside the tokens, so torch's own functions do it, and autograd their gradients.
+Copied as it is into wheels.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn.functional import avg_pool1d, dropout, softshrink
 
-from attnc.dsl.convolution import Convolution
+if TYPE_CHECKING:
+    from attnc.dsl.convolution import Convolution
 
 
 def transformed(variant: Convolution, taps: torch.Tensor, *, training: bool) -> torch.Tensor:

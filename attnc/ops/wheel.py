@@ -18,24 +18,33 @@ from attnc.autotune.atomic_file import write_atomically
 from attnc.autotune.native_build import NATIVE_FILE, PYTHON_TAG, Native, platform_tag
 from attnc.autotune.package import MANIFEST, PackagedModule, write_package
 from attnc.codegen.template import render_text
+from attnc.dsl.convolution import Convolution, Filter
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 
 # what a package runs on, by the folder it stands in here; it imports nothing else of ours
-_VENDORED = (
+VENDORED = (
     ("", "errors"),
+    ("dsl", "butterfly"),
+    ("dsl", "offsets"),
     ("autotune", "launcher"),
     ("autotune", "binary_kernel"),
     ("autotune", "replay"),
     ("ops", "autograd"),
+    ("ops", "convolution_autograd"),
+    ("ops", "convolution_inputs"),
+    ("ops", "dft_factors"),
+    ("ops", "filter_call"),
     ("ops", "gradients"),
     ("ops", "inputs"),
     ("ops", "operators"),
     ("ops", "package_folder"),
+    ("ops", "packaged_filter"),
     ("ops", "packaged_op"),
     ("ops", "seen_calls"),
+    ("ops", "tap_transforms"),
 )
-_IMPORT = re.compile(r"^from attnc(?:\.ops|\.autotune)?\.(\w+) import", re.MULTILINE)
+_IMPORT = re.compile(r"^from attnc(?:\.ops|\.autotune|\.dsl)?\.(\w+) import", re.MULTILINE)
 _TYPING_ONLY = re.compile(r"^if TYPE_CHECKING:\n(?:    .*\n)+\n*", re.MULTILINE)
 _TYPING_IMPORT = re.compile(r"^(from typing import .*?)(?:TYPE_CHECKING, |, TYPE_CHECKING)", re.M)
 _ALONE = re.compile(r"^from typing import TYPE_CHECKING\n", re.M)
@@ -63,10 +72,13 @@ def write_wheel(
         contents = {f"{name}/{path.name}": path.read_bytes() for path in package.iterdir()}
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     assert f"{name}/{MANIFEST}" in contents, "a package has a manifest"
-    for place, module in _VENDORED:
+    for place, module in VENDORED:
         text = (files("attnc") / place / f"{module}.py").read_text(encoding="utf-8")
         contents[f"{name}/{module}.py"] = vendored(text).encode()
-    ops = [{"name": v.name, "summary": v.summary} for v in variants]
+    ops = [
+        {"name": v.name, "summary": v.summary, "filters": isinstance(v, Convolution)}
+        for v in variants
+    ]
     first = render_text(
         "wheel_init.jinja", name=name, version=attnc.__version__, ops=ops, digest=digest
     )
@@ -107,7 +119,7 @@ def vendored(text: str) -> str:
 
 
 def _facts(variant: Variant) -> dict[str, Any]:
-    return {
+    facts: dict[str, Any] = {
         "digest": variant.digest,
         "summary": variant.summary,
         "family": variant.family,
@@ -117,6 +129,19 @@ def _facts(variant: Variant) -> dict[str, Any]:
             {"name": t.name, "shape": list(t.shape), "grad": t.grad, "kind": t.kind}
             for t in (*variant.params, *variant.inputs)
         ],
+    }
+    if isinstance(variant, Convolution):
+        facts["filter"] = _filter_facts(variant.filter)
+    return facts
+
+
+def _filter_facts(found: Filter) -> dict[str, Any]:
+    named = (("weight", found.weight), ("outer", found.outer), ("inner", found.inner))
+    return {
+        **{field: None if ref is None else ref.name for field, ref in named},
+        "lowest": found.lowest,
+        "highest": found.highest,
+        "transforms": [[transform.name, transform.value] for transform in found.transforms],
     }
 
 

@@ -149,6 +149,12 @@ def build_command(
         bool,
         typer.Option("--any-platform", help="A wheel without the launcher in C: launches slower."),
     ] = False,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--tokens", metavar="N", min=1, help="Lengths to plan convolutions for; 4096; repeat."
+        ),
+    ] = None,
     jobs: Jobs = 2,
 ) -> int:
     """Compile ahead of time, with no GPU, into a package."""
@@ -157,6 +163,6 @@ def build_command(
     dims, dtypes = tuple(dim or ()), tuple(dtype or ())
     order = Order(
         tuple(target), dims, dtypes, heads, stateful, backward, wheel, backend, decode, cache,
-        any_platform,
+        any_platform, tuple(tokens or ()),
     )  # fmt: skip
     return build(which, order, output, jobs=jobs)

@@ -166,6 +166,13 @@ def block_size(tiles: dict[str, int]) -> int:
     return tiles["NH"] * tiles["N2"] if "NH" in tiles else tiles.get("BT", 1)
 
 
+def most_tokens(plan: Plan) -> int | None:
+    """The longest sequence that the module of a plan takes; None where it takes any."""
+    if plan.form == TOEPLITZ or (plan.form == FFT and plan.passes[0].kernel.loops):
+        return None
+    return block_size({key: size for step in plan.passes for key, size in step.tile.items()})
+
+
 def _taps_range(*, weighed: bool, skipped: bool) -> str:
     """The offsets whose sums are wanted: the filter's, and 0 for the skip's gradient."""
     if weighed and skipped:
