@@ -17,7 +17,6 @@ from attnc.codegen.plan import Plan
 from attnc.dsl.convolution import Convolution
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.reference_convolution import convolution_gradients, convolve
-from attnc.ops.tap_transforms import transformed
 from attnc.ops.tuning_inputs import allowed
 from attnc.ops.verify_convolution import FilterShape, draw_filter
 
@@ -33,9 +32,7 @@ def filter_facts(
 ) -> dict[str, Any]:  # fmt: skip
     """Arguments, expected outputs and bounds of one launch of a plan's phase."""
     v, tensors = draw_filter(op.variant, shape, dtype, generator, device)
-    weight = op.variant.filter.weight.name
-    # the kernels are handed the taps that are used
-    tensors[weight] = transformed(op.variant, tensors[weight], training=False)
+    # the kernels are handed taps that are used as they come
     variant = op.variant.untransformed
     used = [tensors[name] for name in op.tensor_names if name in variant.used]
     run: Callable[..., Named]
