@@ -36,7 +36,7 @@ NOT_IN_A_TERM = {
     "sink": "a sink is seen once a row: write it beside terms",
     "normalize": "the normaliser is one, the sum of all terms",
     "log_decay": "a sum of terms has no decay yet",
-    "chunk": "a sum of terms has no chunked form yet",
+    "chunk": "the planner chooses the chunk of a sum",
     "params": "tensors are declared beside terms",
     "inputs": "tensors are declared beside terms",
     "dim": "head dims are those of all terms: write them beside terms",
