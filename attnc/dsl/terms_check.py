@@ -9,7 +9,6 @@ from fractions import Fraction
 
 from attnc.dsl.check import (
     DECAY_NAMES,
-    check_grad,
     read_expression,
     read_mask,
     read_value,
@@ -21,6 +20,7 @@ from attnc.dsl.expr import Expr, Logic, Name
 from attnc.dsl.facts import read_dim, read_heads, read_scale
 from attnc.dsl.feature import FeatureMap, nonnegative
 from attnc.dsl.fields import Fields, check_name
+from attnc.dsl.gradient_check import check_grad
 from attnc.dsl.mask import union_of
 from attnc.dsl.paper import read_about, read_paper
 from attnc.dsl.source import Source
