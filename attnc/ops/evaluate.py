@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Scope:
 
     Tensors broadcast against each other in [B, HQ, rows, TK]. With `rounding`, every operation on
     the score `s`, the channel `x` or `v` is rounded to that dtype, as eager torch would round it.
+    Where not `seen`, nothing is differentiated: log(i - j) has no number there, nor a derivative.
     """
 
     names: Mapping[str, Tensor]
@@ -33,6 +35,7 @@ class Scope:
     dtype: torch.dtype
     device: torch.device
     rounding: torch.dtype | None = None
+    seen: Tensor | None = None
 
     def number(self, value: float) -> Tensor:
         """A 0-d tensor of the scope's dtype."""
@@ -69,9 +72,10 @@ class _Walk:
             case Number(value=value):
                 return scope.number(float(value)), False
             case Name(id=name):
-                return scope.names[name].to(scope.dtype), name in DATA_NAMES
+                named = scope.names[name].to(scope.dtype)
+                return _seen_alone(named, scope.seen), name in DATA_NAMES
             case Ref():
-                return scope.load(expr).to(scope.dtype), False
+                return _seen_alone(scope.load(expr).to(scope.dtype), scope.seen), False
             case Negate(operand=operand):
                 result, data = self.value(operand)
                 return -result, data
@@ -79,7 +83,9 @@ class _Walk:
                 return self._apply(lambda args: _BINARY[op](args[0], args[1]), (left, right))
             case Call(function="where", args=(condition, yes, no)):
                 chosen = self.condition(condition)
-                return self._apply(lambda args: torch.where(chosen, args[0], args[1]), (yes, no))
+                # the branch that is not taken gives no gradient, whatever its number is
+                pairs = [self._within(chosen).value(yes), self._within(~chosen).value(no)]
+                return self._applied(lambda args: torch.where(chosen, args[0], args[1]), pairs)
             case Call(function=function, args=args):
                 return self._apply(_FUNCTIONS[function], args)
             case Compare() | Logic():
@@ -89,7 +95,15 @@ class _Walk:
     def _apply(
         self, function: Callable[[list[Tensor]], Tensor], operands: tuple[Expr, ...]
     ) -> tuple[Tensor, bool]:
-        pairs = [self.value(operand) for operand in operands]
+        return self._applied(function, [self.value(operand) for operand in operands])
+
+    def _within(self, chosen: Tensor) -> _Walk:
+        seen = self.scope.seen
+        return _Walk(replace(self.scope, seen=chosen if seen is None else seen & chosen))
+
+    def _applied(
+        self, function: Callable[[list[Tensor]], Tensor], pairs: list[tuple[Tensor, bool]]
+    ) -> tuple[Tensor, bool]:
         data = any(is_data for _, is_data in pairs)
         result = function([value for value, _ in pairs])
         return (self.scope.round(result) if data else result), data
@@ -140,6 +154,28 @@ class _Walk:
             if factor:
                 total = total + self.scope.names[name].to(torch.int64) * factor
         return _COMPARE[op](total, zero)
+
+
+class _SeenAlone(torch.autograd.Function):
+    """A tensor as it is; elements that are not seen hand back 0, where autograd has 0 * inf."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, seen: Tensor) -> Tensor:
+        context.save_for_backward(seen)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (seen,) = context.saved_tensors
+        return torch.where(seen, gradients[0], 0), None
+
+
+def _seen_alone(value: Tensor, seen: Tensor | None) -> Tensor:
+    if seen is None or not value.requires_grad:
+        return value
+    whole, _ = torch.broadcast_tensors(value, seen)  # type: ignore[no-untyped-call]
+    kept: Tensor = _SeenAlone.apply(whole, seen)  # type: ignore[no-untyped-call]
+    return kept
 
 
 def _affine(expr: Expr) -> tuple[Fraction, Fraction, Fraction] | None:

@@ -99,8 +99,9 @@ class Block:
         """Output and lse; the row maximum is taken out, and a row of nothing gives 0 and -inf."""
         run = self.run
         s = self.scores()
-        s = evaluate(run.variant.score, run.scope(self.index, s=s)).expand_as(s)
-        s = torch.where(self.visible(), s, float("-inf"))
+        visible = self.visible()
+        scope = replace(run.scope(self.index, s=s), seen=visible)
+        s = torch.where(visible, evaluate(run.variant.score, scope).expand_as(s), float("-inf"))
         # a packed sequence may have no key at all
         top = s.amax(-1, keepdim=True) if s.shape[-1] else s.new_full((*s.shape[:-1], 1), -math.inf)
         sink = None
@@ -140,7 +141,8 @@ class Block:
         s = run.round(run.round(query @ key.transpose(-1, -2)) * run.scale)
         visible = evaluate_mask(term.mask, run.scope(self.index)).expand_as(s)
         if term.family == "softmax":
-            log = evaluate(term.score, run.scope(self.index, s=s)).expand_as(s)
+            scope = replace(run.scope(self.index, s=s), seen=visible)
+            log = evaluate(term.score, scope).expand_as(s)
         else:
             weight = polynomial(term, s, run.round)
             seen = visible & (weight > 0)
