@@ -76,7 +76,9 @@ def test_one_nan_fails_and_is_named(monkeypatch):
 @pytest.mark.parametrize("dropped", ["full", "causal & window(20)", "j <= i + 1"])
 def test_a_kernel_of_another_mask_fails(family, dropped, dtype, monkeypatch):
     declared, compiled = (masked(family, mask) for mask in ("causal", dropped))
-    monkeypatch.setattr("attnc.ops.verify.compile", lambda variant: compile_op(compiled))
+    monkeypatch.setattr(
+        "attnc.ops.verify.compile", lambda _, **asked: compile_op(compiled, **asked)
+    )
     # the state belongs to the causal mask alone, so only the outputs are compared
     report = verify(declared, shapes=[Shape(1, 50, 51, 2, 1, 32, 32)], dtypes=[dtype])
     assert report.rows
