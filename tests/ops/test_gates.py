@@ -70,5 +70,7 @@ def test_the_logarithm_of_a_gate_that_vanishes_in_fp32_is_a_number(form):
     torch.testing.assert_close(out.double(), op.reference(q, k, v, g=g), rtol=1e-3, atol=1e-4)
     (found,) = torch.autograd.grad(out.square().sum(), g)
     (ref,) = torch.autograd.grad(op.reference(q, k, v, g=g).square().sum(), g)
-    assert float(ref.abs().max()) > 0
-    torch.testing.assert_close(found, ref, rtol=1e-3, atol=1e-4)
+    # a gate's gradient is a sum over pairs that cancel: it errs with the largest, not with itself
+    size = float(ref.abs().max())
+    assert size > 0.1
+    torch.testing.assert_close(found, ref, rtol=1e-3, atol=2e-5 * size)
