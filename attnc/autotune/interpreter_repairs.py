@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from triton.runtime import interpreter
 
@@ -35,17 +36,22 @@ class _Results:
         return self._handle
 
 
+def approximate_tanh(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """What tanh.approx.f32 gives: off by 2**-11 at most (PTX ISA)."""
+    bits = np.tanh(values.astype(np.float32)).view(np.uint32)
+    # to the nearest of 10 bits behind the point
+    return ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 def know_tanh() -> None:
-    """Let the interpreter run tanh.approx.f32, with the error it has: 11 bits (PTX ISA)."""
+    """Let the interpreter run tanh.approx.f32, with the error it has."""
 
     def create_inline_asm(
         builder: Any, text: str, constraints: str, values: Any, *types_and_options: Any
     ) -> _Results:
         if not text.startswith("tanh.approx.f32"):
             raise NotImplementedError(f"the interpreter does not know {text!r}")
-        bits = np.tanh(values[0].data.astype(np.float32)).view(np.uint32)
-        # to the nearest of 10 bits behind the point: off by 2**-11 at most
-        rounded = ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
+        rounded = approximate_tanh(values[0].data)
         return _Results(interpreter.TensorHandle(rounded, values[0].dtype))
 
     interpreter.InterpreterBuilder.create_inline_asm = create_inline_asm

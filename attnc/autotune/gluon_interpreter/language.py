@@ -25,6 +25,7 @@ from attnc.autotune.gluon_interpreter.elements import (
 )
 from attnc.autotune.gluon_interpreter.shared import Shared, allocate
 from attnc.autotune.gluon_interpreter.tiles import Tile, meet, scalar, tile_of
+from attnc.autotune.interpreter_repairs import approximate_tanh
 
 __all__ = [
     "BlockedLayout", "DotOperandLayout", "NVMMADistributedLayout", "NVMMASharedLayout",
@@ -70,13 +71,7 @@ class _Known:
     compute: Callable[[Array], Array]
 
 
-def _approximate_tanh(values: Array) -> Array:
-    bits = np.tanh(values.astype(np.float32)).view(np.uint32)
-    # to the nearest of 10 bits behind the point: off by 2**-11 at most
-    return ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
-
-
-_INSTRUCTIONS = (_Known("tanh.approx.f32", _approximate_tanh),)
+_INSTRUCTIONS = (_Known("tanh.approx.f32", approximate_tanh),)
 
 
 def program_id(axis: int) -> Tile:
