@@ -16,7 +16,7 @@ from tests.mutate import MUTATIONS
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-HEAVY = {"torch", "triton", "sympy", "networkx", "jinja2", "rich", "typer", "numpy"}
+HEAVY = {"torch", "triton", "sympy", "networkx", "jinja2", "rich", "click", "numpy"}
 
 
 def run_python(*arguments: str, cwd: Path = ROOT) -> str:

@@ -2,79 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from collections.abc import Sequence
 
-import typer
-from typer.main import get_command
+import click
 
 from attnc.cli.lines import declarations, stages, tuning
 from attnc.cli.screen import print_error
 from attnc.cli.status import BROKEN_PIPE, INTERRUPTED, OK, USAGE, status_of
 from attnc.errors import AttncError, UsageError
 
-# typer brings a click of its own in newer releases, so its base class is found through typer
-_CLICK_ERROR: type[Exception] = next(
-    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
-)
 
-app = typer.Typer(
-    name="attnc",
-    help="Attention kernels from declarations: planned, readable, checked.",
-    add_completion=False,
+class _Commands(click.Group):
+    """Lists commands in the order in which they are used, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_Commands,
     invoke_without_command=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-
-@app.callback()
-def attnc(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> int:
+@click.option("--version", is_flag=True, help="Print the version.")
+@click.pass_context
+def app(context: click.Context, version: bool) -> int:
     """Attention kernels from declarations: planned, readable, checked."""
     if version:
         from attnc import __version__
 
-        typer.echo(f"attnc {__version__}")
-        raise typer.Exit
+        click.echo(f"attnc {__version__}")
+        context.exit(OK)
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        click.echo(context.get_help())
     return OK
 
 
 # in the order of --help; what a command does is imported when it runs
-COMMANDS: dict[str, Callable[..., int]] = {
-    "list": declarations.list_command,
-    "check": declarations.check_command,
-    "plan": stages.plan_command,
-    "explain": stages.explain_command,
-    "emit": stages.emit_command,
-    "build": stages.build_command,
-    "verify": declarations.verify_command,
-    "tune": tuning.tune_command,
-    "report": tuning.report_command,
-    "gallery": declarations.gallery_command,
-    "sram-table": tuning.sram_table_command,
-    "demo": declarations.demo_command,
-}
-for _name, _function in COMMANDS.items():
-    app.command(_name)(_function)
+COMMANDS = (
+    declarations.list_command,
+    declarations.check_command,
+    stages.plan_command,
+    stages.explain_command,
+    stages.emit_command,
+    stages.build_command,
+    declarations.verify_command,
+    tuning.tune_command,
+    tuning.report_command,
+    declarations.gallery_command,
+    tuning.sram_table_command,
+    declarations.demo_command,
+)
+for _command in COMMANDS:
+    # the whole line, wrapped, where click would cut it
+    _command.short_help = _command.help
+    app.add_command(_command)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit status."""
-    command = get_command(app)
     try:
-        status = command.main(args=list(arguments), prog_name="attnc", standalone_mode=False)
+        status = app.main(args=list(arguments), prog_name="attnc", standalone_mode=False)
     except AttncError as error:
         print_error(error)
         return status_of(error)
-    except _CLICK_ERROR as error:
+    except click.ClickException as error:
         print_error(_usage_error(error))
         return USAGE
-    except (typer.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except SystemExit:
         # click's answer to a reader that closed the pipe
@@ -82,11 +77,9 @@ def run(arguments: Sequence[str]) -> int:
     return status if isinstance(status, int) else OK
 
 
-def _usage_error(error: Exception) -> UsageError:
-    message = getattr(error, "message", None) or str(error)
-    form = getattr(error, "format_message", None)
-    message = form() if callable(form) else message
+def _usage_error(error: click.ClickException) -> UsageError:
     context = getattr(error, "ctx", None)
     path = getattr(context, "command_path", "attnc")
-    headline, *rest = " ".join(str(message).split()).rstrip(".").split(". ", 1)
-    return UsageError(headline, hints=(*rest, f"{path} --help lists what there is"))
+    headline, *rest = " ".join(error.format_message().split()).rstrip(".").split(". ", 1)
+    hints = (part.strip("()") for part in rest)
+    return UsageError(headline, hints=(*hints, f"{path} --help lists what there is"))

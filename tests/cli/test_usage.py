@@ -177,7 +177,7 @@ def test_help_is_one_line_a_command(attnc):
     assert (bare.status, asked.status) == (0, 0)
     assert bare.out.split() == asked.out.split()
     for command in ("list", "check", "plan", "explain", "emit", "build", "verify", "demo"):
-        (line,) = [text for text in asked.out.splitlines() if text.startswith(f"│ {command} ")]
+        (line,) = [text for text in asked.out.splitlines() if text.startswith(f"  {command} ")]
         assert "." in line
 
 

@@ -3,68 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from attnc.cli.options import WHICH, Backend, Jobs, Json, Which
+from attnc.cli.options import WHICH, as_json, backend, jobs, which
 
 
-def list_command(as_json: Json = False) -> int:
+@click.command("list")
+@as_json
+def list_command(as_json: bool) -> int:
     """List the shipped variants."""
     from attnc.cli.list_variants import list_variants
 
     return list_variants(as_json=as_json)
 
 
-def check_command(which: Which) -> int:
+@click.command("check", epilog=f"NAME: {WHICH}")
+@which
+def check_command(which: str) -> int:
     """Check declarations; exit 2 where one is refused."""
     from attnc.cli.check import check
 
     return check(which)
 
 
+@click.command("verify", epilog=f"NAME: {WHICH}")
+@which
+@click.option(
+    "--device", metavar="cpu|cuda", default="cpu", show_default=True,
+    help="Interpret, or run on a GPU.",
+)  # fmt: skip
+@click.option("--dtype", metavar="TYPE", multiple=True, help="bf16, fp16, fp32, e4m3; repeatable.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw the same inputs again.")
+@backend
+@as_json
 def verify_command(
-    which: Which,
-    device: Annotated[
-        str, typer.Option("--device", metavar="cpu|cuda", help="Interpret, or run on a GPU.")
-    ] = "cpu",
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option("--dtype", metavar="TYPE", help="bf16, fp16, fp32, e4m3; repeatable."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, help="Draw the same inputs again.")
-    ] = None,
-    backend: Backend = None,
-    as_json: Json = False,
-) -> int:
+    which: str, device: str, dtype: tuple[str, ...], seed: int | None, backend: str | None,
+    as_json: bool,
+) -> int:  # fmt: skip
     """Run kernels against the fp64 reference; exit 1 where one fails."""
     from attnc.cli.verify import verify
 
-    return verify(which, device, tuple(dtype or ()), seed, backend=backend, as_json=as_json)
+    return verify(which, device, dtype, seed, backend=backend, as_json=as_json)
 
 
-def gallery_command(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="The folder of the pages.")
-    ],
-    which: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help=WHICH)] = None,
-) -> int:
+@click.command("gallery", epilog=f"NAME: {WHICH}")
+@click.argument("which", metavar="[NAME]...", nargs=-1)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="DIR", required=True,
+    help="The folder of the pages.",
+)  # fmt: skip
+def gallery_command(which: tuple[str, ...], output: Path) -> int:
     """Write a page of Markdown for each shipped variant, or those named."""
     from attnc.cli.gallery import gallery
 
-    return gallery(tuple(which or ()), output)
+    return gallery(which, output)
 
 
-def demo_command(
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="NAME", help="flash, based or lightning; repeatable."),
-    ] = None,
-    jobs: Jobs = 2,
-) -> int:
+@click.command("demo")
+@click.option(
+    "--only", metavar="NAME", multiple=True, help="flash, based or lightning; repeatable."
+)
+@jobs
+def demo_command(only: tuple[str, ...], jobs: int) -> int:
     """Take three published layers through every stage, on a CPU."""
     from attnc.cli.demo import demo
 
-    return demo(tuple(only or ()), jobs=jobs)
+    return demo(only, jobs=jobs)
