@@ -54,12 +54,19 @@ class Verdict:
 
 
 def check(
-    out: Tensor, ref: Tensor, pt: Tensor, *, gradient: bool = False, allowed: Tensor | None = None
+    out: Tensor,
+    ref: Tensor,
+    pt: Tensor,
+    *,
+    gradient: bool = False,
+    allowed: Tensor | None = None,
+    bound: float = 0.0,
 ) -> Verdict:
     """Hold an output against the fp64 reference, by what `pt` gets in the dtype of `out`.
 
     `out` in fp32 or fp64 is held to a relative norm instead, and `pt` is not read. What is
-    `allowed` of an element beyond the bound is what `conditioning.allowance` says.
+    `allowed` of an element beyond the bound is what `conditioning.allowance` says. A larger `bound`
+    is one that other draws gave.
     """
     out = _nearer(out, ref, allowed)
     wrong = _wrong_shape(out, ref)
@@ -68,7 +75,7 @@ def check(
     if out.dtype in {torch.float32, torch.float64}:
         limit = GRADIENT_NORM if gradient else FORWARD_NORM
         return _by_norm(out, ref, limit)
-    return _by_maximum(out, ref, bound_of(ref, pt, out.dtype))
+    return _by_maximum(out, ref, max(bound, bound_of(ref, pt, out.dtype)))
 
 
 def check_state(out: Tensor, ref: Tensor, pt: Tensor, dtype: torch.dtype) -> Verdict:
@@ -110,7 +117,13 @@ def check_gradient(
 
 
 def check_agreement(
-    out: Tensor, other: Tensor, ref: Tensor, pt: Tensor, allowed: Tensor | None = None
+    out: Tensor,
+    other: Tensor,
+    ref: Tensor,
+    pt: Tensor,
+    allowed: Tensor | None = None,
+    *,
+    bound: float = 0.0,
 ) -> Verdict:
     """Hold two forms against each other, by the bound that each of them has from the reference."""
     out = _nearer(out, other, allowed)
@@ -121,7 +134,7 @@ def check_agreement(
     if out.dtype in {torch.float32, torch.float64}:
         verdict = _by_norm(out, wide, FORWARD_NORM)
     else:
-        verdict = _by_maximum(out, wide, bound_of(ref, pt, out.dtype))
+        verdict = _by_maximum(out, wide, max(bound, bound_of(ref, pt, out.dtype)))
     # two outputs of zeros agree, and show nothing where the reference is not zero
     return replace(verdict, trivial=not bool((ref != 0).any()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 from attnc.errors import PlanError
 from attnc.ops.criterion import check_gradient
 from attnc.ops.draw import Inputs, Shape
+from attnc.ops.eager_error import Drawn, draws_of, telling
 from attnc.ops.op import Op
 from attnc.ops.reference_gradient import Incoming, reference_gradients
 from attnc.ops.report import Row
 
-_DRAWS = 3
+_DRAWS = 4
 _FEW_NUMBERS = 4096
 _MANY_PAIRS = 1 << 22
 
@@ -32,21 +33,26 @@ def gradient_rows(
     initial_state: Tensor | None = None,
 ) -> Iterator[Row]:
     """Gradients of q, k, v, declared tensors and the initial state, in each form."""
-    incoming = _incoming(op, inputs, generator, initial_state)
-    ref, eager = _eager_error(op, inputs, incoming, dtype, initial_state)
+    few_pairs = shape.tq * shape.tk <= _MANY_PAIRS
+
+    def draw() -> Drawn[Incoming]:
+        incoming = _incoming(op, inputs, generator, initial_state)
+        return Drawn(incoming, *_eager_error(op, inputs, incoming, dtype, initial_state))
+
+    def few(ref: Mapping[str, Tensor]) -> dict[str, int]:
+        return {
+            label: draws_of(x.numel(), _DRAWS) if few_pairs else 2
+            for label, x in ref.items()
+            if label not in {"q", "k", "v"} or x.numel() < _FEW_NUMBERS
+        }
+
+    drawn = telling(draw, few)
+    ref, eager = drawn.ref, drawn.eager
     reduced = set(ref) - {"q", "k", "v"}
-    few = reduced | {label for label in "qkv" if ref[label].numel() < _FEW_NUMBERS}
-    if few:
-        # of few numbers one draw may find eager torch lucky in all of them: its error is the
-        # largest over several gradients that come in
-        for _ in range(_DRAWS if shape.tq * shape.tk <= _MANY_PAIRS else 1):
-            other = _incoming(op, inputs, generator, initial_state)
-            _, again = _eager_error(op, inputs, other, dtype, initial_state)
-            eager |= {label: max(eager[label], again[label]) for label in few}
     for form in forms:
         state = " with a state given" if initial_state is not None else ""
         try:
-            found = op_gradients(op, inputs, incoming, form=form, initial_state=initial_state)
+            found = op_gradients(op, inputs, drawn.incoming, form=form, initial_state=initial_state)
         except PlanError as error:
             # the forward has run: a backward that cannot is a failure, and not the end of the rest
             yield Row.refused(f"gradients, {form} form{state}", name, shape, error.message)
