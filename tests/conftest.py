@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from random import Random
+from zlib import crc32
 
 import pytest
 from hypothesis import settings
@@ -14,13 +18,14 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 
 # A drawn variant compiles or interprets kernels, so the time limit is pytest-timeout's alone.
-# The quick profile draws the same examples everywhere: a commit that passed passes again. The
-# thorough one draws anew at each run, and is how what nobody thought of is found.
+# The quick profile draws the same examples and inputs everywhere: a commit that passed passes
+# again. The thorough one draws anew at each run, and is how what nobody thought of is found.
 settings.register_profile(
     "quick", deadline=None, max_examples=20, print_blob=True, derandomize=True, database=None
 )
 settings.register_profile("thorough", deadline=None, max_examples=500, print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+settings.load_profile(PROFILE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,6 +59,17 @@ def _why_no_gpu() -> str | None:
         return None
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
     return f"needs an NVIDIA GPU, and torch {torch.__version__} ({built}) sees none"
+
+
+@pytest.fixture(autouse=True)
+def seeds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed what tests and `verify` draw: by the test's own name in the quick profile, else anew."""
+    if PROFILE == "quick":
+        by_name = Random(crc32(request.node.nodeid.encode()))
+        monkeypatch.setattr(secrets, "randbits", by_name.getrandbits)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(secrets.randbits(32))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import attnc
+from tests.conftest import PROFILE
 from tests.mutate import MUTATIONS
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +33,11 @@ def heavy_modules_after(code: str) -> set[str]:
     """Which of the heavy packages a fresh interpreter holds once it ran the code."""
     probe = f"{code}\nimport json, sys\nsys.stdout.write(json.dumps(sorted(sys.modules)))"
     return HEAVY & set(json.loads(run_python("-c", probe)))
+
+
+@pytest.mark.skipif(PROFILE != "quick", reason="the thorough profile draws anew")
+def test_a_test_draws_the_same_numbers_whenever_it_runs():
+    assert (secrets.randbits(16), secrets.randbits(16)) == (53035, 44384)
 
 
 def test_importing_attnc_imports_nothing_heavy():

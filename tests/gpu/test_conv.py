@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 
 import pytest
@@ -57,7 +58,7 @@ def test_a_tuned_convolution_runs_what_won(tokens, monkeypatch, tmp_path):
         # of what was measured nothing was wrong
         measured = [t for t in result.trials if not t.problem.startswith("not measured")]
         assert [t.problem for t in measured] == [""] * len(measured)
-    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
     cuda = torch.device("cuda")
     v, tensors = draw_filter(op.variant, shape, torch.bfloat16, generator, cuda)
     out, expected = op(v, **tensors), op.reference(v, **tensors)
@@ -71,7 +72,7 @@ def test_a_tuned_convolution_runs_what_won(tokens, monkeypatch, tmp_path):
 def test_every_choice_of_factors_is_right_with_one_block_and_with_pieces(dtype):
     op = compile_op(CONVOLUTIONS["gated"])
     for size in ((3, 250, 4, 250), (3, 9001, 2, 9001)):
-        generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+        generator = torch.Generator().manual_seed(secrets.randbits(32))
         cuda = torch.device("cuda")
         v, tensors = draw_filter(
             CONVOLUTIONS["gated"], FilterShape.of(*size), dtype, generator, cuda
@@ -92,7 +93,7 @@ def test_every_choice_of_factors_is_right_with_one_block_and_with_pieces(dtype):
 
 def test_the_same_call_twice_gives_the_same_gradients_bit_for_bit():
     op = compile_op(CONVOLUTIONS["gated"])
-    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
     shape = FilterShape.of(8, 3000, 16, 3000)
     cuda = torch.device("cuda")
     v, tensors = draw_filter(CONVOLUTIONS["gated"], shape, torch.bfloat16, generator, cuda)
@@ -124,7 +125,7 @@ def test_a_call_replays_in_a_cuda_graph_with_other_numbers():
 
 def test_steps_in_a_cuda_graph_are_the_whole_convolution():
     op = compile_op(CONVOLUTIONS["gated"])
-    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
     shape, cuda = FilterShape.of(4, 80, 24, 33), torch.device("cuda")
     v, tensors = draw_filter(CONVOLUTIONS["gated"], shape, torch.float32, generator, cuda)
     expected = op.reference(v, **tensors)
@@ -155,7 +156,7 @@ def test_steps_in_a_cuda_graph_are_the_whole_convolution():
 def test_learned_factors_and_their_gradients_agree_with_fp64(factors, dtype):
     op = compile_op(LEARNED)
     tokens = block_of(*factors) - 5
-    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
     shape, cuda = FilterShape.of(5, tokens, 24, tokens), torch.device("cuda")
     v, tensors = draw_filter(LEARNED, shape, dtype, generator, cuda)
     incoming = torch.randn_like(v)
@@ -180,7 +181,7 @@ def test_verify_holds_learned_factors_in_fp32():
 @pytest.mark.parametrize("size", [(3, 6000, 3, 6001), (1, 20000, 2, 9001)], ids=str)
 def test_every_choice_of_three_passes_is_right(size, dtype):
     op = compile_op(CONVOLUTIONS["gated"])
-    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
     cuda = torch.device("cuda")
     v, tensors = draw_filter(CONVOLUTIONS["gated"], FilterShape.of(*size), dtype, generator, cuda)
     expected = by_fft64(v, tensors)
@@ -212,7 +213,7 @@ def by_fft64(v, tensors):
 @pytest.mark.parametrize("tokens", [16384, 65536, 131072])
 def test_gradients_of_long_filters_agree_with_fp64(tokens):
     op = compile_op(CONVOLUTIONS["gated"])
-    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
     cuda, shape = torch.device("cuda"), FilterShape.of(3, tokens - 7, 4, tokens)
     v, tensors = draw_filter(CONVOLUTIONS["gated"], shape, torch.bfloat16, generator, cuda)
     incoming = torch.randn_like(v)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 
 import pytest
@@ -28,7 +29,7 @@ def op() -> ConvolutionOp:
 
 def drawn(size: tuple[int, int, int, int], dtype=torch.float32, *, variant=LEARNED):
     """Random v and declared tensors, factors far from the DFT's, anew each time."""
-    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
     return draw_filter(variant, FilterShape.of(*size), dtype, generator, torch.device("cpu"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,7 +32,7 @@ def ops() -> dict[str, ConvolutionOp]:
 
 def drawn(name: str, size: tuple[int, int, int, int], dtype=torch.float32, *, strided=False):
     """Random v and declared tensors of a convolution, anew each time."""
-    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
     shape = FilterShape.of(*size, strided=strided)
     device = torch.device("cpu")
     return draw_filter(CONVOLUTIONS[name], shape, dtype, generator, device)

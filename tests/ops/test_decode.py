@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import pytest
 import torch
 
@@ -56,7 +58,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def drawn(name, dtype, tokens, batch=2, heads=(4, 2)):
-    generator = torch.Generator().manual_seed(torch.seed() % 2**31)
+    generator = torch.Generator().manual_seed(secrets.randbits(31))
     dims = (16, 40) if VARIANTS[name].feature_map.degree > 1 else (32, 72)
     shape = Shape(batch, tokens, tokens, *heads, *dims, strided=True)
     return draw_inputs(VARIANTS[name], shape, dtype, generator, torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 
 import pytest
@@ -30,7 +31,7 @@ def ops() -> dict[str, ConvolutionOp]:
 
 def drawn(name: str, size: tuple[int, int, int, int], dtype=torch.float32):
     """Random v and declared tensors, anew each time."""
-    generator = torch.Generator().manual_seed(torch.seed() % 2**32)
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
     return draw_filter(
         CONVOLUTIONS[name], FilterShape.of(*size), dtype, generator, torch.device("cpu")
     )
