@@ -99,8 +99,11 @@ LEFT = {
         "causal", 256, long(4096)
     ),
     "no card has measured it with a tensor of pairs, bias": request("biased", 128, long(4096)),
-    "it walks over one run of tiles, and the mask is a union of several": request(
+    "no card has measured it with a mask that is a union, of several runs of tiles": request(
         "union", 128, long(4096)
+    ),
+    "no card has measured it with a mask whose bounds are loaded, n": request(
+        "prefix_lm", 128, long(4096), phase="backward"
     ),
     "it walks over runs of tiles, and data lists the tiles of this mask": request(
         "documents", 128, long(4096)

@@ -28,9 +28,7 @@ OTHERS = loads(
         f'[{name}]\nfeature_map = "softmax"\nscale = 1.0\n{more}'
         for name, more in {
             "none": 'mask = "causal & (j > i)"',
-            "union": 'mask = "(causal & window(9)) | prefix(4)"',
             "packed": 'mask = "documents(ids)"\ninputs.ids = { shape = ["b", "t"] }',
-            "bounded": 'mask = "prefix(n[b])"\ninputs.n = { shape = ["b"] }',
             "valued": 'value = "v * g[h]"\nparams.g = { shape = ["h"] }',
         }.items()
     )
@@ -62,9 +60,7 @@ REFUSED = {
     "tiles of 256 and 128 columns share no buffer of rows": request("flash", dims=(192, 128)),
     "rows of a tensor have to be multiples of 16 bytes for the copy engine": request("flash", 60),
     "the mask is empty: no tile is visited": request("none"),
-    "it walks over one run of tiles, and the mask is a union of several": request("union"),
     "it walks over runs of tiles, and data lists the tiles of this mask": request("packed"),
-    "its producer loads no bounds of a mask": request("bounded"),
     "its copies go past registers, where the declared value would be made of v": request("valued"),
 }
 

@@ -88,7 +88,7 @@ def test_wide_and_odd_heads_are_right(name, dim):
 
 
 @pytest.mark.parametrize("lengths", [(1, 1000), (100, 333), (333, 100), (640, 64)])
-@pytest.mark.parametrize("name", ["causal", "plain", "windowed", "banded"])
+@pytest.mark.parametrize("name", ["causal", "plain", "windowed", "banded", "prompted", "anchored"])
 def test_queries_stand_at_the_last_keys(name, lengths):
     """With more queries than keys the first rows see nothing: 0, and an lse of -inf."""
     hold(name, Shape(2, *lengths, 4, 2, 64, 64), "bf16")
@@ -110,7 +110,9 @@ def persistent(name: str, dim: int, dtype: str = "bf16") -> int:
 
 # one place, fewer places than programs, some more, many a program; even and odd tiles a head
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 333, 4), (3, 1153, 16), (4, 2000, 32)])
-@pytest.mark.parametrize("name", ["plain", "causal", "windowed", "paired", "sunk"])
+@pytest.mark.parametrize(
+    "name", ["plain", "causal", "windowed", "paired", "sunk", "bounded", "anchored", "scattered"]
+)
 @pytest.mark.parametrize("dim", [64, 128])
 def test_persistent_programs_give_the_formula_at_every_place(name, dim, shape):
     batch, tokens, heads = shape
@@ -135,7 +137,9 @@ def test_ten_runs_of_persistent_programs_give_the_same_bits():
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize(("name", "dim"), [("causal", 64), ("windowed", 128), ("capped", 128)])
+@pytest.mark.parametrize(
+    ("name", "dim"), [("causal", 64), ("windowed", 128), ("capped", 128), ("anchored", 64)]
+)
 def test_ten_runs_give_the_same_bits(name, dim):
     plan = plans_of(name, dim, "bf16")[0]
     inputs = drawn(VARIANTS[name], Shape(2, 2000, 2000, 8, 2, dim, dim), "bf16", 5)

@@ -97,7 +97,7 @@ def test_gradients_of_wide_and_odd_heads_are_right(name, dim):
 
 
 @pytest.mark.parametrize("lengths", [(1, 1000), (100, 333), (333, 100), (640, 64)])
-@pytest.mark.parametrize("name", ["causal", "plain", "windowed", "banded"])
+@pytest.mark.parametrize("name", ["causal", "plain", "windowed", "banded", "bounded", "anchored"])
 def test_gradients_know_that_queries_stand_at_the_last_keys(name, lengths):
     hold(name, Shape(2, *lengths, 4, 2, 64, 64), "bf16")
 
@@ -110,7 +110,7 @@ def test_gradients_by_every_tile_are_right(dim, rank):
 
 
 @pytest.mark.parametrize("dim", [64, 128])
-@pytest.mark.parametrize("name", ["causal", "sloped"])
+@pytest.mark.parametrize("name", ["causal", "sloped", "anchored"])
 def test_ten_backwards_give_the_same_bits(name, dim):
     plan = plans_of(name, dim, "bf16")[0]
     inputs, incoming = drawn(name, Shape(2, 2000, 2000, 8, 2, dim, dim), "bf16", 5)

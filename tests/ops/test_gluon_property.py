@@ -14,7 +14,7 @@ from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
 from attnc.ops.draw import Shape
 from attnc.ops.verify import verify
-from tests.strategies import SINKS, constants, mask_leaves, scores, toml_of
+from tests.strategies import SINKS, constants, data_masks, mask_leaves, scores, toml_of
 
 # both 64 and 128 columns, whole and not; k and v share their columns
 DIMS = ((64, 64), (64, 40), (16, 64), (80, 80), (128, 128), (96, 72))
@@ -22,10 +22,15 @@ DIMS = ((64, 64), (64, 40), (16, 64), (80, 80), (128, 128), (96, 72))
 
 @st.composite
 def gluon_variants(draw: st.DrawFn) -> Variant:
-    """What the backend takes: one clause of a mask, no value of its own, any score and sink."""
+    """What the backend takes: any mask of positions and bounds, score and sink, no value."""
     leaves = [draw(mask_leaves()) for _ in range(draw(st.integers(1, 3)))]
     wide = f"window({draw(constants(100, 300))}, {draw(constants(0, 200))})"
-    mask = draw(st.sampled_from(["causal", " & ".join(leaves), wide, f"causal & {wide}"]))
+    far = f"(i - j > {draw(constants(100, 300))})"
+    mask = draw(
+        st.sampled_from(
+            ["causal", " & ".join(leaves), wide, f"causal & ({wide} | {far})", draw(data_masks())]
+        )
+    )
     score, sink = draw(scores()), draw(st.sampled_from(SINKS))
     fields = {"feature_map": '"softmax"', "scale": '"rsqrt(d)"', "mask": f'"{mask}"'}
     fields |= {"score": f'"{score}"'} | ({"sink": f'"{sink}"'} if sink else {})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from attnc.codegen.gluon.arguments import assigned, call, listed, partition, taken
 from attnc.codegen.gluon.schedule import Schedule, schedule
 from attnc.codegen.gluon.statement import ONLINE, gluon_lines, gluon_text
+from attnc.codegen.gluon.walk import tile_walk
 from attnc.codegen.graph import FINISH, SETUP, Node
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import PassPlan, Plan
@@ -24,17 +25,18 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One run over key tiles, or the tile before all runs: `header` and `note` are empty there."""
+    """One loop over key tiles, or the tile before all loops: no `header` and no `number` there."""
 
     note: str
-    header: str
     lines: tuple[str, ...]
     ahead: tuple[Statement, ...]
     scores: tuple[Statement, ...]
     accumulator: tuple[Statement, ...]
+    header: str = ""
+    number: str = ""
 
     def texts(self) -> Iterable[str]:
-        yield from (self.header, *self.lines)
+        yield from self.lines
         for node in (*self.ahead, *self.scores, *self.accumulator):
             yield from node.texts()
 
@@ -43,28 +45,33 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     """The functions of one kernel: its range, its producer, its consumer, its entry."""
     kernel = step.kernel
     steps = schedule(kernel.graph, masked=True)
-    start = kernel.loops[0].start
-    opening = _run(plan, kernel, replace(kernel.loops[0], masked=True), "", steps)
-    loops = tuple(
-        _run(plan, kernel, loop, _header(loop, start, first=loop is kernel.loops[0]), steps)
-        for loop in kernel.loops
-    )
+    opening = _run(plan, kernel, replace(kernel.loops[0], masked=True), steps)
+    runs = tuple(_run(plan, kernel, loop, steps) for loop in kernel.loops)
     setup = _statements(plan, kernel, _without_copies(kernel.graph.nodes(SETUP)), steps)
     finish = _statements(plan, kernel, _without_copies(kernel.graph.nodes(FINISH)), steps)
-    bounds = tuple(
-        dict.fromkeys(
-            bound for loop in kernel.loops for bound in (loop.start, loop.stop)
-            if bound not in {"0", "TK"}
-        )
-    )  # fmt: skip
     body = [text for node in (*setup, *finish) for text in node.texts()]
-    body += [text for run in (opening, *loops) for text in run.texts()]
-    names = frozenset(_WORD.findall(" ".join(body)))
-    strides = [stride for tensor in kernel.tensors for stride in tensor.strides]
-    given = [tensor.name for tensor in kernel.tensors if tensor.name not in {"q", "k", "v"}]
-    given += [*(["strides"] if strides else []), "tiles", "barriers", "sizes"]
+    body += [text for run in (opening, *runs) for text in run.texts()]
     persistent = "P" in step.tile
-    place, sizes = f"{symbol}_tile", "place, TQ, TK, HQ, HKV" if persistent else "TQ, TK, HQ, HKV"
+    walk = tile_walk(kernel, plan.algebra.mask, symbol, "i_s", _words(body), opened=True)
+    loops = tuple(
+        replace(
+            run,
+            header=walk.header(loop, opened=True, first=loop is kernel.loops[0]),
+            number=walk.number("done + " if persistent else ""),
+        )
+        for run, loop in zip(runs, kernel.loops, strict=True)
+    )
+    names = _words([*body, *(run.header for run in loops)])
+    read = [tensor for tensor in kernel.tensors if tensor.name not in {"q", "k", "v"}]
+    read = [tensor for tensor in read if tensor.name not in walk.data or tensor.name in names]
+    strides = [stride for tensor in kernel.tensors for stride in tensor.strides]
+    own_strides = [stride for tensor in read for stride in tensor.strides]
+    data = ["data"] if walk.data else []
+    given = [tensor.name for tensor in read]
+    given += [*(["strides"] if own_strides else []), *data, "tiles", "barriers", "sizes"]
+    place = f"{symbol}_tile"
+    sizes = ", ".join([*(["place"] if persistent else []), *data, "TQ, TK, HQ, HKV"])
+    found = [*_PLACE, *walk.found]
     groups = step.tile["NW"]
     shares = group_registers(groups)
     text = render_text(
@@ -82,24 +89,18 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
             f"def {symbol}_rows(", ["turn", "done", *given, "GROUP: gl.constexpr"], "):"
         ),
         rows_call=call(f"{symbol}_rows", ["turn", "done", *given, "GROUP"]),
-        packed_strides=listed("    strides = (", strides, ")"),
-        unpacked_strides=listed("    (", strides, ") = strides"),
+        own_strides=own_strides,
+        packed_strides=listed("    strides = (", own_strides, ")"),
+        unpacked_strides=listed("    (", own_strides, ") = strides"),
         partitions=[partition(f"{symbol}_consumer", [*given, str(n)]) for n in range(groups)],
         names=names,
-        range_names=frozenset(_WORD.findall(" ".join(kernel.setup_lines))),
-        setup_lines=kernel.setup_lines,
-        tile=", ".join([*_PLACE, *bounds]),
-        producer_place=assigned(
-            taken([*_PLACE, *bounds], {*_PLACE, start, kernel.loops[-1].stop}), place, sizes
-        ),
+        range_names=_words(walk.lines),
+        walk=walk,
+        tile=", ".join(found),
+        producer_place=assigned(taken(found, {*_PLACE, *walk.all_tiles}), place, sizes),
         consumer_place=assigned(
-            taken([*_PLACE, *bounds], {"i_t", "i_b", "i_h", start, kernel.loops[-1].stop, *names}),
-            place,
-            sizes,
+            taken(found, {"i_t", "i_b", "i_h", *walk.all_tiles, *names}), place, sizes
         ),
-        start=start,
-        stop=kernel.loops[-1].stop,
-        tile_number="i_s // BS" if start == "0" else f"(i_s - {start}) // BS",
         setup=setup,
         opening=opening,
         loops=loops,
@@ -132,13 +133,11 @@ def helper_text(helpers: tuple[str, ...]) -> str:
     return re.sub(r"\btl\.", "gl.", portable).replace("@triton.jit", "@gluon.jit")
 
 
-def _header(loop: KeyLoop, start: str, *, first: bool) -> str:
-    after = "BS" if start == "0" else f"{start} + BS"
-    begin = after if first else f"gl.maximum({loop.start}, {after})"
-    return f"for i_s in range({begin}, {loop.stop}, BS):"
+def _words(texts: Iterable[str]) -> frozenset[str]:
+    return frozenset(_WORD.findall(" ".join(texts)))
 
 
-def _run(plan: Plan, kernel: Kernel, loop: KeyLoop, header: str, whole: Schedule) -> _Run:
+def _run(plan: Plan, kernel: Kernel, loop: KeyLoop, whole: Schedule) -> _Run:
     parts = schedule(kernel.graph, masked=loop.masked)
     ahead, scores, accumulator = (
         _statements(plan, kernel, nodes, whole, masked=loop.masked)
@@ -152,7 +151,7 @@ def _run(plan: Plan, kernel: Kernel, loop: KeyLoop, header: str, whole: Schedule
         if target in needed:
             needed |= set(_WORD.findall(value))
             lines.insert(0, line)
-    return _Run(loop.note, header, tuple(lines), ahead, scores, accumulator)
+    return _Run(loop.note, tuple(lines), ahead, scores, accumulator)
 
 
 def _without_copies(nodes: Iterable[Node]) -> Iterable[Node]:

@@ -17,6 +17,7 @@ from attnc.codegen.gluon.pair_schedule import (
     pair_schedule,
 )
 from attnc.codegen.gluon.statement import Layouts, gluon_lines, gluon_text
+from attnc.codegen.gluon.walk import tile_walk
 from attnc.codegen.graph import FINISH, HEAD, SETUP, TAIL, Node
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import PassPlan, Plan
@@ -61,6 +62,7 @@ class _Run:
     gradients: tuple[Statement, ...]
     of_scores: tuple[str, ...]
     of_gradients: tuple[str, ...]
+    number: str = ""
 
     def texts(self) -> Iterable[str]:
         yield from (self.header, *self.lines)
@@ -84,18 +86,28 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         statements(plan, kernel, kernel.graph.nodes(region), layouts, left)
         for region in (SETUP, HEAD, TAIL, FINISH)
     )
-    bounds = _bounds(kernel)
     body = [text for node in (*setup, *head, *tail, *finish) for text in node.texts()]
     body += [text for run in runs for text in run.texts()]
     names = frozenset(_WORD.findall(" ".join(body)))
-    strides = [stride for tensor in kernel.tensors for stride in tensor.strides]
+    walk = tile_walk(kernel, plan.algebra.mask, symbol, counter, names, opened=False)
+    earlier = "" if kernel.name == "dq" else "i_g * n_tiles + "
+    runs = tuple(replace(run, number=walk.number(earlier)) for run in runs)
+    found = list(ids) if walk.by_head else [*ids, *walk.found]
     copied = [*_COPIED, *kept]
-    given = [tensor.name for tensor in kernel.tensors if tensor.name not in copied]
-    given += [*(["strides"] if strides else []), "tiles", "barriers", "sizes"]
+    read = [tensor for tensor in kernel.tensors if tensor.name not in copied]
+    read = [tensor for tensor in read if tensor.name not in walk.data or tensor.name in names]
+    strides = [stride for tensor in kernel.tensors for stride in tensor.strides]
+    own_strides = [stride for tensor in read for stride in tensor.strides]
+    data = ["data"] if walk.data else []
+    given = [tensor.name for tensor in read]
+    given += [*(["strides"] if own_strides else []), *data, "tiles", "barriers", "sizes"]
     groups = step.tile["NW"]
     shares = group_registers(groups)
     start, stop = kernel.loops[0].start, kernel.loops[-1].stop
-    sizes = ", ".join(kernel.scalars)
+    scalars = [*kernel.scalars]
+    sizes = ", ".join(scalars if walk.by_head else [*data, *scalars])
+    place = f"{symbol}_tile"
+    by_head = f"i_s{{}}, i_b, i_h, i_hkv, {', '.join([*data, *scalars])}"
     text = render_text(
         "gluon_pairs.jinja",
         symbol=symbol,
@@ -111,18 +123,24 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         moved=moved,
         outputs=sorted(outputs),
         consumer_signature=listed(f"def {symbol}_consumer(", [*given, "GROUP: gl.constexpr"], "):"),
-        packed_strides=listed("    strides = (", strides, ")"),
-        unpacked_strides=listed("    (", strides, ") = strides"),
+        own_strides=own_strides,
+        packed_strides=listed("    strides = (", own_strides, ")"),
+        unpacked_strides=listed("    (", own_strides, ") = strides"),
         partitions=[partition(f"{symbol}_consumer", [*given, str(n)]) for n in range(groups)],
         names=names,
-        range_names=frozenset(_WORD.findall(" ".join(kernel.setup_lines))),
-        setup_lines=kernel.setup_lines,
-        tile=", ".join([*ids, *bounds]),
-        producer_place=assigned(
-            taken([*ids, *bounds], {*ids, start, stop}), f"{symbol}_tile", sizes
+        range_names=frozenset(_WORD.findall(" ".join(walk.lines))),
+        walk=walk,
+        tile=", ".join(found),
+        producer_place=assigned(taken(found, {*ids, *walk.all_tiles}), place, sizes),
+        consumer_place=assigned(taken(found, {*ids[:3], *walk.all_tiles, *names}), place, sizes),
+        walk_found=", ".join(walk.found),
+        producer_head=assigned(
+            taken([*walk.found], walk.all_tiles), f"{symbol}_head", by_head.format("")
         ),
-        consumer_place=assigned(
-            taken([*ids, *bounds], {*ids[:3], start, stop, *names}), f"{symbol}_tile", sizes
+        consumer_head=assigned(
+            taken([*walk.found], {*walk.all_tiles, *names}),
+            f"{symbol}_head",
+            by_head.format(" // NW"),
         ),
         counter=counter,
         start=start,
@@ -163,12 +181,6 @@ def _layouts(held: str, streamed: str, kernel: Kernel) -> Layouts:
     }
     buffers = {node.buffer for node in kernel.graph.nodes() if node.shape in wide and node.buffer}
     return Layouts(by_sides, held, wide=frozenset(buffers))
-
-
-def _bounds(kernel: Kernel) -> tuple[str, ...]:
-    """The bounds of the loops that the range's function returns."""
-    found = (bound for loop in kernel.loops for bound in (loop.start, loop.stop))
-    return tuple(dict.fromkeys(bound for bound in found if bound not in {"0", "TK", "TQ"}))
 
 
 def _constants(plan: Plan, step: PassPlan, held: str, streamed: str) -> dict[str, str]:

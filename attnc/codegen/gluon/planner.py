@@ -93,10 +93,6 @@ def _against_mask(mask: MaskForm) -> str:
         return "it walks over runs of tiles, and data lists the tiles of this mask"
     if mask.packed:
         return "its grid and its copies know one sequence a batch entry"
-    if mask.bounds:
-        return "its producer loads no bounds of a mask"
-    if len(mask.clauses) > 1:
-        return "it walks over one run of tiles, and the mask is a union of several"
     return ""
 
 

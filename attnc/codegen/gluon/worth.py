@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.plan import Request
 from attnc.codegen.work import visible_fraction
+from attnc.dsl.mask import MaskForm
 from attnc.dsl.variant import Variant
 
 
@@ -59,9 +60,9 @@ def against(request: Request, algebra: Algebra, columns: int) -> str:
     known = _known(request.phase, columns)
     if known is None:
         return f"no card has measured its {request.phase} with tiles of {columns} columns"
-    paired = _paired(request.variant)
-    if paired:
-        return f"no card has measured it with a tensor of pairs, {paired}"
+    untimed = _untimed(request.variant, algebra.mask)
+    if untimed:
+        return f"no card has measured it with {untimed}"
     if work.tq < _LEAST_ROWS:
         return f"{work.tq} queries do not fill the {_LEAST_ROWS} rows of its programs"
     seen = visible_fraction(algebra.mask, work.tq, work.tk)
@@ -89,7 +90,15 @@ def _known(phase: str, columns: int) -> Measured | None:
     return next(found, None)
 
 
-def _paired(variant: Variant) -> str:
-    """The first declared tensor that has an element a pair; consumers would wait for its loads."""
+def _untimed(variant: Variant, mask: MaskForm) -> str:
+    """What no card has timed of a variant; empty where one has timed the like."""
     declared = (*variant.params, *variant.inputs)
-    return next((t.name for t in declared if {"i", "j"} <= set(t.shape)), "")
+    # an element a pair: consumers would wait for its loads
+    paired = next((t.name for t in declared if {"i", "j"} <= set(t.shape)), "")
+    if paired:
+        return f"a tensor of pairs, {paired}"
+    if mask.bounds:
+        return f"a mask whose bounds are loaded, {mask.bounds[0][0]}"
+    if len(mask.clauses) > 1:
+        return "a mask that is a union, of several runs of tiles"
+    return ""
