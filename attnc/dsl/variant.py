@@ -182,8 +182,8 @@ class Variant:
 
     @property
     def mask_tensors(self) -> tuple[str, ...]:
-        """The declared tensors that the mask reads: whole numbers, without gradients."""
-        return self.meaning.mask_form.tensors
+        """The declared tensors that the mask names: whole numbers, without gradients."""
+        return tuple(sorted({*used_names(self.mask), *self.meaning.mask_form.tensors}))
 
     @property
     def log_decay(self) -> Expr | None:

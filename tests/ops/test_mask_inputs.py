@@ -76,6 +76,16 @@ def test_a_prefix_lm_sees_each_prefix_whole(kind, ops):
         torch.testing.assert_close(out[b : b + 1], alone, rtol=1e-5, atol=1e-5)
 
 
+def test_a_bound_that_the_mask_swallows_is_still_given_in_whole_numbers():
+    n = attnc.Input("n", shape="b")
+    mask = attnc.full | attnc.prefix(n["b"])
+    swallowed = attnc.Variant("swallowed", feature_map="softmax", scale=1.0, mask=mask)
+    everything = attnc.Variant("everything", feature_map="softmax", scale=1.0, mask="full")
+    q, k, v = (torch.randn(2, 33, 1, 16) for _ in range(3))
+    out = compile_op(swallowed)(q, k, v, n=torch.tensor([3, 30]))
+    assert torch.equal(out, compile_op(everything)(q, k, v))
+
+
 def test_keys_between_the_first_tokens_and_the_window_are_never_read(ops):
     """NaN in a hidden tile would show: 0 times NaN is NaN."""
     q, k, v = (torch.randn(1, 400, 1, 16) for _ in range(3))
