@@ -3,7 +3,7 @@
     u = pregate * v        o[t, c] = postgate * (sum_d w[c, d] u[t - d, c] + D[c] u[t, c])
 
 `rounding` gives what eager torch would have got in a working dtype: taps and every intermediate
-rounded to it, sums in fp32.
+rounded to it, sums in fp32. By transforms, the spectra and their product are intermediates too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def convolve(
         if outer is not None and inner is not None:
             z = butterfly(u, taps, low, outer, inner, rounding)
         else:
-            z = _sum_by_fft(u, taps, low) if by_fft else _direct_sum(u, taps, low, high)
+            z = _sum_by_fft(u, taps, low, rounding) if by_fft else _direct_sum(u, taps, low, high)
         if skip is not None:
             z = z + rounded(skip) * u
         z = rounded(z)
@@ -69,13 +69,19 @@ def _direct_sum(u: Tensor, taps: Tensor, low: int, high: int) -> Tensor:
     return conv1d(padded, taps.flip(1)[:, None], groups=taps.shape[0]).transpose(1, 2)
 
 
-def _sum_by_fft(u: Tensor, taps: Tensor, low: int) -> Tensor:
+def _sum_by_fft(u: Tensor, taps: Tensor, low: int, rounding: torch.dtype | None) -> Tensor:
     tokens, count = u.shape[1], taps.shape[1]
     points = 1 << (tokens + count - 1).bit_length()
-    spectrum = torch.fft.rfft(u.double(), n=points, dim=1)
-    spectrum = spectrum * torch.fft.rfft(taps.double(), n=points, dim=1).T
+
+    def rounded(x: Tensor) -> Tensor:
+        return torch.view_as_complex(round_to(torch.view_as_real(x), rounding))
+
+    # unitary, so that a spectrum is as large as its tokens and fits the working dtype
+    spectrum = rounded(torch.fft.rfft(u.double(), n=points, dim=1, norm="ortho"))
+    weight = rounded(torch.fft.rfft(taps.double(), n=points, dim=1)).T
+    spectrum = rounded(spectrum * weight)
     # place s of the whole sum is token s + low; what lies beyond its ends is 0
-    whole = pad(torch.fft.irfft(spectrum, n=points, dim=1),
+    whole = pad(torch.fft.irfft(spectrum, n=points, dim=1, norm="ortho"),
                 (0, 0, max(0, low), max(0, tokens - low - points)))  # fmt: skip
     start = max(0, -low)
     return whole[:, start : start + tokens].to(u.dtype)

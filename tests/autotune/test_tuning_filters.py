@@ -107,6 +107,23 @@ def test_sums_by_fft_are_the_direct_sums(name, taps):
         torch.testing.assert_close(found[label], gradient, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(("dtype", "grid"), [(torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)])
+def test_eager_transforms_of_a_working_type_round_their_spectra_too(dtype, grid):
+    variant = CONVOLUTIONS["both_sides"]
+    generator = torch.Generator().manual_seed(secrets.randbits(32))
+    shape = FilterShape.of(4, 300, 5, 201)
+    v, tensors = draw_filter(variant, shape, dtype, generator, torch.device("cpu"))
+    ref = convolve(variant, v, tensors)
+    options = {"dtype": torch.float32, "rounding": dtype}
+    direct, transformed = (
+        float((convolve(variant, v, tensors, by_fft=way, **options) - ref).norm() / ref.norm())
+        for way in (False, True)
+    )
+    # taps and the output are rounded either way, three spectra the one way alone
+    assert grid / 4 < direct < grid
+    assert 1.2 * direct < transformed < 3 * direct
+
+
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_what_is_expected_does_not_depend_on_how_many_channels_are_evaluated_at_once(
     phase, monkeypatch
