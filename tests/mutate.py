@@ -143,7 +143,7 @@ MUTATIONS = (
              "\"i_slot - i_t\"", "\"0\""),
     Mutation("the blocks that keys list", f"{CODEGEN}/kernels/block_lists.py",
              "plane if lists.of_rows else plane.mirrored", "plane"),
-    Mutation("dk's order of features", f"{GRADIENT}/state_terms.py",
+    Mutation("dk's order of features", f"{GRADIENT}/feature_gradient.py",
              "if other != r]", "if other == r]"),
     Mutation("the spectrum's gradient", f"{CODEGEN}/convolution/spectrum.py",
              "b_ur * b_zi - b_ui * b_zr", "b_ur * b_zi + b_ui * b_zr"),

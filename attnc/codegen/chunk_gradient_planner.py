@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
-from attnc.codegen.candidate import is_wide
 from attnc.codegen.channel_passes import inside_pass
 from attnc.codegen.features import MIN_TILE, Features
+from attnc.codegen.fold_candidates import fold_passes
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.channel_gates import chunk_gates_kernel
 from attnc.codegen.kernels.channel_pairs import pairs_kernel
@@ -133,17 +133,6 @@ def _chunk_tiles(request: Request, facts: GradientFacts, kernel: str, rows: int)
             yield tiles, warps, 1
 
 
-def _fold_tiles(request: Request, rows: int) -> Candidates:
-    tile_k, tile_v = whole_heads(request)
-    least = least_channels(request)
-    widths = [width for width in (256, 128, 64, 32, 16) if least <= width <= tile_v]
-    if is_wide(request):
-        widths = [width for width in widths if width <= 64]
-    for width, warps, stages in product(widths[:3], (8, 4), (3, 2, 1)):
-        if rows >= 16 * warps or (warps == 4 and rows <= 64):
-            yield {"BC": rows, "BK": tile_k, "BV": width}, warps, stages
-
-
 def _folds(
     request: Request, facts: GradientFacts, chunk: ChunkFacts, rows: int, *, kept: bool
 ) -> Way:
@@ -155,19 +144,7 @@ def _folds(
     kernels = [state_kernel(chunk), dstate_kernel(chunk, facts)]
     if kept and not facts.algebra.global_sum:
         kernels += [carry_kernel(chunk), dcarry_kernel(chunk, facts)]
-    folds = [
-        rank_pass(request, packed_chunks(kernel, facts), _fold_tiles(request, rows))
-        for kernel in kernels
-    ]
-    widths = [step.tile["BV"] for step in folds[0].steps]
-    for width in dict.fromkeys(widths):
-        alike = [
-            RankedPass(tuple(s for s in fold.steps if s.tile["BV"] == width), fold.rejected)
-            for fold in folds
-        ]
-        if all(fold.steps for fold in alike):
-            folds = alike
-            break
+    folds = fold_passes(request, [packed_chunks(kernel, facts) for kernel in kernels], {"BC": rows})
     if facts.algebra.global_sum:
         return [*passes, *folds]
     state, dstate, *at_chunks = folds

@@ -22,6 +22,7 @@ from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.chunked import chunk_kernels
 from attnc.codegen.plan import Rejected, Request
 from attnc.codegen.printer import Printer
+from attnc.codegen.ranked_passes import least_channels
 
 
 def chunk_features(request: Request, algebra: Algebra) -> Features:
@@ -31,6 +32,15 @@ def chunk_features(request: Request, algebra: Algebra) -> Features:
     narrowest = MIN_TILE if head_dim <= MIN_TILE else request.device.min_columns
     # the factors of a tile of monomials are all in registers: the fewer, the longer the chunk
     return features_of(algebra.state, head_dim, narrowest=narrowest, widest=64)
+
+
+def gradient_features(request: Request, algebra: Algebra) -> Features:
+    """The same as the passes of a chunked backward take them."""
+    least = least_channels(request)
+    # a tile of monomials has its factors and their gradients beside it, all in registers
+    widest = max(64, least)
+    dim = request.dims[0]
+    return features_of(algebra.state, dim, narrowest=least, widest=widest, channels=least)
 
 
 def pass_kernels(
@@ -49,14 +59,18 @@ def pass_kernels(
 
 
 def chunk_tiles(algebra: Algebra, rows: int) -> dict[str, int]:
-    """The tiles of a chunk of so many rows; of a sum, those of its pairs too, and its state's lag.
-
-    A key enters the state as many chunks after its own as the folded term's mask reaches back.
-    """
+    """The tiles of a chunk of so many rows; of a sum, those of its pairs and its lag too."""
     if algebra.folded is None:
         return {"BC": rows}
-    lag = ceil(max(algebra.distance - 1, 0) / rows)
-    return {"BC": rows, "LAG": lag, "BT": rows, "BS": min(rows, 64)}
+    return {"BC": rows, **lag_of(algebra, rows), "BT": rows, "BS": min(rows, 64)}
+
+
+def lag_of(algebra: Algebra, rows: int) -> dict[str, int]:
+    """How many chunks of so many rows a key of a sum lags behind; nothing for one weight.
+
+    It enters the state as many chunks after its own as the folded term's mask reaches back.
+    """
+    return {} if algebra.folded is None else {"LAG": ceil(max(algebra.distance - 1, 0) / rows)}
 
 
 def chunk_passes(request: Request, algebra: Algebra) -> tuple[Found, tuple[Rejected, ...]]:

@@ -50,6 +50,7 @@ class GradientLaunch:
     exponents: bool
     stateful: bool
     global_sum: bool
+    row_sums: tuple[str, ...]
     walk_splits: int
     state_heads_are_query: bool
     acc: str
@@ -68,8 +69,10 @@ class GradientLaunch:
 def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaunch:
     """All of it, for the form of the plan."""
     assert plan.derivation is not None
-    chunked = plan.form == "chunked"
-    online, summed = plan.form == "online", plan.algebra.normalize == "sum"
+    # a sum by chunks has passes over pairs, and what they take, beside its walks
+    by_sum = plan.form == "chunked" and bool(plan.algebra.terms)
+    chunked = plan.form == "chunked" and not by_sum
+    online, summed = plan.algebra.has_lse, plan.algebra.normalize == "sum"
     partials = plan.derivation.partials
     exponents = bool(plan.derivation.decay)
     gated = plan.algebra.decay in {"gated", "channel"}
@@ -78,10 +81,10 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
     names = wanted_names(plan)
     grads = ", ".join(["dq", "dk", "dv", *(f"du_{name}" for name in names)])
     tiles = {key: size for step in plan.passes for key, size in step.tile.items()}
-    if chunked:
+    if chunked or by_sum:
         tiles["BV"] = next(s for s in plan.passes if s.kernel.name == "state").tile["BV"]
         count = "NC"
-    else:
+    if not chunked:
         tile = next(step for step in plan.passes if step.kernel.name == "dq").tile
         rows, groups = tile["BT"], tile.get("NW", 1)
         # each consumer group of a program has a partial sum of its own
@@ -95,7 +98,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
             count = "N" if by_sums and not by_channel else count
     uses_tiles = any("n" in partial_sum(partial).axes for partial in partials)
     return GradientLaunch(
-        launcher="launch_dchunked.jinja" if chunked else "launch_pairs.jinja",
+        launcher=_launcher(chunked, by_sum),
         parameters=gradient_parameters(plan),
         summary=f"Gradients by the {plan.form} form, for K = {plan.dims[0]}, V = {plan.dims[1]}.",
         returns=f"{grads}{', and that of the initial state' if plan.stateful else ''}",
@@ -111,6 +114,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         exponents=exponents and not by_channel if chunked else by_sums,
         stateful=plan.stateful,
         global_sum=plan.algebra.global_sum,
+        row_sums=_row_sums(plan),
         walk_splits=_walk_splits(plan),
         state_heads_are_query=plan.algebra.heads_differ,
         acc=TORCH_TYPES[plan.acc],
@@ -125,6 +129,19 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         programs=plan.programs,
         min_chunks=plan.min_chunks,
     )
+
+
+def _launcher(chunked: bool, by_sum: bool) -> str:
+    if by_sum:
+        return "launch_dsum.jinja"
+    return "launch_dchunked.jinja" if chunked else "launch_pairs.jinja"
+
+
+def _row_sums(plan: Plan) -> tuple[str, ...]:
+    """What the walk of a sum's rows adds up of each, beside dq."""
+    walks = [step.kernel for step in plan.passes if step.kernel.name == "walk_dq"]
+    names = ("folded_scores", "folded_weights")
+    return tuple(name for name in names if walks and walks[0].tensor(name))
 
 
 def _walk_splits(plan: Plan) -> int:
@@ -159,7 +176,7 @@ def gradient_tensors(plan: Plan) -> tuple[str, ...]:
 def gradient_parameters(plan: Plan) -> tuple[str, ...]:
     """The launcher's parameters: inputs, what the forward kept, the gradients that come in."""
     names = ["q", "k", "v", *(f"u_{name}" for name in gradient_tensors(plan))]
-    if plan.form == "online":
+    if plan.algebra.has_lse:
         return (*names, "o", "lse", "do", "dlse")
     if plan.algebra.normalize == "sum":
         names += ["o", "norm"]

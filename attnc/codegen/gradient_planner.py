@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.candidate import is_wide, printer_for, state_too_large
+from attnc.codegen.candidate import printer_for, state_too_large
 from attnc.codegen.channel_passes import CHANNEL_TOKENS, gates_pass
 from attnc.codegen.chunk_gradient_planner import chunk_ways
+from attnc.codegen.chunk_planner import gradient_features
 from attnc.codegen.derive import Derivation, derive
-from attnc.codegen.features import MIN_TILE, Features, features_of
+from attnc.codegen.features import Features
 from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
 from attnc.codegen.kernels.gradient.channel_gate_sums import dchannel_gates_kernel
 from attnc.codegen.kernels.gradient.columns import columns_kernel
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.gate_sums import dgates_kernel
 from attnc.codegen.kernels.gradient.rows import rows_kernel
+from attnc.codegen.pair_candidates import pair_tiles
 from attnc.codegen.plan import PassPlan, Plan, Request
 from attnc.codegen.ranked_passes import (
-    Candidates,
     RankedPass,
     fixed_pass,
     least_channels,
     rank_pass,
     whole_heads,
 )
-from attnc.codegen.tile_lists import TileLists, tile_lists
+from attnc.codegen.sum_gradient_planner import sum_ways
+from attnc.codegen.tile_lists import tile_lists
 from attnc.errors import PlanError
 
 
@@ -57,14 +58,17 @@ def gradient_plans(request: Request, algebra: Algebra, form: str, reason: str) -
     features: Features | None = None
     ways: list[list[RankedPass]] = []
     if form == "chunked":
-        features = _features(request, algebra)
+        features = gradient_features(request, algebra)
         too_large = state_too_large(request, features)
-        ways = [] if too_large else chunk_ways(request, facts, features)
+        find = sum_ways if algebra.terms else chunk_ways
+        ways = [] if too_large else find(request, facts, features)
         if not ways or not _fits(ways[0]):
             why = too_large or _last_reason(ways[0] if ways else [])
-            if request.stateful or request.form is not None:
+            # a sum's pairs go on from the lse of either form: there is no need to refuse
+            if not algebra.terms and (request.stateful or request.form is not None):
                 raise _no_fit(request, why)
-            form, reason = "parallel", f"no tile of the chunked backward fits: {why}"
+            form = "online" if algebra.terms else "parallel"
+            reason = f"no tile of the chunked backward fits: {why}"
             features = None
     if form != "chunked":
         ways = [_pair_passes(request, facts)]
@@ -134,14 +138,6 @@ def _no_fit(request: Request, why: str) -> PlanError:
     )
 
 
-def _features(request: Request, algebra: Algebra) -> Features:
-    least = least_channels(request)
-    # a tile of monomials has its factors and their gradients beside it, all in registers
-    widest = max(64, least)
-    dim = request.dims[0]
-    return features_of(algebra, dim, narrowest=least, widest=widest, channels=least)
-
-
 def _pair_passes(request: Request, facts: GradientFacts) -> list[RankedPass]:
     gated = facts.algebra.decay in {"gated", "channel"}
     passes: list[RankedPass] = []
@@ -154,7 +150,7 @@ def _pair_passes(request: Request, facts: GradientFacts) -> list[RankedPass]:
             tiles = {"BN": listed_at_once(facts.algebra.mask, lists)}
             passes.append(fixed_pass(request, listing, tiles))
     for kernel, lists in zip((rows_kernel(facts), columns_kernel(facts)), sides, strict=True):
-        found = _pair_tiles(request, kernel.name, lists, by_channel=facts.algebra.by_channel)
+        found = pair_tiles(request, kernel.name, lists, by_channel=facts.algebra.by_channel)
         passes.append(rank_pass(request, kernel, found))
     if facts.algebra.by_channel and facts.derivation.decay:
         sizes = {"BC": CHANNEL_TOKENS, "BK": whole_heads(request)[0]}
@@ -162,26 +158,3 @@ def _pair_passes(request: Request, facts: GradientFacts) -> list[RankedPass]:
     elif gated and facts.derivation.decay:
         passes.append(fixed_pass(request, dgates_kernel(facts), {"BC": 1024}))
     return passes
-
-
-def _pair_tiles(
-    request: Request, kernel: str, lists: TileLists | None, *, by_channel: bool
-) -> Candidates:
-    tile_k, tile_v = whole_heads(request)
-    if by_channel:
-        # every pair has a decay a channel, and all of them are held at once
-        for warps in (4, 8, 16):
-            yield {"BT": MIN_TILE, "BS": MIN_TILE, "BK": tile_k, "BV": tile_v}, warps, 1
-        return
-    held, streamed = (128, 64, 32, 16), (128, 64, 32, 16)
-    for hold, stream, warps, stages in product(held, streamed, (8, 4), (3, 2, 1)):
-        if is_wide(request) and (hold > 32 or stream > 32 or stages > 2):
-            continue
-        if hold < 16 * warps and not (warps == 4 and hold >= 32) and hold != 16:
-            continue
-        if stream > hold or (hold == 16 and warps == 8):
-            continue
-        if lists is not None and not lists.takes(hold, stream):
-            continue
-        rows, keys = (hold, stream) if kernel == "dq" else (stream, hold)
-        yield {"BT": rows, "BS": keys, "BK": tile_k, "BV": tile_v}, warps, stages

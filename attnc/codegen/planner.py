@@ -111,12 +111,6 @@ def _otherwise(request: Request, algebra: Algebra, form: str, reason: str) -> tu
 
 def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
     if request.phase == "backward":
-        if form == "chunked" and algebra.terms:
-            # by pairs, from the same lse: what was normalised is one sum in either form
-            form, reason = (
-                "online",
-                "the chunked form of a sum takes the gradients of the online one",
-            )
         if form == "recurrent":
             # a fold back token by token would need every state: chunks keep one a chunk
             request = replace(request, form="chunked" if request.stateful else None)

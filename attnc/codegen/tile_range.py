@@ -60,34 +60,42 @@ _FULL = "full tiles: every row sees every key, no mask"
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
+class Course:
     """What a program walks over: `what` there are `count` of, in tiles of `tile`.
 
     A row stands at position row + TK - TQ; `shifted` says that bounds are rows, not positions.
+    `floor` and `ceiling` bound every clause too, as texts: that of the hull, of the full run.
     """
 
     what: str
     count: str
     tile: str
     shifted: bool
+    floor: tuple[str, str] | None = None
+    ceiling: tuple[str, str] | None = None
 
 
-_KEYS = _Walk("keys", "TK", "BS", False)
-_ROWS = _Walk("rows", "TQ", "BT", True)
+KEYS = Course("keys", "TK", "BS", False)
+ROWS = Course("rows", "TQ", "BT", True)
 
 
 def key_range(mask: MaskForm) -> KeyRange:
     """Bounds and loops over key tiles, for rows at positions [first, last]."""
-    return _range(mask, _KEYS)
+    return range_over(mask, KEYS)
 
 
 def row_range(mask: MaskForm) -> KeyRange:
     """Bounds and loops over row tiles, for keys [first, last]: the mask from the other side."""
+    return range_over(mirrored(mask), ROWS)
+
+
+def mirrored(mask: MaskForm) -> MaskForm:
+    """The mask with rows and keys exchanged."""
     clauses = tuple(tuple(plane.mirrored for plane in clause) for clause in mask.clauses)
-    return _range(MaskForm(clauses, mask.documents, mask.blocks), _ROWS)
+    return MaskForm(clauses, mask.documents, mask.blocks)
 
 
-def _range(mask: MaskForm, walk: _Walk) -> KeyRange:
+def range_over(mask: MaskForm, walk: Course) -> KeyRange:
     """Bounds and loops for any mask in disjunctive normal form."""
     lists = tile_lists(mask, of_rows=not walk.shifted)
     found = _positions_range(mask, walk) if lists is None else _listed_range(lists, walk)
@@ -102,7 +110,7 @@ def _range(mask: MaskForm, walk: _Walk) -> KeyRange:
     )
 
 
-def _listed_range(lists: TileLists, walk: _Walk) -> KeyRange:
+def _listed_range(lists: TileLists, walk: Course) -> KeyRange:
     """The tiles of a list: those with mask code, then those without."""
     held, program = ("BS", "i_s") if walk.shifted else ("BT", "i_t")
     count, start, tile = lists.shape[1], "i_t" if walk.shifted else "i_s", walk.tile
@@ -134,7 +142,7 @@ def load_bound(bound: tuple[str, ...]) -> str:
     return f"{bound_name(bound)} = tl.load(u_{name}{place}).to(tl.int32)"
 
 
-def _positions_range(mask: MaskForm, walk: _Walk) -> KeyRange:
+def _positions_range(mask: MaskForm, walk: Course) -> KeyRange:
     what = walk.what
     left = f"{what} left of the full tiles: the mask decides"
     right = f"{what} right of the full tiles: the mask decides"
@@ -152,7 +160,7 @@ def _positions_range(mask: MaskForm, walk: _Walk) -> KeyRange:
     for number, clause in enumerate(mask.clauses):
         suffix = "" if single else f"_{number}"
         lines.extend(_clause_lines(clause, suffix, single, walk))
-    bounded_left = not single or _has_left(mask.clauses[0])
+    bounded_left = not single or bool(walk.floor) or _has_left(mask.clauses[0])
     loops: list[KeyLoop] = []
     if bounded_left:
         loops.append(KeyLoop("lo", "full_lo", True, left))
@@ -169,7 +177,7 @@ def _has_left(clause: tuple[HalfPlane, ...]) -> bool:
 
 
 def _clause_lines(
-    clause: tuple[HalfPlane, ...], suffix: str, single: bool, walk: _Walk
+    clause: tuple[HalfPlane, ...], suffix: str, single: bool, walk: Course
 ) -> list[str]:
     """Hull and full run of one clause, then rounded to whole tiles."""
     lower = [plane for plane in clause if plane.j > 0]
@@ -177,7 +185,7 @@ def _clause_lines(
     rows = [plane for plane in clause if plane.j == 0]
     lo, hi = f"lo{suffix}", f"hi{suffix}"
     full_lo, full_hi = f"full_lo{suffix}", f"full_hi{suffix}"
-    left = bool(lower) or bool(rows) or not single
+    left = bool(lower) or bool(rows) or not single or bool(walk.floor)
     tile = walk.tile
     sees, all_of = "some row sees a key of", "every row sees all of"
     if walk.shifted:
@@ -191,6 +199,9 @@ def _clause_lines(
         some, every = ("last", "first") if plane.i >= 0 else ("first", "last")
         last.append(_upper(plane, some, walk))
         first.append(_upper(plane, every, walk))
+    if walk.ceiling:
+        last.append(walk.ceiling[0])
+        first.append(walk.ceiling[1])
     lines.extend(_bound(hi, "tl.minimum", last))
     lines.extend(_bound(full_hi, "tl.minimum", first))
     if left:
@@ -200,6 +211,9 @@ def _clause_lines(
             some, every = ("last", "first") if plane.i >= 0 else ("first", "last")
             least.append(_lower(plane, some, walk))
             most.append(_lower(plane, every, walk))
+        if walk.floor:
+            least.append(walk.floor[0])
+            most.append(walk.floor[1])
         lines.extend(_bound(lo, "tl.maximum", least))
         lines.extend(_bound(full_lo, "tl.maximum", most))
     for plane in rows:
@@ -229,7 +243,7 @@ def _bound(name: str, function: str, values: list[str]) -> list[str]:
     return lines + [f"{name} = {function}({name}, {value})" for value in rest[1:]]
 
 
-def _upper(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
+def _upper(plane: HalfPlane, fixed: str, walk: Course) -> str:
     """One past the greatest j of j <= (i*I + c) / -J at a fixed i, never below 0."""
     step = -plane.j
     value = greater(plane, plane.i, fixed, step)
@@ -241,7 +255,7 @@ def _upper(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
     return f"tl.maximum({value}, 0)" if step == 1 else f"tl.maximum({value}, 0) // {step}"
 
 
-def _lower(plane: HalfPlane, fixed: str, walk: _Walk) -> str:
+def _lower(plane: HalfPlane, fixed: str, walk: Course) -> str:
     """The least j of j >= -(i*I + c) / J at a fixed i; the caller takes 0 for less."""
     value = lesser(plane, plane.i, fixed)
     if walk.shifted:
@@ -257,7 +271,7 @@ def _row_test(plane: HalfPlane, row: str) -> str:
     return f"{greater(plane, plane.i, row)} >= 0"
 
 
-def _runs(count: int, walk: _Walk) -> Runs:
+def _runs(count: int, walk: Course) -> Runs:
     """The tiles of all clauses, each once: one clause after the other, by where they start.
 
     `done` is where the tiles visited so far end. Each run takes the clause that starts first of

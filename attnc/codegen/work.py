@@ -80,12 +80,14 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
     if kernel.name in {"online", "parallel"}:
         return float(q + k + v + o), pair_flops(request)
     if kernel.name in {"dq", "dkv"}:
-        share = visited_fraction(request.variant, work.tq, work.tk)
-        pairs = work.batch * work.hq * work.tq * work.tk * share
+        pairs = work.batch * work.hq * work.tq * _keys_a_row(request, kernel, tiles)
         # scores and do.v again, then one product a gradient
         columns = 2 * head_dim + value_dim if kernel.name == "dq" else 2 * (head_dim + value_dim)
         written = q + o if kernel.name == "dq" else k + v
-        return float(q + k + v + o + written), 2.0 * pairs * columns
+        # what a state has given is in the accumulators' type
+        given = 4 * work.batch * work.tq * work.hq if kernel.tensor("folded_dq") else 0
+        given *= head_dim if kernel.name == "dq" else head_dim + value_dim
+        return float(q + k + v + o + written + given), 2.0 * pairs * columns
     if kernel.name in {"key_blocks", "row_blocks"}:
         # a few bytes for each block of a head, and the numbers of documents
         listed = work.batch * work.hq * (work.tq / 64) * (work.tk / 64)
@@ -150,6 +152,21 @@ def walk_segments(request: Request, splits: int) -> int:
     return max(1, min(fill, work.tk // 256))
 
 
+def _keys_a_row(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> float:
+    """Keys whose pairs a pass of a backward computes for a row: of a folded term, the border's."""
+    work, variant = request.workload, request.variant
+    found = folded_term(variant) if "LAG" in kernel.constants else None
+    if found is None:
+        return visited_fraction(variant, work.tq, work.tk) * work.tk
+    return near_keys(variant, found[0], work.tk) + border_keys(found[1], tiles["BC"])
+
+
+def near_keys(variant: Variant, folded: int, tokens: int) -> float:
+    """Keys a row, on average, that the terms of a sum see but for the folded one."""
+    others = (term for n, term in enumerate(variant.terms) if n != folded)
+    return sum(visible_fraction(term.mask_form, tokens, tokens) for term in others) * tokens
+
+
 def _walk_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tuple[float, float]:
     """Each tensor once: programs that share a head find in L2 what they have in common."""
     work = request.workload
@@ -157,10 +174,11 @@ def _walk_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tu
     tokens = {"k": work.tk * work.hkv, "v": work.tk * work.hkv}
     moved = 0.0
     for tensor in kernel.tensors:
-        name = tensor.name
+        name = tensor.name.removeprefix("folded_")
         if name in {"q", "k", "v", "do", "dq", "dk", "dv"}:
             columns = request.dims[1] if name in {"v", "do", "dv"} else request.dims[0]
-            moved += work.batch * tokens.get(name, work.tq * work.hq) * columns * size
+            item = size if name == tensor.name else 4
+            moved += work.batch * tokens.get(name, work.tq * work.hq) * columns * item
     splits = walk_splits(request.dims, tiles)
     segments = walk_segments(request, splits)
     if segments > 1 or request.stateful:
@@ -210,9 +228,7 @@ def _sum_flops(request: Request, kernel: Kernel, tiles: Mapping[str, int], split
     number, distance = found
     rows = tiles["BC"]
     chunks = sum(_dot_flops(kernel, tiles, HEAD)) * ceil(work.tk / rows)
-    others = [term for n, term in enumerate(variant.terms) if n != number]
-    near = sum(visible_fraction(term.mask_form, work.tq, work.tk) for term in others)
-    keys = near * work.tk + border_keys(distance, rows)
+    keys = near_keys(variant, number, work.tk) + border_keys(distance, rows)
     pairs = work.tq * keys * 2.0 * (request.dims[0] + tiles["BV"])
     return (chunks + pairs) * work.batch * work.hq * splits
 

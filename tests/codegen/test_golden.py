@@ -48,9 +48,10 @@ def test_the_golden_text_is_what_is_emitted(name, golden):
 
 
 def test_the_golden_sum_by_chunks_is_what_is_emitted(golden):
-    """The far term by a state, in a loop over chunks around the walks."""
+    """The far term by a state: in a loop over chunks around the walks, and in walks of its own."""
     op = compile_op(all_variants()["hybrid"], device="h100")
     golden("hybrid_fwd.py", op.source(dim=(64, 64), dtype="bf16"))
+    golden("hybrid_bwd.py", op.source(dim=(64, 64), dtype="bf16", backward=True))
 
 
 @pytest.mark.parametrize("name", BACKWARD)

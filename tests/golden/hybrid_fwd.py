@@ -261,7 +261,7 @@ def hybrid_sum_output(
 
         # the keys that enter the state once these rows have read it
         o_l = (i_c - LAG) * BC + r_c
-        m_l = (o_l >= 0) & (o_l < TK)
+        m_l = (o_l >= 0) & (o_l < T)
 
         # [BC, BK]
         p_kt = p_k + tl.cast((i_c - LAG) * BC, tl.int64) * stride_k_t

@@ -144,7 +144,7 @@ def window_taylor_dq(
     b_f2 = sigmoid(b_u_mix)
 
     # the normaliser's inverse
-    b_n = tl.exp2(-tl.maximum(b_m, -126.0))
+    b_n = tl.exp2(-tl.maximum(b_m, -96.0))
 
     # accumulator
     b_dq = tl.zeros([BT, BK], tl.float32)
@@ -695,7 +695,7 @@ def window_taylor_dkv(
             b_m = tl.where(m_t & (b_m > float("-inf")), b_m * 1.4426950408889634, float("inf"))
 
             # the normaliser's inverse
-            b_n = tl.exp2(-tl.maximum(b_m, -126.0))
+            b_n = tl.exp2(-tl.maximum(b_m, -96.0))
             b_d = tl.load(
                 p_delta + o_t,
                 mask=m_t,
@@ -756,7 +756,7 @@ def window_taylor_dkv(
             b_m = tl.where(m_t & (b_m > float("-inf")), b_m * 1.4426950408889634, float("inf"))
 
             # the normaliser's inverse
-            b_n = tl.exp2(-tl.maximum(b_m, -126.0))
+            b_n = tl.exp2(-tl.maximum(b_m, -96.0))
             b_d = tl.load(
                 p_delta + o_t,
                 mask=m_t,
@@ -820,7 +820,7 @@ def window_taylor_dkv(
             b_m = tl.where(m_t & (b_m > float("-inf")), b_m * 1.4426950408889634, float("inf"))
 
             # the normaliser's inverse
-            b_n = tl.exp2(-tl.maximum(b_m, -126.0))
+            b_n = tl.exp2(-tl.maximum(b_m, -96.0))
             b_d = tl.load(
                 p_delta + o_t,
                 mask=m_t,

@@ -11,6 +11,7 @@ from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
 from attnc.ops.verify import verify
 from tests.ops.test_terms import DECLARED
+from tests.ops.test_terms_backward import EVERY
 from tests.ops.test_terms_chunked import TEXT as BY_CHUNKS
 
 pytestmark = pytest.mark.gpu
@@ -34,6 +35,15 @@ def test_compiled_sums_by_chunks_pass_verify(name):
     report = verify(loads(BY_CHUNKS)[name], device="cuda", shapes=shapes)
     assert report.passed, str(report)
     assert any(row.what == "chunked form" for row in report.rows)
+
+
+@pytest.mark.parametrize("name", ["every", "mapped"])
+def test_compiled_gradients_by_chunks_pass_verify(name):
+    """In several segments a head, of params and inputs of every kind."""
+    shapes = (Shape(1, 4000, 4000, 4, 2, 16, 64), Shape(2, 1000, 1000, 2, 1, 16, 40, strided=True))
+    report = verify(loads(EVERY)[name], device="cuda", shapes=shapes)
+    assert report.passed, str(report)
+    assert any(row.what == "d q, chunked form" for row in report.rows)
 
 
 @pytest.mark.parametrize("dims", [(16, 64), (64, 64), (128, 128)], ids=str)
@@ -61,13 +71,14 @@ def test_compiled_terms_take_scores_of_any_size(size, dtype):
     assert all(grad.isfinite().all() for grad in grads)
 
 
-def test_two_compiled_backwards_of_terms_agree_bit_for_bit():
+@pytest.mark.parametrize("form", ["online", "chunked"])
+def test_two_compiled_backwards_of_terms_agree_bit_for_bit(form):
     op = compile_op(EXAMPLE)
-    leaves = [torch.randn(2, 777, 4, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    leaves = [torch.randn(2, 777, 4, 16, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     leaves.append(torch.randn(4, device="cuda"))
     leaves = [leaf.requires_grad_() for leaf in leaves]
     found = []
     for _ in range(2):
-        out = op(*leaves[:3], mix=leaves[3])
+        out = op(*leaves[:3], mix=leaves[3], form=form)
         found.append(torch.autograd.grad(out.float().square().sum(), leaves))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnc.codegen.backend import of_phase
 from attnc.codegen.form_choice import choose_form, chunk_flops
 from attnc.codegen.plan import Workload
 from attnc.codegen.planner import plans
@@ -104,7 +103,7 @@ def test_both_forms_of_a_sum_pass_verify_and_agree(name, tokens, dtype, ops):
 
 
 def test_gradients_of_a_chunked_call_are_those_of_the_formula(ops):
-    """By pairs, from the lse that the state left."""
+    """By chunks too, from the lse that the state left."""
     shapes = (Shape(1, 70, 70, 2, 1, 16, 16),)
     report = verify(ops["behind"].variant, dtypes=("fp32",), shapes=shapes, seed=5)
     assert report.passed, str(report)
@@ -174,12 +173,6 @@ def test_what_has_no_chunks_is_walked_by_pairs(windowed, ops):
     work = replace(long.workload, tq=9)
     assert choose_form(replace(long, workload=work), windowed._algebra)[0] == "online"
     assert choose_form(replace(long, launcher="packaged"), windowed._algebra)[0] == "online"
-    backward = of_phase(long, "backward")
-    assert choose_form(backward, windowed._algebra)[0] == "online"
-    asked = plans(replace(backward, form="chunked"))[0]
-    assert (asked.form, asked.form_reason) == (
-        "online", "the chunked form of a sum takes the gradients of the online one",
-    )  # fmt: skip
     packed = windowed.over_sequences()
     asked = replace(long, variant=packed.variant)
     assert choose_form(asked, packed._algebra) == (

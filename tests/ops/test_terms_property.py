@@ -50,6 +50,12 @@ def test_gradients_of_a_drawn_sum_are_those_of_its_formula(call):
         assume(False)
 
 
+@settings(SETTINGS, max_examples=5)
+@given(calls(tokens=90, grad=True, folds=True))
+def test_gradients_of_a_drawn_sum_by_chunks_are_those_of_its_formula(call):
+    hold_exactly(compile_op(call.variant), call.shape, "chunked")
+
+
 @settings(SETTINGS, max_examples=6, phases=[Phase.generate])
 @given(calls(tokens=40, grad=True))
 def test_gradients_of_a_sum_err_as_eager_torch_does(call):
@@ -57,7 +63,6 @@ def test_gradients_of_a_sum_err_as_eager_torch_does(call):
     generator = torch.Generator().manual_seed(0)
     dtype = call.inputs.q.dtype
     try:
-        # gradients of the chunked form are those of this one
         forms = op.forms()[:1]
         rows = list(gradient_rows(op, call.inputs, call.shape, call.dtype, dtype, forms, generator))
     except PlanError:

@@ -120,7 +120,9 @@ def attend_kernel(
     constants = ("K", "V", "BT", "BS", "BK", "BV")
     tensors = with_tensors(with_tensors(_tensors(algebra, loaded, online, out), values), scales)
     kernel = Kernel(builder.kernel, "", tensors, scalars, constants, builder.build())
-    kernel = over_tiles(kernel, parts, (*variant.params, *variant.inputs), key_range)
+    kernel = over_tiles(
+        kernel, parts, (*variant.params, *variant.inputs), lambda part: key_range(part.algebra.mask)
+    )
     return in_sequences(kernel, algebra)
 
 

@@ -30,7 +30,7 @@ _SCANS = {
 _BY_GROUP = {"dquery", "dkey", "dvalue"}
 # programs of these passes belong to a state head, all others to a query head
 _BY_STATE = {"state", "carry", "scan", "chunk_gates"}
-_ROWS = {"norm", "lse", "delta", "drows"}
+_ROWS = {"norm", "lse", "delta", "drows", "folded_scores", "folded_weights"}
 _STARTS = TensorArgument(
     "u_cu_seqlens_k", (), "i32", "[N + 1]: where sequences start", given="cu_seqlens_k"
 )
@@ -176,7 +176,8 @@ def _place(tensor: TensorArgument, kernel: str, algebra: Algebra, sums: Lanes) -
         "dq": "s_k * HQ * K",
         "dk": f"s_k * {heads} * K",
         "dv": f"s_k * {heads} * V",
-        "dkeys": "s_k * HQ * K",
+        **dict.fromkeys(("dkeys", "folded_dq", "folded_dk"), "s_k * HQ * K"),
+        "folded_dv": "s_k * HQ * V",
         **dict.fromkeys(_ROWS, "s_k" if kernel == "recurrent" else tokens),
         "gates": f"{_gates(kernel)} * K",
         "pairs": f"{tokens} * BC",

@@ -20,6 +20,7 @@ from attnc.codegen.kernels.operand import join_guards, map_features, ragged_colu
 from attnc.codegen.kernels.scales import UNSCALED
 from attnc.codegen.kernels.sink import load_score, sink_node
 from attnc.codegen.kernels.terms import (
+    Part,
     factor_nodes,
     load_terms,
     loads_of,
@@ -30,7 +31,6 @@ from attnc.codegen.kernels.terms import (
 )
 from attnc.codegen.printer import Printer
 from attnc.codegen.tile_range import KeyLoop, KeyRange, Runs, key_range
-from attnc.dsl.mask import MaskForm
 from attnc.dsl.variant import Variant
 
 CACHES = ("contiguous", "ring", "paged")
@@ -95,9 +95,9 @@ def decode_kernel(
         "decode", "", _tensors(loaded, cache, split), scalars, constants, builder.build()
     )
 
-    def share(mask: MaskForm) -> KeyRange:
+    def share(part: Part) -> KeyRange:
         # documents are compared where positions allow: one row is too little to list tiles for
-        return _shared(key_range(replace(mask, documents=())), split=split)
+        return _shared(key_range(replace(part.algebra.mask, documents=())), split=split)
 
     return over_tiles(kernel, parts, declared, share)
 

@@ -14,8 +14,11 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.kernel import Kernel, TensorArgument
 
 # rows of [heads, rows] workspaces, by what their second axis counts
-_BY_ROW = {"lse", "dlse", "norm", "delta", "drows"}
-_WIDTHS = {"o": "HQ * V", "dq": "HQ * K", "dk": "HKV * K", "dv": "HKV * V"}
+_BY_ROW = {"lse", "dlse", "norm", "delta", "drows", "folded_scores", "folded_weights"}
+_WIDTHS = {
+    "o": "HQ * V", "dq": "HQ * K", "dk": "HKV * K", "dv": "HKV * V",
+    "folded_dq": "HQ * K", "folded_dk": "HQ * K", "folded_dv": "HQ * V",
+}  # fmt: skip
 
 
 Lanes = Mapping[str, tuple[str, ...]]
@@ -114,7 +117,7 @@ def _moved(tensor: TensorArgument, kernel: str, sums: Lanes, apart: str) -> list
     elif name in {"k", "v"}:
         place = f"s_k * stride_{name}_t"
     elif name in _WIDTHS:
-        place = f"{'s_q' if name in {'o', 'dq'} else 's_k'} * {_WIDTHS[name]}"
+        place = f"{'s_q' if name in {'o', 'dq', 'folded_dq'} else 's_k'} * {_WIDTHS[name]}"
     elif name in _BY_ROW:
         place = rows
     elif name == "dcolumns":

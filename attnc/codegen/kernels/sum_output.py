@@ -16,12 +16,13 @@ from attnc.codegen.graph import HEAD, SETUP, STEP, TAIL, GraphBuilder, Operand
 from attnc.codegen.index import Axis
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.attend import AXES
-from attnc.codegen.kernels.chunk import ChunkFacts, Fold
+from attnc.codegen.kernels.chunk import ChunkFacts
 from attnc.codegen.kernels.chunk_sequences import chunks_in_sequences
 from attnc.codegen.kernels.key_tile import fold_values, load_keys, load_values, score_keys
+from attnc.codegen.kernels.lagging import LAGGING, lagging_values, load_lagging
 from attnc.codegen.kernels.monomials import selection_nodes, tile_nodes
 from attnc.codegen.kernels.online import finish_online
-from attnc.codegen.kernels.operand import join_guards, load_tile, map_features
+from attnc.codegen.kernels.operand import join_guards, load_tile
 from attnc.codegen.kernels.scales import UNSCALED
 from attnc.codegen.kernels.sink import sink_node
 from attnc.codegen.kernels.state_fold import fold_tile, load_state
@@ -38,9 +39,7 @@ from attnc.codegen.kernels.terms import (
 from attnc.codegen.kernels.value import (
     STREAMED,
     load_value,
-    map_value,
     setup_nodes,
-    value_axes,
     with_tensors,
 )
 from attnc.codegen.kernels.visible import bound_arguments
@@ -53,10 +52,7 @@ _AXES = {
     "row": Axis("b_i", "row", guard="m_t", tile="BT", region=HEAD),
     "i": Axis("b_i", "row", guard="m_t", tile="BT", region=HEAD),
 }
-_LAGGING_VALUES = value_axes(Axis("o_l", "row", guard="m_l", tile="BC", region=HEAD))
 _CHUNKS = "for i_c in range(start, stop):"
-# the chunk of keys that lags behind the rows, and enters the state once they have read it
-_LAGGING = Fold("b_kl", "b_fl", "b_vl", "", "", there="m_l")
 
 
 def sum_output_kernel(variant: Variant, algebra: Algebra, facts: ChunkFacts) -> Kernel:
@@ -72,17 +68,12 @@ def sum_output_kernel(variant: Variant, algebra: Algebra, facts: ChunkFacts) -> 
     if algebra.sink is not None:
         sink_node(builder, algebra, loaded, printer)
     values = load_value(variant, algebra, STREAMED)
-    lagging = load_value(variant, algebra, _LAGGING_VALUES, "b_ul_")
     setup_nodes(builder, values)
-    setup_nodes(builder, lagging)
+    lagging = lagging_values(builder, facts, HEAD)
     load_state(builder, facts)
     _load_rows(builder, facts, parts)
     builder.extend(node for node in loaded.nodes if node.region == HEAD)
-    _load_lagging(builder, facts, folded)
-    map_value(
-        builder, facts.algebra, lagging, printer, HEAD, ("BC", "BV"),
-        source="b_vl", target="b_vl", guard=join_guards("m_l[:, None]", facts.v_mask),
-    )  # fmt: skip
+    load_lagging(builder, facts, lagging, HEAD)
     for n in range(len(facts.features.tiles)):
         # tile by tile: the features of one alone stand in registers, and what picks them
         builder.extend(selection_nodes(facts.features, weights=True, only=n, region=HEAD))
@@ -93,7 +84,7 @@ def sum_output_kernel(variant: Variant, algebra: Algebra, facts: ChunkFacts) -> 
                     facts.features, n, "b_kl", "b_fl", rows="BC", weighted=False, region=HEAD
                 )
             )
-        fold_tile(builder, facts, n, _LAGGING, region=HEAD)
+        fold_tile(builder, facts, n, LAGGING, region=HEAD)
     _start_from_state(builder, algebra, facts, folded)
     for part in parts:
         builder.walk = part.number
@@ -151,24 +142,6 @@ def _load_rows(builder: GraphBuilder, facts: ChunkFacts, parts: tuple[Part, ...]
         )
     )  # fmt: skip
     map_held(builder, parts, facts.printer, of="b_q", guard=guard, region=HEAD)
-
-
-def _load_lagging(builder: GraphBuilder, facts: ChunkFacts, folded: Part) -> None:
-    lines = ("o_l = (i_c - LAG) * BC + r_c", "m_l = (o_l >= 0) & (o_l < TK)")
-    note = "the keys that enter the state once these rows have read it"
-    builder.map("o_l", HEAD, ("BC",), *lines, dtype="i32", note=note)
-    start = "(i_c - LAG) * BC"
-    for name, columns, mask in (("k", "BK", facts.k_mask), ("v", "BV", facts.v_mask)):
-        guard = join_guards("m_l[:, None]", mask)
-        strides = (f"stride_{name}_t", f"stride_{name}_{name}")
-        tile = load_tile(
-            f"b_{name}l", f"p_{name}", strides, ("r_c", f"o_{name}"), ("BC", columns), HEAD,
-            guard=guard, start=start,
-        )  # fmt: skip
-        builder.add(tile)
-    guard = join_guards("m_l[:, None]", facts.k_mask)
-    phi = folded.algebra.phi
-    builder.extend(map_features("b_kl", phi, ("BC", "BK"), HEAD, facts.printer, guard=guard))
 
 
 def _read_state(builder: GraphBuilder, facts: ChunkFacts, folded: Part, n: int) -> None:

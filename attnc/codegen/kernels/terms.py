@@ -30,7 +30,6 @@ from attnc.codegen.printer import Printer, number
 from attnc.codegen.symbolic import ref_symbol
 from attnc.codegen.tile_range import KeyRange
 from attnc.dsl.expr import Ref
-from attnc.dsl.mask import MaskForm
 from attnc.dsl.variant import Declared, Variant
 
 
@@ -212,9 +211,9 @@ def weight_lines(target: str, part: Part, scale: float, *, factored: bool = True
     return lines
 
 
-def inverse(exponent: str) -> str:
-    """exp2(-exponent), finite for an exponent of any size."""
-    return f"tl.exp2(-tl.maximum({exponent}, -126.0))"
+def inverse(exponent: str, least: int = -126) -> str:
+    """exp2(-exponent), finite for an exponent of any size: none is taken to be below `least`."""
+    return f"tl.exp2(-tl.maximum({exponent}, {least}.0))"
 
 
 def _touches_zero(coefficients: tuple[Fraction, ...]) -> bool:
@@ -229,10 +228,10 @@ def over_tiles(
     kernel: Kernel,
     parts: tuple[Part, ...],
     declared: tuple[Declared, ...],
-    range_of: Callable[[MaskForm], KeyRange],
+    range_of: Callable[[Part], KeyRange],
 ) -> Kernel:
-    """The kernel with the loops that `range_of` makes of its mask, or of each term's own."""
-    ranges = [range_of(part.algebra.mask) for part in parts]
+    """The kernel with the loops that `range_of` makes for its weight, or for each term."""
+    ranges = [range_of(part) for part in parts]
     tensors = tuple(tensor for r in ranges for tensor in bound_arguments(r, declared))
     if not parts[0].of_sum:
         return kernel.over(ranges[0], tensors)

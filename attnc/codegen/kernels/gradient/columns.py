@@ -9,6 +9,13 @@ from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder, O
 from attnc.codegen.index import Axis, Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.channel_weights import load_key_gates
+from attnc.codegen.kernels.gradient.border import (
+    add_folded_keys,
+    folded_keys_arguments,
+    folded_keys_lines,
+    pair_constants,
+    rows_of,
+)
 from attnc.codegen.kernels.gradient.channel_tiles import fold_channels
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.feature_gradient import chain, gradient_buffers
@@ -26,7 +33,6 @@ from attnc.codegen.kernels.gradient.partial_sums import (
     sum_arguments,
 )
 from attnc.codegen.kernels.gradient.rows import (
-    CONSTANTS,
     declared_loads,
     row_statistics,
     scale_outputs,
@@ -49,7 +55,6 @@ from attnc.codegen.kernels.value import (
     with_tensors,
 )
 from attnc.codegen.printer import number
-from attnc.codegen.tile_range import row_range
 
 _VALUES = value_axes(Axis("o_s", "row", guard="m_s", tile="BS"), HEAD)
 GROUP = "for i_g in range(HQ // HKV):"
@@ -77,6 +82,7 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
     )  # fmt: skip
     start_value(builder, facts, HEAD, "BS")
     factor_nodes(builder, parts, loaded, facts.printer, region=HEAD, logs=False)
+    add_folded_keys(builder, facts)
     read = part_setup(builder, facts, COLUMNS, loaded)
     start_sums(builder, facts, COLUMNS)
     start_rate(builder, facts, COLUMNS)
@@ -99,8 +105,9 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
     _store(builder, facts)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if "gates" in statistics(facts) else ()))
     tensors = with_tensors(_tensors(facts, loaded), values)
-    kernel = Kernel("dkv", "", tensors, scalars, CONSTANTS, builder.build(), outer=GROUP)
-    return packed_pass(over_tiles(kernel, parts, facts.declared, row_range), facts)
+    constants = pair_constants(facts)
+    kernel = Kernel("dkv", "", tensors, scalars, constants, builder.build(), outer=GROUP)
+    return packed_pass(over_tiles(kernel, parts, facts.declared, rows_of(facts)), facts)
 
 
 def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]:
@@ -110,6 +117,7 @@ def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]
     return (
         *(known[name] for name in names),
         *loaded.tensors,
+        *folded_keys_arguments(facts),
         TensorArgument("dk", (), "io", "[B, TK, HKV, K]", written=True),
         TensorArgument("dv", (), "io", "[B, TK, HKV, V]", written=True),
         *sum_arguments(facts, COLUMNS),
@@ -139,6 +147,7 @@ def _head(builder: GraphBuilder, facts: GradientFacts) -> None:
         lines.append(f"p_{name} = {name} + (i_b * HQ + i_h) * {facts.rows}")
     if facts.softmax or facts.summed:
         lines.append(f"p_delta = delta + (i_b * HQ + i_h) * {facts.rows}")
+    lines += folded_keys_lines(facts)
     reads: tuple[str, ...] = ()
     if "gates" in statistics(facts):
         apart = " * K" if facts.algebra.by_channel else ""

@@ -1,6 +1,7 @@
-"""The `delta` pass of a normalised chunked form: dn = -do . o / n of every row.
+"""The `delta` pass of a normalised chunked form: dn = -do . o / n of every row, do . o of a sum.
 
-do / n is rounded as the passes that follow round it, so that a row of one key cancels exactly.
+do / n is rounded as the passes that follow round it, so that a row of one key cancels exactly. The
+rows of a sum of terms are divided by what their lse says, in the passes that follow.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ def delta_kernel(facts: GradientFacts) -> Kernel:
     builder = GraphBuilder("delta")
     shape = ("BT", "BV")
     guard = join_guards("m_t[:, None]", facts.v_mask)
-    builder.load("b_n", SETUP, ("BT",), tensor="norm", address="p_norm + r_t", guard="m_t")
+    if facts.softmax:
+        builder.load("b_dl", SETUP, ("BT",), tensor="dlse", address="p_dlse + r_t", guard="m_t")
+    else:
+        builder.load("b_n", SETUP, ("BT",), tensor="norm", address="p_norm + r_t", guard="m_t")
     for name in ("o", "do"):
         place = "p_o + r_t[:, None] * HQ * V + o_v[None, :]"
         if name == "do":
@@ -25,13 +29,16 @@ def delta_kernel(facts: GradientFacts) -> Kernel:
             f"b_{name}", SETUP, shape, dtype="io", tensor=name, address=place, guard=guard,
             note="[BT, BV]",
         )  # fmt: skip
-    lines = (
+    of_sum = ("b_d = tl.sum(b_do.to(ACC) * b_o.to(ACC), 1) - b_dl",)
+    over_norm = (
         "b_n = 1.0 / tl.where(b_n != 0.0, b_n, 1.0)",
         "b_do = (b_do * b_n[:, None]).to(IO)",
         "b_d = -tl.sum(b_do.to(ACC) * b_o.to(ACC), 1)",
     )
     note = "what normalising gives back"
-    builder.reduce("b_d", SETUP, ("BT",), *lines, reads=("b_n", "b_o", "b_do"), note=note)
+    lines = of_sum if facts.softmax else over_norm
+    reads = ("b_n", "b_dl", "b_o", "b_do")
+    builder.reduce("b_d", SETUP, ("BT",), *lines, reads=reads, note=note)
     builder.store(
         SETUP, ("BT",), "b_d", name="store delta", reads=("b_d",), tensor="delta",
         address="p_delta + r_t", guard="m_t",
@@ -41,7 +48,7 @@ def delta_kernel(facts: GradientFacts) -> Kernel:
     tensors = (
         known["o"],
         known["do"],
-        known["norm"],
+        known["dlse" if facts.softmax else "norm"],
         TensorArgument("delta", (), "acc", layout, written=True),
     )
     constants = ("V", "BT", "BV")

@@ -15,7 +15,7 @@ from attnc.codegen.kernels.terms import Part
 def start_factors(builder: GraphBuilder, facts: GradientFacts) -> None:
     """What the rows of a program give each factor that has a gradient, and its weights alone."""
     for part in _wanted(facts):
-        for name in _names(part):
+        for name in factor_names(part):
             line = f"{name} = tl.zeros([BT], ACC)"
             note = f"gradient of the factor of term {part.number + 1}" if name[2] == "x" else ""
             builder.fold(name, SETUP, ("BT",), line, note=note, name=f"start {name}")
@@ -25,7 +25,7 @@ def add_factor(builder: GraphBuilder, facts: GradientFacts, part: Part) -> None:
     """Add one tile of a term: its weights without the factor times (do . v - delta)."""
     if not facts.derivation.factor:
         return
-    total, weight = _names(part)
+    total, weight = factor_names(part)
     for name, value in ((total, "b_p0 * (b_dp - b_d[:, None])"), (weight, "b_p0")):
         line = f"{name} = {name} + tl.sum({value}, 1)"
         reads = (name, "b_p", "b_dp", "b_d", "b_ds")
@@ -35,7 +35,7 @@ def add_factor(builder: GraphBuilder, facts: GradientFacts, part: Part) -> None:
 def store_factors(builder: GraphBuilder, facts: GradientFacts, bindings: Mapping[str, str]) -> None:
     """The sums of a program's rows, less delta's rounding, times the derivatives."""
     for part in _wanted(facts):
-        total, weight = _names(part)
+        total, weight = factor_names(part)
         lines = [
             f"{total} = {total} - {rounding_of_delta(facts)} * {weight}",
             f"{total} = tl.sum(tl.where(m_t, {total}, 0.0), 0)",
@@ -65,5 +65,6 @@ def _wanted(facts: GradientFacts) -> list[Part]:
     return [part for part in facts.parts if terms and terms[part.number].factor]
 
 
-def _names(part: Part) -> tuple[str, str]:
+def factor_names(part: Part) -> tuple[str, str]:
+    """What a program calls the sums of a factor's gradient, and of the weights without it."""
     return f"b_xf{part.number + 1}", f"b_wf{part.number + 1}"

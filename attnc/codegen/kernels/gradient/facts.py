@@ -15,7 +15,11 @@ from attnc.dsl.variant import Declared, Variant
 
 @dataclass(frozen=True, slots=True)
 class GradientFacts:
-    """The variant, its algebra, what was derived of it, and the head dims (K, V)."""
+    """The variant, its algebra, what was derived of it, and the head dims (K, V).
+
+    Where a sum is `bordered`, a state carries one term and pairs are what it does not hold; of that
+    term's own facts it says the same.
+    """
 
     variant: Variant
     algebra: Algebra
@@ -24,6 +28,7 @@ class GradientFacts:
     printer: Printer
     min_columns: int
     whole: GradientFacts | None = None
+    bordered: bool = False
 
     @property
     def softmax(self) -> bool:
@@ -39,9 +44,13 @@ class GradientFacts:
         """What one term is built from; `whole` is then this."""
         if not part.of_sum:
             return self
-        derivation = self.derivation.terms[part.number]
         return replace(
-            self, variant=part.variant, algebra=part.algebra, derivation=derivation, whole=self
+            self,
+            variant=part.variant,
+            algebra=part.algebra,
+            derivation=self.derivation.terms[part.number],
+            whole=self,
+            bordered=self.bordered and part.number == self.algebra.folded,
         )
 
     @property
@@ -102,8 +111,8 @@ class GradientFacts:
             TensorArgument("v", ("b", "t", "h", "v"), io, f"[B, {keys}, HKV, V]"),
             TensorArgument("o", (), io, f"[B, {tokens}, HQ, V]"),
             TensorArgument("do", ("b", "t", "h", "v"), io, f"[B, {tokens}, HQ, V]"),
-            TensorArgument("lse", (), acc, "[B, HQ, TQ]: natural log"),
-            TensorArgument("dlse", (), acc, "[B, HQ, TQ]"),
+            TensorArgument("lse", (), acc, f"[B, HQ, {tokens}]: natural log"),
+            TensorArgument("dlse", (), acc, f"[B, HQ, {tokens}]"),
             TensorArgument("norm", (), acc, f"[B, HQ, {tokens}]: sums of weights"),
             TensorArgument("gates", (), "fp64", f"[B, HS, TK{by_channel}]: summed log2 decay"),
             TensorArgument("delta", (), acc, f"[B, HQ, {tokens}]: what normalising gives back"),

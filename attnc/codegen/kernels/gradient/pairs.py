@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import sympy
 
+from attnc.codegen.border_range import border_line
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
@@ -99,6 +100,8 @@ def _seen(facts: GradientFacts, side: Side, loaded: Loaded) -> tuple[str, ...]:
     else:
         seen = condition(facts.algebra.mask, f"b_i{side.i}", f"o_s{side.j}")
         lines = [f"m_st = {seen}", f"m_st = m_st & {ragged}"]
+    if facts.bordered:
+        lines.append(border_line(f"b_i{side.i}", f"o_s{side.j}"))
     return (*lines, *document_lines(facts.algebra, loaded.bindings, side.i))
 
 

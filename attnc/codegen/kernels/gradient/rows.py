@@ -7,6 +7,12 @@ from attnc.codegen.index import Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.channel_weights import load_key_gates, load_row_gates
 from attnc.codegen.kernels.decay import LOG2E
+from attnc.codegen.kernels.gradient.border import (
+    add_folded_rows,
+    folded_rows_arguments,
+    keys_of,
+    pair_constants,
+)
 from attnc.codegen.kernels.gradient.channel_tiles import fold_channels
 from attnc.codegen.kernels.gradient.factor_sums import (
     add_factor,
@@ -49,9 +55,6 @@ from attnc.codegen.kernels.value import (
 )
 from attnc.codegen.kernels.visible import document_refs, masked_documents
 from attnc.codegen.printer import number
-from attnc.codegen.tile_range import key_range
-
-CONSTANTS = ("K", "V", "BT", "BS", "BK", "BV")
 
 
 def rows_kernel(facts: GradientFacts) -> Kernel:
@@ -75,6 +78,7 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     start_sums(builder, facts, ROWS)
     start_rate(builder, facts, ROWS)
     start_factors(builder, facts)
+    add_folded_rows(builder, facts)
     start_sink(builder, facts, loaded if facts.algebra.terms else read[0])
     for part, loads in zip(parts, read, strict=True):
         builder.walk = part.number
@@ -104,8 +108,8 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     store_sink(builder, facts, read[0].bindings)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if "gates" in statistics(facts) else ()))
     tensors = with_tensors(_tensors(facts, loaded), values)
-    kernel = Kernel("dq", "", tensors, scalars, CONSTANTS, builder.build())
-    return packed_pass(over_tiles(kernel, parts, facts.declared, key_range), facts)
+    kernel = Kernel("dq", "", tensors, scalars, pair_constants(facts), builder.build())
+    return packed_pass(over_tiles(kernel, parts, facts.declared, keys_of(facts)), facts)
 
 
 def declared_loads(facts: GradientFacts, side: Side) -> Loaded:
@@ -135,7 +139,7 @@ def _tensors(facts: GradientFacts, loaded: Loaded) -> tuple[TensorArgument, ...]
     if facts.softmax or facts.summed:
         names.insert(3, "o")
     tensors = [known[name] for name in names]
-    tensors += loaded.tensors
+    tensors += [*loaded.tensors, *folded_rows_arguments(facts)]
     tensors.append(TensorArgument("dq", (), "io", "[B, TQ, HQ, K]", written=True))
     if facts.softmax or facts.summed:
         layout = known["delta"].layout

@@ -12,6 +12,7 @@ from __future__ import annotations
 from attnc.codegen.graph import STEP, GraphBuilder, Operand
 from attnc.codegen.kernels.chunk import ChunkFacts
 from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.feature_gradient import through_features
 from attnc.codegen.kernels.monomials import column_text, tile_nodes
 from attnc.codegen.kernels.operand import join_guards
 
@@ -166,11 +167,24 @@ def _both(builder: GraphBuilder) -> bool:
 
 
 def query_terms(
-    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, n: int, outputs: str
+    builder: GraphBuilder,
+    chunk: ChunkFacts,
+    facts: GradientFacts,
+    n: int,
+    outputs: str,
+    *,
+    late: str = "",
+    rows: bool = False,
 ) -> None:
-    """dq from the state before the chunk."""
+    """dq from the state before the chunk.
+
+    `late` multiplies the rows after the product, and with `rows` their sums are added to `b_r`: as
+    a decay's gradient wants both, whose rows are decayed after the product, unrounded.
+    """
     features, width = chunk.features, chunk.state_rows(n)
     decayed = chunk.algebra.decay is not None
+    if facts.derivation.decay:
+        late, rows = "b_rl", True
     if not features.direct:
         builder.extend(tile_nodes(features, n, "b_q", "b_p", rows="BC", weighted=True))
     left = Operand(outputs, outputs, ("BC", "BV"))
@@ -179,12 +193,10 @@ def query_terms(
     )
     note = f"[BC, BV] @ [BV, {width}]"
     sums = ""
-    # a gradient of the decay is a sum over all rows: they are decayed after the product, unrounded
-    late = bool(facts.derivation.decay)
     if chunk.summed:
         row = "(b_d * b_rl)[:, None]" if decayed and not late else "b_d[:, None]"
         sums = f" + {row} * b_z{n}[None, :]"
-    if features.direct and not facts.derivation.decay:
+    if features.direct and not late:
         shape = ("BC", "BK")
         builder.dot("b_dq", STEP, shape, left, right, name="state dq", into="b_dq", note=note)
         if sums:
@@ -198,14 +210,14 @@ def query_terms(
         line = f"b_df = b_df{sums}"
         builder.map("b_df", STEP, ("BC", width), line, name=f"sums dq{n}", reads=reads)
     if late:
-        line = "b_df = b_df * b_rl[:, None]"
-        name = f"decay dq{n}"
-        builder.map("b_df", STEP, ("BC", width), line, name=name, reads=("b_df", "b_rl"))
+        line = f"b_df = b_df * {late}[:, None]"
+        name = f"{'decay' if decayed else 'weigh'} dq{n}"
+        builder.map("b_df", STEP, ("BC", width), line, name=name, reads=("b_df", late))
     source = "b_q" if features.direct else f"b_p{n}"
-    if facts.derivation.decay:
+    if rows:
         line = f"b_r = b_r + tl.sum({source} * b_df, 1)"
         builder.map("b_r", STEP, ("BC",), line, name=f"rows {n}", reads=("b_r", source, "b_df"))
-    _through(builder, chunk, n, "b_dq", weighted=True)
+    through_features(builder, chunk, n, "b_dq", weighted=True)
 
 
 def key_terms(
@@ -255,37 +267,7 @@ def key_terms(
         builder.map("b_df", STEP, ("BC", width), line, name=name, reads=("b_df", "b_u"))
         line = f"b_cj = b_cj + tl.sum({source} * b_df, 1)"
         builder.map("b_cj", STEP, ("BC",), line, name=f"keys {n}", reads=("b_cj", source, "b_df"))
-    _through(builder, chunk, n, "b_dk", weighted=False)
-
-
-def _through(
-    builder: GraphBuilder, chunk: ChunkFacts, n: int, target: str, *, weighted: bool
-) -> None:
-    """Add b_df, the gradient of one tile of features, to that of the channels."""
-    carried = target == "b_dk" and _over_heads(builder)
-    if chunk.features.direct:
-        line = f"{target} = {target} + b_df"
-        add = builder.fold if carried else builder.map
-        add(target, STEP, ("BC", "BK"), line, name=f"add {target}", reads=(target, "b_df"))
-        return
-    tile = chunk.features.tiles[n]
-    width = str(tile.width)
-    for r in range(tile.order):
-        others = [f"b_x{other}" for other in range(tile.order) if other != r]
-        others += [f"b_w{n}[None, :]"] if weighted else []
-        line = " * ".join(["b_dx = b_df", *others])
-        name = f"factor {r} of {target}{n}"
-        note = "each factor gets the product of the others" if r == 0 else ""
-        reads = ("b_df", *(f"b_x{other}" for other in range(tile.order)), f"b_w{n}", f"b_e{n}")
-        builder.map(
-            "b_dx", STEP, ("BC", width), line, dtype="io", name=name, reads=reads, note=note
-        )
-        left = Operand("b_dx", "b_dx", ("BC", width))
-        right = Operand(f"b_e{n}", f"tl.trans(b_e{n}{r})", (width, "BK"), transposed=True)
-        builder.dot(
-            target, STEP, ("BC", "BK"), left, right, name=f"through {target}{n}{r}", into=target,
-            carried=carried, note=f"[BC, {width}] @ [{width}, BK]",
-        )  # fmt: skip
+    through_features(builder, chunk, n, "b_dk", weighted=False, carried=_over_heads(builder))
 
 
 def _boundary(builder: GraphBuilder, chunk: ChunkFacts, n: int) -> None:
