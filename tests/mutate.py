@@ -31,6 +31,7 @@ TESTS = (
     "tests/ops/test_blocks.py",
     "tests/ops/test_sequences.py",
     "tests/ops/test_terms.py",
+    "tests/ops/test_terms_backward.py",
     "tests/ops/test_walks.py",
     "tests/ops/test_fft.py",
     "tests/ops/test_butterfly.py",
@@ -45,6 +46,8 @@ FIRST = {
     "channel": "tests/ops/test_channel_gates.py",
     "gradient/walk": "tests/ops/test_walks.py",
     "gradient/factor_sums": "tests/ops/test_terms.py",
+    "gradient/folded_walk": "tests/ops/test_terms_backward.py",
+    "border": "tests/ops/test_terms_backward.py",
     "sink": "tests/ops/test_sinks.py",
     "visible": "tests/ops/test_documents.py",
     "block_lists": "tests/ops/test_blocks.py",
@@ -54,7 +57,7 @@ CHOSEN = (
     "gradcheck_passes_for_a_shipped or declared_tensor or states_of or tensor_of_a_sink"
     " or inside_documents or owes_nothing or of_the_formula or of_each_sequence"
     " or tensor_of_a_sum_of_terms or of_a_walk_are or given_on_both"
-    " or gradcheck_passes_by_t or gradcheck_passes_for_learned"
+    " or gradcheck_passes_by_t or gradcheck_passes_for_learned or its_gradient_by_chunks"
 )
 
 
@@ -145,6 +148,14 @@ MUTATIONS = (
              "plane if lists.of_rows else plane.mirrored", "plane"),
     Mutation("dk's order of features", f"{GRADIENT}/feature_gradient.py",
              "if other != r]", "if other == r]"),
+    Mutation("the rows that lie ahead of keys", f"{GRADIENT}/folded_walk.py",
+             '"o_l = (i_c + LAG) * BC + r_c"', '"o_l = (i_c + LAG + 1) * BC + r_c"'),
+    Mutation("delta of rows that meet a state", f"{GRADIENT}/folded_walk.py",
+             'line = "b_d = -b_d"', 'line = "b_d = b_d"'),
+    Mutation("the factor of what a state has given", f"{GRADIENT}/border.py",
+             'f" * {factor}" if factor else ""', '""'),
+    Mutation("the border's keys", f"{CODEGEN}/border_range.py",
+             "({row} // BC - LAG) * BC", "({row} // BC - LAG + 1) * BC"),
     Mutation("the spectrum's gradient", f"{CODEGEN}/convolution/spectrum.py",
              "b_ur * b_zi - b_ui * b_zr", "b_ur * b_zi + b_ui * b_zr"),
     Mutation("the inner factor's gradient", f"{CODEGEN}/convolution/factor_sums.py",
