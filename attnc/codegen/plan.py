@@ -150,6 +150,11 @@ class PassPlan:
         return {"num_warps": 4, "maxnreg": group_registers(groups).every}
 
     @property
+    def described(self) -> bool:
+        """Whether it is a kernel of gluon's, which takes descriptors; what lists tiles is not."""
+        return any(tensor.box is not None for tensor in self.kernel.tensors)
+
+    @property
     def tile(self) -> Mapping[str, int]:
         """Tile sizes by letter."""
         return dict(self.tiles)

@@ -99,7 +99,17 @@ def _gluon_plans(
     printer = printer_for(request)
     found = gluon_steps(request, algebra, _attend_kernel(request, algebra, printer))
     helpers = tuple(sorted(printer.helpers))
-    return gluon_plans(request, algebra, found, helpers, form), found.rejected
+    before = _listing(request, algebra)
+    return gluon_plans(request, algebra, found, helpers, form, before), found.rejected
+
+
+def _listing(request: Request, algebra: Algebra) -> tuple[PassPlan, ...]:
+    """The pass that lists the tiles of rows, where data decides what they see."""
+    lists = tile_lists(algebra.mask, of_rows=True)
+    if lists is None:
+        return ()
+    kernel = list_kernel(request.variant, algebra, lists)
+    return (pass_plan(request, kernel, {"BN": listed_at_once(algebra.mask, lists)}, 4, 1),)
 
 
 def _otherwise(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
@@ -196,10 +206,7 @@ def _attend(request: Request, algebra: Algebra) -> tuple[Found, tuple[Rejected, 
     if algebra.decay in {"gated", "channel"}:
         before = (gates_pass(request, algebra, printer_for(request)),)
     lists = tile_lists(algebra.mask, of_rows=True)
-    if lists is not None:
-        listing = list_kernel(request.variant, algebra, lists)
-        tiles = {"BN": listed_at_once(algebra.mask, lists)}
-        before = (*before, pass_plan(request, listing, tiles, 4, 1))
+    before = (*before, *_listing(request, algebra))
     for rows, keys, warps, stages in _attend_candidates(request, algebra):
         if lists is not None and not lists.takes(rows, keys):
             continue

@@ -51,7 +51,12 @@ def render(plan: Plan) -> str:
     """The module text of a plan: the same plan gives the same bytes."""
     if plan.backend == "gluon":
         printed = pair_text if plan.phase == "backward" else kernel_text
-        kernels = [printed(plan, step, kernel_symbol(plan, step.kernel)) for step in plan.passes]
+        # what lists tiles multiplies nothing: it stays in the portable language
+        kernels = [
+            printed(plan, step, kernel_symbol(plan, step.kernel))
+            if step.described else _render_kernel(plan, step).rstrip() + "\n"
+            for step in plan.passes
+        ]  # fmt: skip
         helpers = helper_text(plan.helpers)
         return _render_module(
             plan,
@@ -60,6 +65,7 @@ def render(plan: Plan) -> str:
             verb="emitted",
             helpers=helpers,
             kernels=kernels,
+            portable=not all(step.described for step in plan.passes),
         )
     kernels = [_render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
     return _render_module(

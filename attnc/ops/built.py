@@ -138,7 +138,7 @@ def fast_launcher(
     for step in plan.passes:
         symbol = kernel_symbol(plan, step.kernel)
         kernel = getattr(module, symbol)
-        if plan.backend == "gluon":
+        if step.described:
             boxes = [box_sides(t, step.tile) if t.box else None for t in step.kernel.tensors]
             kernels[symbol] = DescribedKernel(kernel, step.options, driver, boxes, module.tiled)
             continue

@@ -105,7 +105,7 @@ LEFT = {
     "no card has measured it with a mask whose bounds are loaded, n": request(
         "prefix_lm", 128, long(4096), phase="backward"
     ),
-    "it walks over runs of tiles, and data lists the tiles of this mask": request(
+    "no card has measured it with a mask whose tiles are listed by data": request(
         "documents", 128, long(4096)
     ),
     "it has the softmax family alone, not the state family": request("lightning", 128, long(4096)),

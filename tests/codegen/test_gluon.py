@@ -15,6 +15,7 @@ from attnc.codegen.gluon.statement import ONLINE, gluon_text
 from attnc.codegen.plan import Request
 from attnc.codegen.planner import plans
 from attnc.codegen.render import render
+from attnc.codegen.tile_lists import tile_lists
 from attnc.codegen.warp_groups import group_registers
 from attnc.dsl.toml_file import loads
 from attnc.errors import PlanError
@@ -28,7 +29,7 @@ OTHERS = loads(
         f'[{name}]\nfeature_map = "softmax"\nscale = 1.0\n{more}'
         for name, more in {
             "none": 'mask = "causal & (j > i)"',
-            "packed": 'mask = "documents(ids)"\ninputs.ids = { shape = ["b", "t"] }',
+            "fine": 'mask = "blocks(kept, 64)"\ninputs.kept = { shape = ["i/64", "j/64"] }',
             "valued": 'value = "v * g[h]"\nparams.g = { shape = ["h"] }',
         }.items()
     )
@@ -60,7 +61,7 @@ REFUSED = {
     "tiles of 256 and 128 columns share no buffer of rows": request("flash", dims=(192, 128)),
     "rows of a tensor have to be multiples of 16 bytes for the copy engine": request("flash", 60),
     "the mask is empty: no tile is visited": request("none"),
-    "it walks over runs of tiles, and data lists the tiles of this mask": request("packed"),
+    "tiles of 128 rows lie in no block of 64": request("fine"),
     "its copies go past registers, where the declared value would be made of v": request("valued"),
 }
 
@@ -99,7 +100,25 @@ def test_a_module_is_python_of_torch_and_triton_alone(name):
         line.split()[1].split(".")[0] for line in re.findall(r"^(?:from|import) .*", text, re.M)
     }
     assert imported == {"torch", "triton"}
-    assert "tl." not in text, "a statement was left in the portable language"
+    # but for the pass that lists tiles, and its import
+    own = re.sub(
+        r"@triton\.jit.*?\n\n\n(?=\S)|^import triton\.language.*\n", "", text, flags=re.S | re.M
+    )
+    assert "tl." not in own, "a statement was left in the portable language"
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("name", ["packed", "tabled"])
+def test_a_plan_holds_what_lists_tiles_too_and_its_own_tiles_lie_in_listed_blocks(name, phase):
+    for plan in plans(request(name, phase=phase)):
+        listing = [step for step in plan.passes if not step.described]
+        wanted = ["key_blocks"] if phase == "forward" else ["key_blocks", "row_blocks"]
+        assert [step.kernel.name for step in listing] == wanted
+        assert plan.passes[: len(listing)] == tuple(listing)
+        for step in plan.passes[len(listing) :]:
+            lists = tile_lists(plan.algebra.mask, of_rows=step.kernel.name != "dkv")
+            sides = (step.tile["BT"], step.tile["BS"])
+            assert lists.takes(*(sides[::-1] if step.kernel.name == "dkv" else sides))
 
 
 def test_full_tiles_carry_no_mask_code():

@@ -88,7 +88,9 @@ def test_wide_and_odd_heads_are_right(name, dim):
 
 
 @pytest.mark.parametrize("lengths", [(1, 1000), (100, 333), (333, 100), (640, 64)])
-@pytest.mark.parametrize("name", ["causal", "plain", "windowed", "banded", "prompted", "anchored"])
+@pytest.mark.parametrize(
+    "name", ["causal", "plain", "windowed", "banded", "prompted", "anchored", "packed"]
+)
 def test_queries_stand_at_the_last_keys(name, lengths):
     """With more queries than keys the first rows see nothing: 0, and an lse of -inf."""
     hold(name, Shape(2, *lengths, 4, 2, 64, 64), "bf16")
@@ -111,7 +113,19 @@ def persistent(name: str, dim: int, dtype: str = "bf16") -> int:
 # one place, fewer places than programs, some more, many a program; even and odd tiles a head
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 333, 4), (3, 1153, 16), (4, 2000, 32)])
 @pytest.mark.parametrize(
-    "name", ["plain", "causal", "windowed", "paired", "sunk", "bounded", "anchored", "scattered"]
+    "name",
+    [
+        "plain",
+        "causal",
+        "windowed",
+        "paired",
+        "sunk",
+        "bounded",
+        "anchored",
+        "scattered",
+        "packed",
+        "tabled",
+    ],
 )
 @pytest.mark.parametrize("dim", [64, 128])
 def test_persistent_programs_give_the_formula_at_every_place(name, dim, shape):

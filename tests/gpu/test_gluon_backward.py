@@ -97,7 +97,9 @@ def test_gradients_of_wide_and_odd_heads_are_right(name, dim):
 
 
 @pytest.mark.parametrize("lengths", [(1, 1000), (100, 333), (333, 100), (640, 64)])
-@pytest.mark.parametrize("name", ["causal", "plain", "windowed", "banded", "bounded", "anchored"])
+@pytest.mark.parametrize(
+    "name", ["causal", "plain", "windowed", "banded", "bounded", "anchored", "packed"]
+)
 def test_gradients_know_that_queries_stand_at_the_last_keys(name, lengths):
     hold(name, Shape(2, *lengths, 4, 2, 64, 64), "bf16")
 

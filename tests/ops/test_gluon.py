@@ -34,13 +34,17 @@ SWEPT = {
     "w": "causal & window(450)",
     # two runs of tiles, in which some loop meets a tile of every kind
     "u": "causal & (window(300) | (i - j >= 500))",
+    "l": "causal & blocks(kept, 128)",
 }
 SWEPT_VARIANTS = loads(
     "\n".join(
-        f'[{name}]\nfeature_map = "softmax"\nscale = 0.1\nmask = "{mask}"'
+        f'[{name}]\nfeature_map = "softmax"\nscale = 0.1\nmask = "{mask}"\n'
+        + ('inputs.kept = { shape = ["i/128", "j/128"] }' if "blocks" in mask else "")
         for name, mask in SWEPT.items()
     )
 )
+# for each tile: three blocks of six with mask code, from the front, and three without
+LISTS = torch.tensor([3, 3, 0, 1, 2, 5, 4, 3], dtype=torch.int32).repeat(1, 6, 1)
 
 
 def hold(name: str, *shapes: Shape, dtype: str = "bf16") -> None:
@@ -79,7 +83,7 @@ KINDS = frozenset({"P", "ORDERED"})
 def swept(name: str, phase: str, kind: frozenset[str]) -> Plan:
     variant = SWEPT_VARIANTS[name]
     found = plans(Request(variant, DEVICES["h100"], (64, 64), backend="gluon", phase=phase))
-    return next(plan for plan in found if kind == KINDS & set(plan.passes[0].tile))
+    return next(plan for plan in found if kind == KINDS & set(plan.passes[-1].tile))
 
 
 def drawn() -> list[torch.Tensor]:
@@ -92,11 +96,12 @@ def run(text: str, path: Path, symbol: str, tensors: list[torch.Tensor]) -> None
     text = re.sub(r"\[\(.*,\)\]\(\n", "[(1,)](\n", text)
     # the other kernels are not launched, and leave what they would write NaN
     text = re.sub(rf"    (?!{symbol}\b)\w+\[\(1,\)\]\(\n(?: {{8}}.*\n)+    \)\n", "", text)
+    text = re.sub(r"(\w+_blocks = )torch\.empty\(lengths, .*\)", r"\1LISTS.clone()", text)
     path.write_text(text, encoding="utf-8")
-    names = {"__name__": path.stem, "__file__": str(path)}
+    names = {"__name__": path.stem, "__file__": str(path), "LISTS": LISTS}
     with gluon_interpreted():
         exec(compile(text, path, "exec"), names)
-    names["forward" if len(tensors) == 3 else "backward"](*tensors)
+    names["forward" if symbol.endswith("_online") else "backward"](*tensors)
 
 
 GUARD = re.compile(
@@ -134,6 +139,12 @@ NEEDLESS = {
         "mbarrier.wait(rows_full.index(slot), phase)",
         "mbarrier.wait(rows_full.index(slot), phase)",
     ],
+    ("l_online", frozenset({"P"})): [],
+    ("l_dkv", frozenset()): [
+        "mbarrier.wait(second_free.index(slot), phase ^ 1)",
+        "mbarrier.wait(rows_full.index(slot), phase)",
+        "mbarrier.wait(rows_full.index(slot), phase)",
+    ],
 }
 
 
@@ -142,7 +153,8 @@ def test_a_kernel_without_any_one_of_its_guards_is_a_fault(symbol, kind, tmp_pat
     q, k, v, do = drawn()
     lse = torch.zeros(1, 1, ROWS)
     phase = "forward" if symbol.endswith("_online") else "backward"
-    tensors = [q, k, v] if phase == "forward" else [q, k, v, q, lse, do, lse]
+    table = [torch.ones(6, 6)] if symbol.startswith("l_") else []
+    tensors = [q, k, v, *table] + ([] if phase == "forward" else [q, lse, do, lse])
     lines = render(swept(symbol[0], phase, kind)).split("\n")
     run("\n".join(lines), tmp_path / "whole.py", symbol, tensors)
     begin = next(n for n, line in enumerate(lines) if line.startswith(f"def {symbol}_producer"))

@@ -22,7 +22,7 @@ DIMS = ((64, 64), (64, 40), (16, 64), (80, 80), (128, 128), (96, 72))
 
 @st.composite
 def gluon_variants(draw: st.DrawFn) -> Variant:
-    """What the backend takes: any mask of positions and bounds, score and sink, no value."""
+    """What the backend takes: any mask, score and sink, no value of its own."""
     leaves = [draw(mask_leaves()) for _ in range(draw(st.integers(1, 3)))]
     wide = f"window({draw(constants(100, 300))}, {draw(constants(0, 200))})"
     far = f"(i - j > {draw(constants(100, 300))})"
@@ -31,6 +31,8 @@ def gluon_variants(draw: st.DrawFn) -> Variant:
             ["causal", " & ".join(leaves), wide, f"causal & ({wide} | {far})", draw(data_masks())]
         )
     )
+    listed = draw(st.sampled_from(["", "", "documents(ids)", "blocks(kept, 128)"]))
+    mask = f"({mask}) & {listed}" if listed else mask
     score, sink = draw(scores()), draw(st.sampled_from(SINKS))
     fields = {"feature_map": '"softmax"', "scale": '"rsqrt(d)"', "mask": f'"{mask}"'}
     fields |= {"score": f'"{score}"'} | ({"sink": f'"{sink}"'} if sink else {})

@@ -179,6 +179,11 @@ def current() -> Agent:
     return _CURRENT.agent
 
 
+def running() -> bool:
+    """Whether a warp group runs, and not what stands around a launch."""
+    return _CURRENT.agent is not None
+
+
 def enter(program: Program | None) -> None:
     """Make a program's first warps those that run; with None, leave it."""
     _CURRENT.agent = program.main if program is not None else None

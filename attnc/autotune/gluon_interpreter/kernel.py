@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from itertools import count
 from itertools import product as each_place
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnc.autotune.gluon_interpreter.agents import Program, enter
+from attnc.autotune.gluon_interpreter.agents import Program, enter, running
 from attnc.autotune.gluon_interpreter.barriers import forget_barriers
 from attnc.autotune.gluon_interpreter.copies import Described, TensorDescriptor
 from attnc.autotune.gluon_interpreter.language import constexpr
@@ -35,8 +36,7 @@ class Kernel:
         self.function = function
         self.__name__ = function.__name__
         self._signature = inspect.signature(function)
-        # what a kernel counts has the methods of a scalar
-        function.__globals__["range"] = counted
+        function.__globals__["range"] = _range
 
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments)
@@ -72,6 +72,11 @@ class Kernel:
 def jit(function: Callable[..., Any] | None = None, **options: object) -> Any:
     """Make a function a kernel; options are the compiler's."""
     return Kernel if function is None else Kernel(function)
+
+
+def _range(*bounds: Any) -> Iterator[Any]:
+    """What a kernel counts has the methods of a scalar; a module may hold Triton's kernels too."""
+    return counted(*bounds) if running() else iter(range(*map(operator.index, bounds)))
 
 
 def _constant(parameter: inspect.Parameter) -> bool:

@@ -14,11 +14,13 @@ from attnc.codegen.gluon.kernel import described
 from attnc.codegen.gluon.planner import BARRIER, aligned, tile_columns
 from attnc.codegen.gradient_planner import Made, plans_of
 from attnc.codegen.kernel import Kernel
+from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
 from attnc.codegen.kernels.gradient.columns import columns_kernel
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.rows import rows_kernel
 from attnc.codegen.plan import DTYPES, BufferUse, Cost, PassPlan, Plan, Rejected, Request
-from attnc.codegen.ranked_passes import RankedPass, least_channels
+from attnc.codegen.ranked_passes import RankedPass, fixed_pass, least_channels
+from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.codegen.warp_groups import GROUP_ROWS
 from attnc.codegen.work import pass_work
 
@@ -58,17 +60,33 @@ def gluon_gradient_plans(
     facts = GradientFacts(
         request.variant, algebra, derivation, request.dims, printer, least_channels(request)
     )
-    kernels = (rows_kernel, columns_kernel)
-    ways = [[_ranked(request, kernel(facts), algebra) for kernel in kernels]]
-    rejected = tuple(item for ranked in ways[0] for item in ranked.rejected)
-    if not all(ranked.steps for ranked in ways[0]):
+    sides = [tile_lists(algebra.mask, of_rows=of_rows) for of_rows in (True, False)]
+    listings = [
+        fixed_pass(
+            request,
+            list_kernel(request.variant, algebra, lists),
+            {"BN": listed_at_once(algebra.mask, lists)},
+        )
+        for lists in sides
+        if lists is not None
+    ]
+    kernels = (rows_kernel(facts), columns_kernel(facts))
+    ranked = [
+        _ranked(request, kernel, algebra, lists)
+        for kernel, lists in zip(kernels, sides, strict=True)
+    ]
+    ways = [[*listings, *ranked]]
+    rejected = tuple(item for found in ranked for item in found.rejected)
+    if not all(found.steps for found in ranked):
         return (), rejected
     helpers = tuple(sorted(printer.helpers))
     made = Made(*form, None, derivation, helpers, backend="gluon")
     return plans_of(request, algebra, ways, made), rejected
 
 
-def _ranked(request: Request, kernel: Kernel, algebra: Algebra) -> RankedPass:
+def _ranked(
+    request: Request, kernel: Kernel, algebra: Algebra, lists: TileLists | None
+) -> RankedPass:
     columns = tile_columns(max(request.dims))
     found: list[PassPlan] = []
     rejected: list[Rejected] = []
@@ -78,6 +96,8 @@ def _ranked(request: Request, kernel: Kernel, algebra: Algebra) -> RankedPass:
         roomy = lambda tiles: (tiles.streamed > GROUP_ROWS, tiles.groups > 2)  # noqa: E731
         candidates = tuple(sorted(candidates, key=roomy))
     for tiles in candidates:
+        if lists is not None and not lists.takes(GROUP_ROWS * tiles.groups, tiles.streamed):
+            continue
         step = _step(request, described(kernel), columns, tiles)
         needed, budget = step.cost.sram_bytes, request.device.sram_bytes
         if needed > budget:

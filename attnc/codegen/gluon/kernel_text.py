@@ -25,7 +25,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One loop over key tiles, or the tile before all loops: no `header` and no `number` there."""
+    """One loop over key tiles, or the tile before all loops: no `header` there."""
 
     note: str
     lines: tuple[str, ...]
@@ -34,6 +34,7 @@ class _Run:
     accumulator: tuple[Statement, ...]
     header: str = ""
     number: str = ""
+    place: str = ""
 
     def texts(self) -> Iterable[str]:
         yield from self.lines
@@ -56,8 +57,9 @@ def kernel_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     loops = tuple(
         replace(
             run,
-            header=walk.header(loop, opened=True, first=loop is kernel.loops[0]),
+            header=walk.header(loop, first=loop is kernel.loops[0]),
             number=walk.number("done + " if persistent else ""),
+            place=walk.place(run.texts()),
         )
         for run, loop in zip(runs, kernel.loops, strict=True)
     )

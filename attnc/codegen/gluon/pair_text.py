@@ -54,7 +54,6 @@ class _Run:
     """One run over tiles: its loop, its statements by place, its products."""
 
     note: str
-    header: str
     lines: tuple[str, ...]
     loads: tuple[Statement, ...]
     ahead: tuple[Statement, ...]
@@ -62,10 +61,12 @@ class _Run:
     gradients: tuple[Statement, ...]
     of_scores: tuple[str, ...]
     of_gradients: tuple[str, ...]
+    header: str = ""
     number: str = ""
+    place: str = ""
 
     def texts(self) -> Iterable[str]:
-        yield from (self.header, *self.lines)
+        yield from self.lines
         for node in (*self.loads, *self.ahead, *self.scores, *self.gradients):
             yield from node.texts()
 
@@ -88,10 +89,19 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     )
     body = [text for node in (*setup, *head, *tail, *finish) for text in node.texts()]
     body += [text for run in runs for text in run.texts()]
-    names = frozenset(_WORD.findall(" ".join(body)))
+    names = _words(body)
     walk = tile_walk(kernel, plan.algebra.mask, symbol, counter, names, opened=False)
     earlier = "" if kernel.name == "dq" else "i_g * n_tiles + "
-    runs = tuple(replace(run, number=walk.number(earlier)) for run in runs)
+    runs = tuple(
+        replace(
+            run,
+            header=walk.header(loop, first=loop is kernel.loops[0]),
+            number=walk.number(earlier),
+            place=walk.place(run.texts()),
+        )
+        for run, loop in zip(runs, kernel.loops, strict=True)
+    )
+    names |= _words(run.header for run in runs)
     found = list(ids) if walk.by_head else [*ids, *walk.found]
     copied = [*_COPIED, *kept]
     read = [tensor for tensor in kernel.tensors if tensor.name not in copied]
@@ -103,7 +113,6 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     given += [*(["strides"] if own_strides else []), *data, "tiles", "barriers", "sizes"]
     groups = step.tile["NW"]
     shares = group_registers(groups)
-    start, stop = kernel.loops[0].start, kernel.loops[-1].stop
     scalars = [*kernel.scalars]
     sizes = ", ".join(scalars if walk.by_head else [*data, *scalars])
     place = f"{symbol}_tile"
@@ -128,7 +137,7 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         unpacked_strides=listed("    (", own_strides, ") = strides"),
         partitions=[partition(f"{symbol}_consumer", [*given, str(n)]) for n in range(groups)],
         names=names,
-        range_names=frozenset(_WORD.findall(" ".join(walk.lines))),
+        range_names=_words(walk.lines),
         walk=walk,
         tile=", ".join(found),
         producer_place=assigned(taken(found, {*ids, *walk.all_tiles}), place, sizes),
@@ -143,9 +152,6 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
             by_head.format(" // NW"),
         ),
         counter=counter,
-        start=start,
-        count=f"gl.cdiv({stop}, {streamed})" if start == "0"
-        else f"gl.cdiv(gl.maximum({stop} - {start}, 0), {streamed})",
         setup=setup,
         head=head,
         tail=tail,
@@ -169,6 +175,10 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     text = re.sub(r"\btl\.", "gl.", text)
     text = re.sub(r"\bACC\b", "gl.float32", text)
     return _with_constants(text, _constants(plan, step, held, streamed))
+
+
+def _words(texts: Iterable[str]) -> frozenset[str]:
+    return frozenset(_WORD.findall(" ".join(texts)))
 
 
 def _layouts(held: str, streamed: str, kernel: Kernel) -> Layouts:
@@ -227,15 +237,13 @@ def _folds(products: Iterable[Product]) -> tuple[_Fold, ...]:
 
 
 def _run(plan: Plan, kernel: Kernel, loop: KeyLoop, layouts: Layouts) -> _Run:
-    _, streamed, _, counter = _SIDES[kernel.name]
     steps: PairSchedule = pair_schedule(kernel.graph, masked=loop.masked)
     loads, ahead, scores, gradients = (
         statements(plan, kernel, nodes, layouts, frozenset(), masked=loop.masked)
         for nodes in (steps.loads, steps.ahead, steps.scores, steps.gradients)
     )
     of_scores = steps.brought(steps.scores)
-    found = _Run(loop.note, f"for {counter} in range({loop.start}, {loop.stop}, {streamed}):", (),
-                 loads, ahead, scores, gradients, of_scores,
+    found = _Run(loop.note, (), loads, ahead, scores, gradients, of_scores,
                  steps.brought(steps.gradients))  # fmt: skip
     needed = set(_WORD.findall(" ".join(found.texts())))
     lines: list[str] = []

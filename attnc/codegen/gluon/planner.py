@@ -9,6 +9,7 @@ from attnc.codegen.features import power_of_two
 from attnc.codegen.gluon.kernel import described
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, BufferUse, Cost, PassPlan, Plan, Rejected, Request
+from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.codegen.warp_groups import GROUP_ROWS
 from attnc.codegen.work import pass_work
 from attnc.dsl.mask import MaskForm
@@ -55,6 +56,8 @@ _CANDIDATES = {
     ),
     256: (Tiles(64, 2, 2), Tiles(32, 2, 3), Tiles(64, 2, 1), Tiles(32, 2, 2, True)),
 }  # fmt: skip
+# where tiles lie in listed blocks of 64 keys
+_OF_LISTS = {64: (Tiles(64, 2, 4, True),), 128: (Tiles(64, 2, 3, True),)}
 
 
 def refusal(request: Request, algebra: Algebra) -> str:
@@ -89,8 +92,9 @@ def refusal(request: Request, algebra: Algebra) -> str:
 def _against_mask(mask: MaskForm) -> str:
     if not mask.clauses:
         return "the mask is empty: no tile is visited"
-    if mask.documents or mask.blocks:
-        return "it walks over runs of tiles, and data lists the tiles of this mask"
+    least = 2 * GROUP_ROWS
+    if any(table.size < least for table in mask.blocks):
+        return f"tiles of {least} rows lie in no block of {mask.blocks[0].size}"
     if mask.packed:
         return "its grid and its copies know one sequence a batch entry"
     return ""
@@ -115,8 +119,12 @@ def gluon_plans(
     steps: Steps,
     helpers: tuple[str, ...],
     form: tuple[str, str],
+    before: tuple[PassPlan, ...] = (),
 ) -> tuple[Plan, ...]:
-    """A plan for each pass that fits; `form` is the form and why it is taken."""
+    """A plan for each pass that fits, behind those that list tiles `before` it.
+
+    `form` is the form and why it is taken.
+    """
     ranked = [
         Plan(
             variant=request.variant,
@@ -130,7 +138,7 @@ def gluon_plans(
             stateful=False,
             precision=request.precision,
             workload=request.workload,
-            passes=(step,),
+            passes=(*before, step),
             helpers=helpers,
             programs=request.device.sms * 2,
             min_chunks=4,
@@ -150,7 +158,10 @@ def gluon_steps(request: Request, algebra: Algebra, kernel: Kernel) -> Steps:
     columns = tile_columns(request.dims[0])
     found: list[PassPlan] = []
     rejected: list[Rejected] = []
-    for tiles in _in_order(columns, algebra):
+    lists = tile_lists(algebra.mask, of_rows=True)
+    for tiles in _in_order(columns, algebra, lists):
+        if lists is not None and not lists.takes(GROUP_ROWS * tiles.groups, tiles.keys):
+            continue
         own = described(kernel, persistent=tiles.persistent)
         step = _step(request, own, columns, tiles)
         needed, budget = step.cost.sram_bytes, request.device.sram_bytes
@@ -162,8 +173,10 @@ def gluon_steps(request: Request, algebra: Algebra, kernel: Kernel) -> Steps:
     return Steps(tuple(found), tuple(rejected))
 
 
-def _in_order(columns: int, algebra: Algebra) -> tuple[Tiles, ...]:
+def _in_order(columns: int, algebra: Algebra, lists: TileLists | None) -> tuple[Tiles, ...]:
     tiles = _CANDIDATES[columns]
+    if lists is not None and lists.streamed == 64:
+        return (*_OF_LISTS.get(columns, ()), *tiles)
     if columns == 64 and algebra.mask.clauses == ((),):
         # three groups share each tile of keys; along a mask's edge their rows waste more of it
         widest = {Tiles(128, 3, 3), Tiles(128, 3, 3, True)}

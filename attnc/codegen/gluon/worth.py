@@ -97,6 +97,8 @@ def _untimed(variant: Variant, mask: MaskForm) -> str:
     paired = next((t.name for t in declared if {"i", "j"} <= set(t.shape)), "")
     if paired:
         return f"a tensor of pairs, {paired}"
+    if mask.documents or mask.blocks:
+        return "a mask whose tiles are listed by data"
     if mask.bounds:
         return f"a mask whose bounds are loaded, {mask.bounds[0][0]}"
     if len(mask.clauses) > 1:
