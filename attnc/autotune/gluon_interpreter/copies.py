@@ -183,7 +183,7 @@ def fence_async_shared(cluster: bool = False) -> None:
     """Let the copy engine and the tensor cores see what this warp group has written."""
     agent = current()
     for access in agent.unfenced:
-        access.fenced = True
+        access.fenced, access.fenced_at = True, agent.clock[agent.name]
     agent.unfenced.clear()
 
 

@@ -31,6 +31,11 @@ class Element:
         return self.bits
 
     @property
+    def element_ty(self) -> Element:
+        """What a pointer's type points to: pointers here have the type of what lies there."""
+        return self
+
+    @property
     def floating(self) -> bool:
         return self.name.startswith(("fp", "bf"))
 

@@ -1,4 +1,8 @@
-"""Global memory: pointers into tensors of torch's, within their bounds, one writer an element."""
+"""Global memory: pointers into tensors of torch's, within their bounds, one writer an element.
+
+Programs may add to an element atomically, any number of them; what is added to in a launch is
+neither read nor written plainly in it, for no order of the two is promised.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +25,41 @@ class Storage:
     bits: Array
     element: Element
     written: Array = field(init=False)
+    read_from: Array = field(init=False)
+    added: Array = field(init=False)
 
     def __post_init__(self) -> None:
-        self.written = np.zeros(self.bits.shape, dtype=bool)
+        self.written, self.read_from, self.added = np.zeros((3, *self.bits.shape), dtype=bool)
 
     def read(self, places: Array) -> Array:
+        """Raises: GluonFault for an element that has been added to in this launch."""
+        if self.added[places].any():
+            raise GluonFault("an element of a tensor is read in a launch that adds to it")
+        self.read_from[places] = True
         found = self.bits[places]
         return widen_bits(found) if self.element is bfloat16 else found
 
     def write(self, places: Array, values: Array) -> None:
-        """Raises: GluonFault for an element that has been written in this launch."""
+        """Raises: GluonFault for an element that has been written or added to in this launch."""
+        if self.added[places].any():
+            raise GluonFault("an element of a tensor is written in a launch that adds to it")
         if len(np.unique(places)) < places.size or self.written[places].any():
             raise GluonFault("an element of a tensor is written twice in one launch")
         self.written[places] = True
         self.bits[places] = self._as_bits(values)
 
     def add(self, places: Array, values: Array) -> None:
-        """Add atomically: any number of writers."""
-        np.add.at(self.bits, places, self._as_bits(values))
+        """Add atomically: any number of writers.
+
+        Raises: GluonFault for an element that has been read or written in this launch.
+        """
+        for plainly, was in ((self.read_from, "read"), (self.written, "written")):
+            if plainly[places].any():
+                raise GluonFault(f"an element of a tensor is {was} in a launch that adds to it")
+        self.added[places] = True
+        sums = widen_bits(self.bits) if self.element is bfloat16 else self.bits
+        np.add.at(sums, places, values)
+        self.bits[places] = self._as_bits(sums[places])
 
     def _as_bits(self, values: Array) -> Array:
         return round_to_bits(values) if self.element is bfloat16 else values

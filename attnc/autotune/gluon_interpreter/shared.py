@@ -17,7 +17,8 @@ from attnc.autotune.gluon_interpreter.tiles import Tile
 class Access:
     """Bytes that someone reads or writes, until a time of its owner's; open while none is set.
 
-    The owner is a warp group, or the barrier that a copy lands at.
+    The owner is a warp group, or the barrier that a copy lands at. What a warp group writes is
+    `fenced` at a time of its own: who knows of an earlier one alone may not count on it.
     """
 
     begin: int
@@ -28,6 +29,7 @@ class Access:
     who: str
     line: int
     fenced: bool = True
+    fenced_at: int = 0
 
     def before(self, agent: Agent) -> bool:
         """Whether what the agent does now is sure to come after it."""
@@ -163,7 +165,8 @@ class Shared:
         begin, end = self.extent()
         for other in self.allocation.accesses:
             overlaps = other.begin < end and begin < other.end
-            if overlaps and other.writes and not other.fenced:
+            seen = other.fenced and agent.clock[other.owner] >= other.fenced_at
+            if overlaps and other.writes and not seen:
                 raise GluonFault(
                     f"{self.what} was {other.told()} and not fenced: {who} of line "
                     f"{kernel_line()} may read what was there before"
