@@ -15,14 +15,14 @@ from attnc.autotune.launcher import Driver, Image, Prepared
 # CUtensorMap of cuda.h, and where one has to begin
 _MAP_BYTES, _MAP_ALIGNED = 128, 64
 # CUtensorMapDataType and CUtensorMapL2promotion, as Triton's launcher has them
-_TYPES = {"fp16": 6, "bf16": 9}
+_TYPES = {"fp16": 6, "fp32": 7, "bf16": 9}
+_ITEMS = {"fp16": 2, "fp32": 4, "bf16": 2}
 _NO_INTERLEAVE, _PROMOTE_128, _FILL_ZERO = 0, 2, 0
-_ITEM = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A 16-bit tensor as the copy engine takes it, outermost axis first.
+    """A tensor as the copy engine takes it, outermost axis first.
 
     Units: `shape` and `strides` in elements. `tile` is what one copy moves: the compiler cuts a
     tile of the kernel's into copies no wider than the swizzle, and names both. `swizzle` is a
@@ -156,7 +156,8 @@ def _encode(encode: Callable[..., int], start: int, box: Box) -> int:
     """Write a descriptor."""
     rank = len(box.shape)
     shape = (ctypes.c_uint64 * rank)(*reversed(box.shape))
-    strides = (ctypes.c_uint64 * rank)(*(_ITEM * step for step in reversed(box.strides[:-1])))
+    item, outer = _ITEMS[box.dtype], box.strides[:-1]
+    strides = (ctypes.c_uint64 * rank)(*(item * step for step in reversed(outer)))
     tile = (ctypes.c_uint32 * rank)(*reversed(box.tile))
     apart = (ctypes.c_uint32 * rank)(*[1] * rank)
     return encode(

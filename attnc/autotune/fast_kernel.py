@@ -21,6 +21,8 @@ from attnc.autotune.launcher import Driver, Prepared, parameters
 
 # sizes and strides of a tensor that goes as a descriptor
 _OF_A_BOX = 8
+# the types of tensors that go so
+_BOXED = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # launches remembered a kernel and thread; lengths that never repeat would fill memory
 _MOST = 1024
 
@@ -154,7 +156,7 @@ def _box(tensor: torch.Tensor, copy: Mapping[str, Any]) -> Box:
     """A tensor [B, T, H, D] as [B, H, T, D], in the copies that the compiler made of its tile."""
     batch, tokens, heads, columns = tensor.shape
     of_batch, of_tokens, of_heads, of_columns = tensor.stride()
-    dtype = "bf16" if tensor.dtype == torch.bfloat16 else "fp16"
+    dtype = _BOXED[tensor.dtype]
     return Box(
         (batch, heads, tokens, columns), (of_batch, of_heads, of_tokens, of_columns),
         tuple(copy["block_size"]), copy["swizzle"], dtype, tensor.data_ptr(),

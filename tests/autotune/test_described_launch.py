@@ -109,6 +109,17 @@ def test_descriptors_are_encoded_once_innermost_axis_first():
     ]
 
 
+def test_a_descriptor_of_fp32_counts_four_bytes_an_element():
+    library = FakeLibrary("d" + "iiii" + "qqqq" + "pp")
+    box = Box((2, 4, 300, 64), (76800, 64, 256, 1), (1, 1, 64, 32), 3, "fp32", 512)
+    PreparedBoxes(
+        driver_of(library, "ctypes"), 7, ["box"], [box], [], threads=384, shared_bytes=0, hidden=2
+    )
+    assert library.encoded == [
+        (7, 4, [64, 300, 4, 2], [1024, 256, 307200], [32, 64, 1, 1], [1] * 4, (0, 3, 2, 0))
+    ]
+
+
 @pytest.mark.parametrize(
     ("launcher", "replayed"), [("ctypes", False), ("ctypes", True), ("c", False)]
 )
