@@ -62,6 +62,8 @@ def kernel_key(plan: Plan) -> str:
     }
     if plan.backend != "triton":
         facts["backend"] = plan.backend
+    if plan.any_order:
+        facts["any_order"] = True
     if filtered:
         work = plan.workload
         facts["lengths"] = [_above(work.tk), _above(taps_of(plan)), *(work.factors or ())]

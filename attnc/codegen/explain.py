@@ -31,6 +31,7 @@ def explain_plan(plan: Plan) -> str:
         f"{plan.dtype}, K={plan.dims[0]} V={plan.dims[1]}",
         f"why this form: {plan.form_reason}",
         *([f"why this backend: {plan.backend_reason}"] if plan.backend_reason else []),
+        *([f"order of sums: {plan.order_reason}"] if plan.order_reason else []),
         *(f"otherwise: {item}" for item in _otherwise(plan)),
         f"workload: B={work.batch} TQ={work.tq} TK={work.tk} HQ={work.hq} HKV={work.hkv}, "
         f"{visible_fraction(plan.algebra.mask, work.tq, work.tk):.1%} of the pairs visible",

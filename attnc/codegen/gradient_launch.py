@@ -21,7 +21,7 @@ from attnc.codegen.launch import (
     tensor_text,
     tile_count,
 )
-from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
+from attnc.codegen.plan import FUSED, TORCH_TYPES, PassPlan, Plan
 from attnc.codegen.work import walk_splits
 from attnc.dsl.variant import Declared
 
@@ -85,7 +85,8 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         tiles["BV"] = next(s for s in plan.passes if s.kernel.name == "state").tile["BV"]
         count = "NC"
     if not chunked:
-        tile = next(step for step in plan.passes if step.kernel.name == "dq").tile
+        by_rows = next(step for step in plan.passes if step.kernel.name in {"dq", "clear"})
+        tile = by_rows.tile
         rows, groups = tile["BT"], tile.get("NW", 1)
         # each consumer group of a program has a partial sum of its own
         count = f"triton.cdiv(TQ, {rows})" + (f" * {groups}" if groups > 1 else "")
@@ -256,7 +257,8 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
     entries = "N" if plan.algebra.mask.packed else "B"
     grids = {
         "dq": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
-        "dkv": lambda: [f"{tile_count(plan, 'TK', tile['BS'])} * HKV"],
+        **dict.fromkeys(("dkv", FUSED), lambda: [f"{tile_count(plan, 'TK', tile['BS'])} * HKV"]),
+        **dict.fromkeys(("clear", "cast"), lambda: [f"triton.cdiv(TQ, {tile['BT']}) * B * HQ"]),
         "delta": lambda: [f"triton.cdiv(T, {tile['BT']}) * B * HQ"],
         "gates": lambda: [f"{entries} * HS"],
         "key_blocks": lambda: list_grid(plan, "key_blocks"),

@@ -42,6 +42,8 @@ class Made:
     derivation: Derivation
     helpers: tuple[str, ...]
     backend: str = "triton"
+    any_order: bool = False
+    order_reason: str = ""
 
 
 def gradient_plans(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
@@ -105,6 +107,8 @@ def plans_of(
             rejected=rejected,
             derivation=made.derivation,
             backend=made.backend,
+            any_order=made.any_order,
+            order_reason=made.order_reason,
         )
         for way in ways
         for steps in _nth_candidates(way)

@@ -41,6 +41,8 @@ def _command(plan: Plan) -> str:
         parts.append(f"--out {plan.result}")
     if plan.phase == "backward":
         parts.append("--backward")
+    if not plan.deterministic:
+        parts.append("--no-deterministic")
     known = DEVICES.get(plan.device.name)
     if known is not None and known.sram_bytes != plan.device.sram_bytes:
         parts.append(f"--sram {plan.device.sram_bytes}")

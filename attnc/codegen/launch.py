@@ -232,10 +232,10 @@ def tensor_text(tensor: TensorArgument, tile: Mapping[str, int], name: str = "")
 
 
 def box_sides(tensor: TensorArgument, tile: Mapping[str, int]) -> tuple[int, int]:
-    """Rows and columns of the box that a descriptor moves; BW rows are one consumer's."""
+    """Rows and columns of the box that a descriptor moves; BW are one consumer's."""
     assert tensor.box is not None
-    rows, columns = tensor.box
-    return GROUP_ROWS if rows == "BW" else tile[rows], tile[columns]
+    rows, columns = (GROUP_ROWS if side == "BW" else tile[side] for side in tensor.box)
+    return rows, columns
 
 
 def scalar_texts(plan: Plan, kernel: Kernel) -> list[str]:

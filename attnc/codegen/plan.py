@@ -16,6 +16,8 @@ from attnc.codegen.warp_groups import group_registers
 from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.variant import Variant
 
+# the pass that adds to a sum of other programs
+FUSED = "dqkv"
 BACKENDS = ("triton", "gluon")
 # what 8-bit tensors give where nothing else is asked for
 SCALED_OUT = "bf16"
@@ -57,7 +59,8 @@ class Request:
     one where it is None. `backend` None lets the planner choose. `cache` says how a decode
     without a state finds its keys: `contiguous`, `ring` or `paged`. `launcher` says how the kernels
     come to run: `compiled` at the call, `interpreted` on a CPU, or `packaged` as binaries. `out` is
-    the type of the output, that of the tensors where it is empty, and bf16 for e4m3 tensors.
+    the type of the output, that of the tensors where it is empty, and bf16 for e4m3 tensors. Where
+    `deterministic` is False, a backward may sum dq in an order that no two runs share.
     """
 
     variant: Variant
@@ -75,6 +78,7 @@ class Request:
     cache: str = ""
     launcher: str = "compiled"
     out: str = ""
+    deterministic: bool = True
 
     @property
     def result(self) -> str:
@@ -178,7 +182,9 @@ class Plan:
 
     `passes` run in order; `rejected` are the candidates that came before or after it in rank;
     `backend_reason` says why its kernels are of that backend. `otherwise` are the plans, ranked,
-    of calls whose tensors the copy engine cannot read, where the planner chose gluon.
+    of calls whose tensors the copy engine cannot read, where the planner chose gluon. `any_order`
+    says that fused plans, which sum dq in no fixed order, are among its rivals, `order_reason` what
+    came of asking for them; it is empty where nobody did.
     """
 
     variant: Variant
@@ -204,6 +210,13 @@ class Plan:
     decode: bool = False
     cache: str = ""
     out: str = ""
+    any_order: bool = False
+    order_reason: str = ""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether two runs give the same bits: no pass adds where other programs do."""
+        return all(step.kernel.name != FUSED for step in self.passes)
 
     @property
     def result(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import product
 
 from attnc.codegen.algebra import Algebra, analyse
+from attnc.codegen.any_order import with_order_told
 from attnc.codegen.backend import Backend, choose_backend, portable
 from attnc.codegen.candidate import (
     Found,
@@ -62,6 +63,12 @@ def plans(
     Raises:
         PlanError: no tile fits the budget, or the form asked for is not legal.
     """
+    return with_order_told(_legal_plans(request, backend, form), request)
+
+
+def _legal_plans(
+    request: Request, backend: Backend | None, form: tuple[str, str] | None
+) -> tuple[Plan, ...]:
     check_dtype(request)
     if request.variant.family == "conv":
         return convolution_plans(request)

@@ -48,7 +48,7 @@ def rank_us(step: PassPlan, request: Request) -> float:
     if step.kernel.name in {"decode", "combine", "recurrent"}:
         # what memory gives decides, and the planner orders tiles by how they ask for it
         return step.cost.time_us
-    if step.kernel.name in {"dq", "dkv"}:
+    if step.kernel.name in {"dq", "dkv", "dqkv"}:
         return _pairs_us(step, request)
     if step.kernel.name in {"dquery", "dkey", "dpairs", "dvalue"}:
         # one program a chunk waits for its loads: more programs hide that, more warps do not
@@ -204,7 +204,7 @@ def _mma_share(step: PassPlan) -> float:
     tile = step.tile
     rows = tile.get("BT", tile.get("BC", 64))
     columns = tile.get("BS", tile.get("BV", 64))
-    if step.kernel.name == "dkv":
+    if step.kernel.name in {"dkv", "dqkv"}:
         rows, columns = columns, rows  # it holds keys, and its products have a row for each
     full: float = min(1.0, rows / 64) ** 0.6 * min(1.0, columns / 64) ** 0.4
     return 0.65 * full

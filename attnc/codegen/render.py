@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from attnc.codegen.convolution.launch import ConvolutionLaunch, convolution_launch
 from attnc.codegen.gluon.kernel_text import helper_text, kernel_text
 from attnc.codegen.gluon.pair_text import pair_text
+from attnc.codegen.gluon.row_text import BY_ROWS, row_text
 from attnc.codegen.gradient_launch import GradientLaunch, gradient_launch
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL
 from attnc.codegen.header import header
@@ -50,13 +51,7 @@ def kernel_symbol(plan: Plan, kernel: Kernel) -> str:
 def render(plan: Plan) -> str:
     """The module text of a plan: the same plan gives the same bytes."""
     if plan.backend == "gluon":
-        printed = pair_text if plan.phase == "backward" else kernel_text
-        # what lists tiles multiplies nothing: it stays in the portable language
-        kernels = [
-            printed(plan, step, kernel_symbol(plan, step.kernel))
-            if step.described else _render_kernel(plan, step).rstrip() + "\n"
-            for step in plan.passes
-        ]  # fmt: skip
+        kernels = [_gluon_kernel(plan, step) for step in plan.passes]
         helpers = helper_text(plan.helpers)
         return _render_module(
             plan,
@@ -65,12 +60,26 @@ def render(plan: Plan) -> str:
             verb="emitted",
             helpers=helpers,
             kernels=kernels,
-            portable=not all(step.described for step in plan.passes),
+            portable=any(_is_portable(step) for step in plan.passes),
         )
     kernels = [_render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
     return _render_module(
         plan, "module.jinja", _render_call, verb="emitted", helpers=plan.helpers, kernels=kernels
     )
+
+
+def _gluon_kernel(plan: Plan, step: PassPlan) -> str:
+    symbol = kernel_symbol(plan, step.kernel)
+    if step.kernel.name in BY_ROWS:
+        return row_text(plan, step, symbol)
+    if _is_portable(step):
+        return _render_kernel(plan, step).rstrip() + "\n"
+    return (pair_text if plan.phase == "backward" else kernel_text)(plan, step, symbol)
+
+
+def _is_portable(step: PassPlan) -> bool:
+    """Whether a pass beside gluon's stays in Triton's language: one that lists tiles."""
+    return not step.described and step.kernel.name not in BY_ROWS
 
 
 def render_launcher(plan: Plan) -> str:
@@ -90,6 +99,7 @@ def _render_module(
         template,
         title=f"{plan.variant.name}: {plan.form} {plan.phase}, {verb} by attnc.",
         header=header(plan),
+        fused=not plan.deterministic,
         tables=feature_tables(plan),
         **facts,
         **_launch_facts(launch),

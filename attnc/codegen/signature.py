@@ -5,11 +5,11 @@ from __future__ import annotations
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernel_spec import Argument, KernelSpec
 from attnc.codegen.launch import box_sides, constant
-from attnc.codegen.plan import PassPlan, Plan
+from attnc.codegen.plan import PassPlan, Plan, item_bytes
 
 # how the emitted launcher lays tiles out, as Triton spells it
 _SWIZZLED = (
-    "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4, transposed=False, "
+    "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth={}, rank=4, transposed=False, "
     "fp4_padded=False, cga_layout=[])"
 )
 
@@ -53,8 +53,9 @@ def _pointer(plan: Plan, step: PassPlan, tensor: TensorArgument, *, general: boo
     if tensor.box is None:
         return Argument(tensor.name, f"*{_type(plan, tensor)}", divisible16=not general)
     rows, columns = box_sides(tensor, step.tile)
+    layout = _SWIZZLED.format(8 * item_bytes(tensor.dtype, plan.dtype))
     return Argument(
-        tensor.name, f"tensordesc<{_type(plan, tensor)}[1,1,{rows},{columns}],{_SWIZZLED}>"
+        tensor.name, f"tensordesc<{_type(plan, tensor)}[1,1,{rows},{columns}],{layout}>"
     )
 
 

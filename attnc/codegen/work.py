@@ -88,6 +88,15 @@ def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tup
         given = 4 * work.batch * work.tq * work.hq if kernel.tensor("folded_dq") else 0
         given *= head_dim if kernel.name == "dq" else head_dim + value_dim
         return float(q + k + v + o + written + given), 2.0 * pairs * columns
+    if kernel.name == "dqkv":
+        # the four of dkv and one of dq, whose sum is read and written where it does not stay in L2
+        pairs = work.batch * work.hq * work.tq * work.tk
+        pairs *= visited_fraction(request.variant, work.tq, work.tk)
+        columns = 3 * head_dim + 2 * value_dim
+        return float(q + k + v + o + k + v + 8 * q / size), 2.0 * pairs * columns
+    if kernel.name in {"clear", "cast"}:
+        own = 2 * o if kernel.name == "clear" else q
+        return float(own + 4 * q / size), float(q / size)
     if kernel.name in {"key_blocks", "row_blocks"}:
         # a few bytes for each block of a head, and the numbers of documents
         listed = work.batch * work.hq * (work.tq / 64) * (work.tk / 64)

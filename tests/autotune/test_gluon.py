@@ -106,3 +106,25 @@ def test_a_backward_compiles_for_sm_90_in_the_sram_and_registers_that_were_plann
         # a card measured the code of Triton 3.6; later ones spill a little more
         assert verdict.spill_stores is not None and verdict.spill_stores <= 200
         assert verdict.ptx is not None and verdict.ptx.count("wgmma.mma_async") >= 3
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_a_fused_backward_compiles_for_sm_90_and_spills_next_to_nothing(dim):
+    asked = Request(
+        VARIANTS["causal"], DEVICES["h100"], (dim, dim), phase="backward", backend="gluon",
+        deterministic=False,
+    )  # fmt: skip
+    plan = next(plan for plan in plans(asked) if not plan.deterministic)
+    path = store_module(render(plan), "causal")
+    jobs = [CompileJob(path, spec, Target.parse("cuda:90")) for spec in kernel_specs(plan)]
+    with CompilePool(1) as pool:
+        verdicts = pool.map(jobs)
+    for step, verdict in zip(plan.passes, verdicts, strict=True):
+        assert isinstance(verdict, Compiled), verdict
+        assert verdict.shared_bytes <= step.cost.sram_bytes <= verdict.shared_bytes + 128
+        # at 128 columns Triton 3.9 spills seven words of what its masked loops read once
+        most = 28 if dim == 128 else 0
+        assert verdict.spill_stores is not None and verdict.spill_stores <= most
+    assert verdicts[1].ptx is not None
+    assert "cp.reduce.async.bulk.tensor.4d.global.shared::cta.add" in verdicts[1].ptx

@@ -7,7 +7,7 @@ from dataclasses import replace
 from attnc.codegen.kernel import Kernel
 
 _LAYOUTS = {
-    **dict.fromkeys(("q", "dq"), "[B, HQ, TQ, K]"),
+    **dict.fromkeys(("q", "dq", "dq_sum"), "[B, HQ, TQ, K]"),
     **dict.fromkeys(("k", "dk"), "[B, HKV, TK, K]"),
     **dict.fromkeys(("v", "dv"), "[B, HKV, TK, V]"),
     **dict.fromkeys(("o", "do"), "[B, HQ, TQ, V]"),
@@ -19,6 +19,8 @@ _ROWS = {
     "dq": {"q": "BW", "k": "BS", "v": "BS", "do": "BW", "dq": "BW"},
     "dkv": {"q": "BT", "k": "BW", "v": "BW", "do": "BT", "dk": "BW", "dv": "BW"},
 }
+# a fused pass adds BW rows by BP columns at a time, a group's part of a tile of dq
+_ROWS["dqkv"] = {**_ROWS["dkv"], "dq_sum": "BW"}
 
 
 def described(kernel: Kernel, *, persistent: bool = False) -> Kernel:
@@ -31,6 +33,7 @@ def described(kernel: Kernel, *, persistent: bool = False) -> Kernel:
         if tensor.name in rows:
             layout = _LAYOUTS[tensor.name]
             box = (rows[tensor.name], "BK" if layout.endswith("K]") else "BV")
+            box = ("BW", "BP") if tensor.name == "dq_sum" else box
             layout = f"{layout} in tiles [{', '.join(box)}]"
             tensor = replace(tensor, axes=(), layout=layout, box=box)
         tensors.append(tensor)

@@ -33,6 +33,7 @@ class PairSchedule:
     `statistics` are of the rows that a tile brings, made by the producer for all groups; `loads`
     may start before a tile has come, `ahead` needs no product, `scores` needs the first and
     `gradients` the second. `early` folds take what `scores` made, `late` ones what `gradients` did.
+    `added` is the product that a fused pass adds to dq's sum, of a tile of pairs that lies across.
     """
 
     scores_of: Product
@@ -44,6 +45,7 @@ class PairSchedule:
     gradients: tuple[Node, ...]
     early: tuple[Product, ...]
     late: tuple[Product, ...]
+    added: Product | None = None
 
     @property
     def totals(self) -> tuple[str, ...]:
@@ -58,10 +60,13 @@ class PairSchedule:
 
 
 def pair_schedule(graph: KernelGraph, *, masked: bool) -> PairSchedule:
-    """Split the step of a `dq` or `dkv` kernel."""
+    """Split the step of a `dq`, `dkv` or `dqkv` kernel."""
     nodes = tuple(graph.nodes(STEP, masked=masked))
     dots = [node for node in nodes if node.op == "dot"]
-    first, second = (_product(node) for node in dots if not node.into)
+    first, second, *rest = (_product(node) for node in dots if not node.into)
+    added = rest[0] if rest else None
+    # what adds the product goes through the copy engine
+    nodes = tuple(node for node in nodes if node.op != "store" or added is None)
     folds = [_product(node) for node in dots if node.into]
     copied = {first.right.buffer, second.right.buffer}
     of_scores, of_gradients = {first.name}, {second.name}
@@ -91,7 +96,7 @@ def pair_schedule(graph: KernelGraph, *, masked: bool) -> PairSchedule:
     early = [fold for fold in folds if fold not in late]
     return PairSchedule(
         first, second, tuple(statistics), tuple(loads), tuple(ahead), tuple(scores),
-        tuple(gradients), tuple(early), tuple(late),
+        tuple(gradients), tuple(early), tuple(late), added,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ BW rows (of queries in `dq`, of keys in `dkv`), and a number and partial sums of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attnc.codegen.gluon.arguments import assigned, listed, partition, taken
@@ -16,15 +16,16 @@ from attnc.codegen.gluon.pair_schedule import (
     Product,
     pair_schedule,
 )
-from attnc.codegen.gluon.statement import Layouts, gluon_lines, gluon_text
+from attnc.codegen.gluon.pass_statements import COPIED, constants_stated, statements
+from attnc.codegen.gluon.statement import Layouts
 from attnc.codegen.gluon.walk import tile_walk
-from attnc.codegen.graph import FINISH, HEAD, SETUP, TAIL, Node
+from attnc.codegen.graph import FINISH, HEAD, SETUP, TAIL
 from attnc.codegen.kernel import Kernel
-from attnc.codegen.plan import PassPlan, Plan
-from attnc.codegen.statement import Statement, statement
+from attnc.codegen.plan import FUSED, PassPlan, Plan
+from attnc.codegen.statement import Statement
 from attnc.codegen.template import render_text
 from attnc.codegen.tile_range import KeyLoop
-from attnc.codegen.warp_groups import group_registers
+from attnc.codegen.warp_groups import GROUP_ROWS, group_registers
 
 _WORD = re.compile(r"\w+")
 # which side a program holds, which it streams, what tells it apart, and what its loops count
@@ -32,12 +33,12 @@ _SIDES = {
     "dq": ("BT", "BS", ("i_t", "i_b", "i_h", "i_hkv"), "i_s"),
     "dkv": ("BS", "BT", ("i_s", "i_b", "i_hkv"), "i_t"),
 }
+_SIDES[FUSED] = _SIDES["dkv"]
 _STEP_LINES = {
     "dq": ("o_s = i_s + r_s", "m_s = o_s < TK"),
     "dkv": ("o_t = i_t + r_t", "m_t = o_t < TQ", "b_i = o_t + (TK - TQ)"),
 }
-_POINTER = re.compile(r"p_(\w+) = ")
-_COPIED = ("q", "k", "v", "do")
+_STEP_LINES[FUSED] = _STEP_LINES["dkv"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     moved = (steps.scores_of.right.buffer, steps.gradients_of.right.buffer)
     layouts = _layouts(held, streamed, kernel)
     runs = tuple(_run(plan, kernel, loop, layouts) for loop in kernel.loops)
+    fused = kernel.name == FUSED
     outputs = {tensor.name for tensor in kernel.tensors if tensor.box and tensor.written}
+    outputs -= {"dq_sum"}
     kept = [node.tensor for node in steps.statistics if node.tensor]
     left = frozenset({*own, *moved, *outputs, *kept})
     setup, head, tail, finish = (
@@ -103,14 +106,15 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     )
     names |= _words(run.header for run in runs)
     found = list(ids) if walk.by_head else [*ids, *walk.found]
-    copied = [*_COPIED, *kept]
+    copied = [*COPIED, *kept]
     read = [tensor for tensor in kernel.tensors if tensor.name not in copied]
     read = [tensor for tensor in read if tensor.name not in walk.data or tensor.name in names]
     strides = [stride for tensor in kernel.tensors for stride in tensor.strides]
     own_strides = [stride for tensor in read for stride in tensor.strides]
     data = ["data"] if walk.data else []
     given = [tensor.name for tensor in read]
-    given += [*(["strides"] if own_strides else []), *data, "tiles", "barriers", "sizes"]
+    given += [*(["strides"] if own_strides else []), *data, "tiles", "barriers"]
+    given += [*(["exchange"] if fused else []), "sizes"]
     groups = step.tile["NW"]
     shares = group_registers(groups)
     scalars = [*kernel.scalars]
@@ -166,6 +170,11 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         early=_folds(steps.early),
         late=_folds(steps.late),
         all_totals=steps.totals,
+        fused=fused,
+        added=steps.added,
+        part=_part(step) if fused else None,
+        unmasked=[(loop.start, loop.stop) for loop in kernel.loops if not loop.masked],
+        groups=groups,
         worker_warps=[4] * (groups - 1) + [1],
         worker_registers=[shares.consumer] * (groups - 1) + [shares.producer],
         last_rows_first=plan.algebra.within_causal,
@@ -174,7 +183,13 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
     )  # fmt: skip
     text = re.sub(r"\btl\.", "gl.", text)
     text = re.sub(r"\bACC\b", "gl.float32", text)
-    return _with_constants(text, _constants(plan, step, held, streamed))
+    return constants_stated(text, _constants(plan, step, held, streamed))
+
+
+def _part(step: PassPlan) -> tuple[str, str]:
+    """Where a group's part of a tile of dq begins, a row and a channel: BW by BP of them."""
+    by_rows = step.tile["BT"] > GROUP_ROWS
+    return ("GROUP * BW", "0") if by_rows else ("0", "GROUP * BP")
 
 
 def _words(texts: Iterable[str]) -> frozenset[str]:
@@ -205,7 +220,10 @@ def _constants(plan: Plan, step: PassPlan, held: str, streamed: str) -> dict[str
         "STAGES": str(step.num_stages),
         "SCORES": mma.format(tile[streamed]),
         "TOTALS": mma.format(tile["BK"]),
+        "BP": str(tile.get("BP", 0)),
+        "PARTS": mma.format(tile.get("BP", 0)),
         "LANES": f"gl.BlockedLayout([{max(1, tile[streamed] // 32)}], [32], [1], [0])",
+        "PAIRS": "gl.NVMMASharedLayout(128, 16, 2)",
         "NUMBERS": "gl.SwizzledSharedLayout(1, 1, 1, [0])",
         "LEFT": "gl.DotOperandLayout(0, TOTALS, 2)",
         "ROWS": "gl.SliceLayout(1, SCORES)",
@@ -213,21 +231,6 @@ def _constants(plan: Plan, step: PassPlan, held: str, streamed: str) -> dict[str
         "ROWS_OF_TOTALS": "gl.SliceLayout(1, TOTALS)",
         "CHANNELS": "gl.SliceLayout(0, TOTALS)",
     }
-
-
-def _with_constants(text: str, constants: Mapping[str, str]) -> str:
-    """Each function with the sizes and layouts that it names, stated where its body begins."""
-    found = []
-    for function in re.split(r"(?=^@gluon\.jit)", text, flags=re.MULTILINE):
-        signature, colon, body = function.partition("):\n")
-        used = set(_WORD.findall(re.sub(r"#.*", "", body)))
-        lines: list[str] = []
-        for name, value in reversed(list(constants.items())):
-            if name in used:
-                used |= set(_WORD.findall(value))
-                lines.insert(0, f"    {name}: gl.constexpr = {value}\n")
-        found.append(f"{signature}{colon}{''.join(lines)}{body}")
-    return "".join(found)
 
 
 def _folds(products: Iterable[Product]) -> tuple[_Fold, ...]:
@@ -253,34 +256,3 @@ def _run(plan: Plan, kernel: Kernel, loop: KeyLoop, layouts: Layouts) -> _Run:
             needed |= set(_WORD.findall(value))
             lines.insert(0, line)
     return replace(found, lines=tuple(lines))
-
-
-def statements(
-    plan: Plan, kernel: Kernel, nodes: Iterable[Node], layouts: Layouts, left: frozenset[str],
-    *, masked: bool = False,
-) -> tuple[Statement, ...]:  # fmt: skip
-    """Nodes as Gluon prints them, but for those `left` to the copy engine: buffers and outputs."""
-    found = []
-    for node in nodes:
-        if node.op in {"load", "store"} and (node.buffer in left or node.tensor in left):
-            continue
-        own = statement(plan, kernel, node, masked=masked)
-        wide = bool(layouts.wide) and node.shape[1:] in {("BK",), ("BV",)}
-        pointers = {*_COPIED, *left}
-        lines = [line for line in own.lines if _pointer(line) not in pointers]
-        found.append(
-            replace(
-                own,
-                lines=gluon_lines(tuple(lines), layouts, accumulator=wide),
-                value=gluon_text(own.value, layouts, accumulator=wide),
-                address=gluon_text(own.address, layouts, accumulator=wide),
-                guard=gluon_text(own.guard, layouts, accumulator=wide),
-            )
-        )
-    return tuple(found)
-
-
-def _pointer(line: str) -> str:
-    """The tensor whose pointer a line moves; empty for other lines."""
-    found = _POINTER.match(line)
-    return found[1] if found else ""

@@ -22,7 +22,7 @@ _MOST_OF_TWO = 128
 BARRIER, _APART = 8, 16
 _HANDED, _HANDED_ARGUMENT, _HANDED_PERSISTENT = 224, 16, 64
 _BEHIND = "ranked behind: such kernels were slower on an H100"
-_UNTIMED = "ranked behind: no card has timed such kernels; attnc tune does"
+UNTIMED = "ranked behind: no card has timed such kernels; attnc tune does"
 # registers that a thread needs beside its tiles
 _BESIDE = 24
 
@@ -147,7 +147,7 @@ def gluon_plans(
         for step in steps.fitting
     ]
     behind = tuple(
-        Rejected(str(step), _UNTIMED if "ORDERED" in step.tile else _BEHIND)
+        Rejected(str(step), UNTIMED if "ORDERED" in step.tile else _BEHIND)
         for step in steps.fitting[1:]
     )
     return tuple(replace(item, rejected=(*steps.rejected, *behind)) for item in ranked)

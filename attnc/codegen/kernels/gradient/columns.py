@@ -1,9 +1,12 @@
 """The `dkv` pass: a program holds BS keys, folds query tiles of every head that reads them.
 
-The heads of a group are summed in order, in registers: no copy a query head, and no atomics.
+The heads of a group are summed in order, in registers: no copy a query head, and no atomics. Fused,
+as `dqkv`, it adds what its keys give dq to an fp32 sum, to which other programs add at any time.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder, Operand
 from attnc.codegen.index import Axis, Loaded
@@ -19,6 +22,7 @@ from attnc.codegen.kernels.gradient.border import (
 from attnc.codegen.kernels.gradient.channel_tiles import fold_channels
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.feature_gradient import chain, gradient_buffers
+from attnc.codegen.kernels.gradient.fused_rows import row_sum
 from attnc.codegen.kernels.gradient.packed import packed_pass
 from attnc.codegen.kernels.gradient.pairs import pair_step
 from attnc.codegen.kernels.gradient.part_pairs import inverse_norm, part_setup
@@ -60,8 +64,8 @@ _VALUES = value_axes(Axis("o_s", "row", guard="m_s", tile="BS"), HEAD)
 GROUP = "for i_g in range(HQ // HKV):"
 
 
-def columns_kernel(facts: GradientFacts) -> Kernel:
-    """dk and dv at head dims (K, V)."""
+def columns_kernel(facts: GradientFacts, *, fused: bool = False) -> Kernel:
+    """dk and dv at head dims (K, V); `fused` with dq's sum over keys, by atomic adds."""
     builder = GraphBuilder("dkv")
     loaded = declared_loads(facts, COLUMNS)
     builder.extend(node for node in loaded.nodes if node.region == SETUP)
@@ -95,6 +99,8 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
         add_sums(builder, own, COLUMNS)
         add_rate(builder, own, COLUMNS)
         _fold(builder, value_accumulator(facts), part)
+        if fused:
+            _add_rows(builder)
         if facts.algebra.by_channel:
             fold_channels(builder, facts, COLUMNS)
     builder.walk = 0
@@ -105,8 +111,10 @@ def columns_kernel(facts: GradientFacts) -> Kernel:
     _store(builder, facts)
     scalars = ("TQ", "TK", "HQ", "HKV", *(("HS",) if "gates" in statistics(facts) else ()))
     tensors = with_tensors(_tensors(facts, loaded), values)
-    constants = pair_constants(facts)
-    kernel = Kernel("dkv", "", tensors, scalars, constants, builder.build(), outer=GROUP)
+    if fused:
+        tensors = (*tensors, replace(row_sum(), written=True))
+    name, constants = "dqkv" if fused else "dkv", pair_constants(facts)
+    kernel = Kernel(name, "", tensors, scalars, constants, builder.build(), outer=GROUP)
     return packed_pass(over_tiles(kernel, parts, facts.declared, rows_of(facts)), facts)
 
 
@@ -200,6 +208,18 @@ def _fold(builder: GraphBuilder, values: str, part: Part) -> None:
             total, STEP, ("BS", column), left, right, name=f"fold {name}",
             into=total, carried=True, note=f"[BS, BT] @ [BT, {column}]",
         )  # fmt: skip
+
+
+def _add_rows(builder: GraphBuilder) -> None:
+    """What the keys of the program give dq, added to what other programs add."""
+    left = Operand("b_g", "tl.trans(b_g).to(b_k.dtype)", ("BT", "BS"), transposed=True)
+    right = Operand("b_k", "b_k", ("BS", "BK"))
+    shape = ("BT", "BK")
+    builder.dot("b_dq", STEP, shape, left, right, name="dq of keys", note="[BT, BS] @ [BS, BK]")
+    builder.store(
+        STEP, shape, "b_dq", name="add dq", reads=("b_dq",), tensor="dq_sum",
+        address="p_dq_sum + r_t[:, None] * HQ * K + o_k[None, :]",
+    )  # fmt: skip
 
 
 def _store(builder: GraphBuilder, facts: GradientFacts) -> None:

@@ -67,7 +67,7 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
     _load_queries(builder, facts)
     row_statistics(builder, facts, ROWS)
     _scale_outputs(builder, facts)
-    _delta(builder, facts)
+    make_delta(builder, facts)
     parts = facts.parts
     factor_nodes(builder, parts, loaded, facts.printer, logs=False)
     inverse_norm(builder, facts, ROWS)
@@ -191,7 +191,8 @@ def row_statistics(builder: GraphBuilder, facts: GradientFacts, side: Side) -> N
         load_row_gates(builder, region)
 
 
-def _delta(builder: GraphBuilder, facts: GradientFacts) -> None:
+def make_delta(builder: GraphBuilder, facts: GradientFacts) -> None:
+    """delta of the rows, from o, do and dlse."""
     if not (facts.softmax or facts.summed):
         return
     guard = join_guards("m_t[:, None]", facts.v_mask)
