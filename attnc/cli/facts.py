@@ -41,6 +41,7 @@ class Facts:
     cache: str | None = None
     launcher: str = "compiled"
     out: str | None = None
+    deterministic: bool = True
 
     def request(self, variant: Variant) -> Request:
         """The request for a plan of a variant.
@@ -64,6 +65,7 @@ class Facts:
             backend=known_backend(self.backend),
             launcher=self.launcher,
             out=self._out(),
+            deterministic=self.deterministic,
         )
 
     def _out(self) -> str:

@@ -22,6 +22,10 @@ stateful = click.option(
 )
 backward = click.option("--backward", is_flag=True, help="The gradients, not the forward.")
 backend = click.option("--backend", metavar="NAME", help="triton or gluon (sm_90); else chosen.")
+deterministic = click.option(
+    "--deterministic/--no-deterministic", default=True, show_default=True,
+    help="Whether all runs give the same gradients.",
+)  # fmt: skip
 decode = click.option(
     "--decode", is_flag=True, help="A step of one token, --shape B,T with T in the cache."
 )
@@ -57,6 +61,7 @@ _FACTS = (
     stateful,
     backward,
     backend,
+    deterministic,
     decode,
     cache,
 )  # fmt: skip
@@ -80,13 +85,13 @@ def facts(function: Function) -> Function:
     def command(
         *, device: str, dtype: str, out: str | None, dim: str | None, heads: str | None,
         sram: int | None, form: str | None, shape: str | None, stateful: bool, backward: bool,
-        backend: str | None, decode: bool, cache: str | None, **others: Any,
+        backend: str | None, deterministic: bool, decode: bool, cache: str | None, **others: Any,
     ) -> Any:  # fmt: skip
         from attnc.cli.facts import Facts
 
         known = Facts(
             device, dtype, dim, heads, sram, form, shape, stateful, backward, backend,
-            decode, cache, out=out,
+            decode, cache, out=out, deterministic=deterministic,
         )  # fmt: skip
         return function(facts=known, **others)
 

@@ -23,6 +23,7 @@ def plan_object(plan: Plan, fitted: Fitted | None) -> dict[str, object]:
         "target": plan.device.target,
         "backend": plan.backend,
         "backend_reason": plan.backend_reason,
+        "order_reason": plan.order_reason,
         "otherwise": _otherwise_object(plan),
         "family": plan.algebra.family,
         "phase": plan.phase,

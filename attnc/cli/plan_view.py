@@ -37,6 +37,8 @@ def print_plan(
     _fact(screen, "for", _workload_text(plan))
     if plan.backend_reason:
         _fact(screen, "code", f"{plan.backend}, {plan.backend_reason}")
+    if plan.order_reason:
+        _fact(screen, "order", plan.order_reason)
     if plan.otherwise:
         behind = plan.otherwise[0]
         _fact(screen, "else", f"{behind.backend}, {behind.backend_reason}: {candidate(behind)}")

@@ -35,6 +35,7 @@ class Wanted:
     budget: str = "60s"
     exhaustive: bool = False
     backend: str | None = None
+    deterministic: bool = True
 
 
 def tune(which: str, wanted: Wanted, *, as_json: bool) -> int:
@@ -57,7 +58,8 @@ def tune(which: str, wanted: Wanted, *, as_json: bool) -> int:
     for variant, asked in zip(found.variants, shapes, strict=True):
         with Live(console=screen, transient=True, refresh_per_second=4) as live:
             results += run(
-                compile(variant, backend=wanted.backend), asked, dtypes=wanted.dtypes,
+                compile(variant, backend=wanted.backend, deterministic=wanted.deterministic),
+                asked, dtypes=wanted.dtypes,
                 phases=wanted.phases, device=wanted.device, budget_s=budget,
                 exhaustive=wanted.exhaustive,
                 show=lambda job, trials: live.update(_table(job, trials)),

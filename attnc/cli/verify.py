@@ -18,6 +18,7 @@ def verify(
     seed: int | None,
     *,
     backend: str | None,
+    deterministic: bool,
     as_json: bool,
 ) -> int:
     """Verify each variant; as JSON an object, or an array for a whole file."""
@@ -37,6 +38,7 @@ def verify(
                 dtypes=tuple(dict.fromkeys(dtypes)) or None,
                 seed=seed,
                 backend=backend,
+                deterministic=deterministic,
                 progress=waiting.update,
             )
         reports.append(report)

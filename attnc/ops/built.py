@@ -42,6 +42,7 @@ class Key:
     backend: str = "triton"
     # what a call's own shape chose where no form was asked for
     form_chosen: str = ""
+    deterministic: bool = True
 
 
 @dataclass(slots=True)

@@ -35,6 +35,8 @@ class BuiltPlans:
         self._ranked: dict[Key, tuple[Plan, ...]] = {}
         self._chosen: dict[Hashable, Built] = {}
         self.by_kind: dict[tuple[Key, Choice], Built] = {}
+        # plans that come first whatever their rank: what holds them against the formula says so
+        self.first: Callable[[Plan], bool] | None = None
 
     def find(
         self,
@@ -59,6 +61,7 @@ class BuiltPlans:
         types = tuple(tensor.dtype for tensor in tensors)
         asked = (
             dims, q.dtype, types, form, stateful, precision, q.device, wanted, work, generation(),
+            torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
         found = self._chosen.get(asked)
         if found is None:
@@ -84,16 +87,22 @@ class BuiltPlans:
         dtype = DTYPE_NAMES[q.dtype]
         request = self._request(dims, dtype, form, stateful, precision=precision, device=device)
         request = replace(of_phase(request, phase, wanted), launcher=launcher_on(q.device))
+        # who asks PyTorch for the same bits in every run means this too
+        same_bits = request.deterministic or torch.are_deterministic_algorithms_enabled()
+        request = replace(request, deterministic=same_bits)
         # this shape says which backend and form; tiles are ranked for one shape, tuned by bucket
         call, algebra = replace(request, workload=work), analyse(request.variant)
         backend, found = choose_backend(call, algebra), choose_form(call, algebra)
         key = Key(
             dims, dtype, form, stateful, precision, device, phase, wanted or (), types,
-            backend.name, found[0],
+            backend.name, found[0], same_bits,
         )  # fmt: skip
         ranked = self._ranked.get(key)
         if ranked is None:
             ranked = plans(request, backend, found)
+            if self.first is not None:
+                named = [item for item in ranked if self.first(item)]
+                ranked = (*named, *(item for item in ranked if not self.first(item)))
             self._ranked[key] = ranked
         return self._build(key, ranked, q.device, Bucket.of(work.batch, work.hq, work.tq, work.tk))
 

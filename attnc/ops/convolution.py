@@ -39,9 +39,15 @@ class ConvolutionOp(FilterDecoding):
     variant: Convolution
 
     def __init__(
-        self, variant: Convolution, *, device: str | None = None, backend: str | None = None
+        self,
+        variant: Convolution,
+        *,
+        device: str | None = None,
+        backend: str | None = None,
+        deterministic: bool = True,
     ) -> None:
-        super().__init__(variant, None if device is None else device_named(device), backend)
+        place = None if device is None else device_named(device)
+        super().__init__(variant, place, backend, deterministic=deterministic)
         self._algebra = analyse_convolution(variant)
         self._built: dict[Hashable, Built] = {}
         self._decode_plans = DecodePlans(self.request, self._device)

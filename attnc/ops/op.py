@@ -51,8 +51,10 @@ class Op(Launched):
         device: str | None = None,
         backend: str | None = None,
         out: str = "",
+        deterministic: bool = True,
     ) -> None:
-        super().__init__(variant, None if device is None else device_named(device), backend, out)
+        place = None if device is None else device_named(device)
+        super().__init__(variant, place, backend, out, deterministic=deterministic)
         self.built_plans = BuiltPlans(self.request, self._device)
         self._decode_plans = DecodePlans(self.request, self._device)
         self._seen = SeenCalls()
@@ -60,7 +62,8 @@ class Op(Launched):
         # made here, since torch.compile traces no op that is made inside of a call
         self._scaled = {name: self._over_scales(name) for name in output_names(variant)}
         self._algebra = analyse(variant)
-        made_for = "-".join([self.planned_for, *filter(None, (backend, out))])
+        order = "" if deterministic else "any_order"
+        made_for = "-".join([self.planned_for, *filter(None, (backend, out, order))])
         self.key = register(f"{variant.name}-{variant.digest}-{made_for}", self)
 
     @property
@@ -209,14 +212,18 @@ class Op(Launched):
         """
         if self._packed is None:
             variant = over_sequences(self.variant)
-            self._packed = Op(
-                variant, device=self.planned_for or None, backend=self._backend, out=self._out
-            )
+            self._packed = self._like(variant, self._out)
         return self._packed
 
     def _over_scales(self, out: str) -> Op:
-        variant, backend = over_scales(self.variant), self._backend
-        return Op(variant, device=self.planned_for or None, backend=backend, out=out)
+        return self._like(over_scales(self.variant), out)
+
+    def _like(self, variant: Variant, out: str) -> Op:
+        """An op of another variant, asked for as this one was."""
+        return Op(
+            variant, device=self.planned_for or None, backend=self._backend, out=out,
+            deterministic=self._deterministic,
+        )  # fmt: skip
 
     def over_scales(self, q: torch.Tensor, out_dtype: torch.dtype | None = None) -> Op:
         """The op of calls with 8-bit tensors like q and their scales.
@@ -237,20 +244,36 @@ class Op(Launched):
 
 @overload
 def compile(  # type: ignore[overload-overlap]
-    variant: Convolution, *, device: str | None = None, backend: str | None = None
+    variant: Convolution,
+    *,
+    device: str | None = None,
+    backend: str | None = None,
+    deterministic: bool = True,
 ) -> ConvolutionOp: ...
 
 
 @overload
-def compile(variant: Variant, *, device: str | None = None, backend: str | None = None) -> Op: ...
+def compile(
+    variant: Variant,
+    *,
+    device: str | None = None,
+    backend: str | None = None,
+    deterministic: bool = True,
+) -> Op: ...
 
 
 def compile(
-    variant: Variant, *, device: str | None = None, backend: str | None = None
+    variant: Variant,
+    *,
+    device: str | None = None,
+    backend: str | None = None,
+    deterministic: bool = True,
 ) -> Op | ConvolutionOp:
     """Make an op of a variant; `device` names a planner's device, the tensors' own by default.
 
-    `backend` asks for `triton` or `gluon` kernels, in the phases that the backend can take.
+    `backend` asks for `triton` or `gluon` kernels, in the phases that the backend can take. With
+    `deterministic` False a backward may sum dq in any order where tuning found that to be faster;
+    under torch.use_deterministic_algorithms(True) it does not.
     """
     if not isinstance(variant, Variant):
         raise AttncError(
@@ -260,6 +283,5 @@ def compile(
     if backend not in {None, *BACKENDS}:
         known = " and ".join(BACKENDS)
         raise AttncError(f"unknown backend {backend!r}", notes=(f"there are {known}",))
-    if isinstance(variant, Convolution):
-        return ConvolutionOp(variant, device=device, backend=backend)
-    return Op(variant, device=device, backend=backend)
+    kind = ConvolutionOp if isinstance(variant, Convolution) else Op
+    return kind(variant, device=device, backend=backend, deterministic=deterministic)  # type: ignore[arg-type]

@@ -20,9 +20,16 @@ class Planned:
     """
 
     def __init__(
-        self, variant: Variant, device: Device | None, backend: str | None, out: str = ""
+        self,
+        variant: Variant,
+        device: Device | None,
+        backend: str | None,
+        out: str = "",
+        *,
+        deterministic: bool = True,
     ) -> None:
         self.variant, self._device, self._backend, self._out = variant, device, backend, out
+        self._deterministic = deterministic
 
     def plan(
         self,
@@ -87,4 +94,5 @@ class Planned:
             workload=workload or Workload(),
             backend=self._backend,
             out=self._out,
+            deterministic=self._deterministic,
         )

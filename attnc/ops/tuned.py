@@ -56,11 +56,15 @@ def tuned_first(ranked: Sequence[Plan]) -> tuple[Plan, ...]:
 def _nearest(ranked: Sequence[Plan], answers: Mapping[str, Tuned], bucket: Bucket) -> Plan | None:
     if not answers:
         return None
-    keys = [kernel_key(ranked[0])]
+    alike = [ranked[0]]
     twin = _TWINS.get(ranked[0].dtype)
     if twin is not None:
         # the same bytes and the same products: where one was tuned, its tiles serve the other
-        keys.append(kernel_key(replace(ranked[0], dtype=twin)))
+        alike.append(replace(ranked[0], dtype=twin))
+    if ranked[0].any_order:
+        # tuned without the fused plans, the others are still the best of theirs
+        alike += [replace(plan, any_order=False) for plan in alike]
+    keys = [kernel_key(plan) for plan in alike]
     found = [[answer for answer in answers.values() if answer.kernel == key] for key in keys]
     mine = next((some for some in found if some), None)
     if mine is None:

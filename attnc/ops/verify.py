@@ -23,7 +23,7 @@ from attnc.ops.op import Op, compile
 from attnc.ops.reference import Attended, attend
 from attnc.ops.report import Report, Row
 from attnc.ops.scaled import E4M3
-from attnc.ops.verify_backend import why_not
+from attnc.ops.verify_backend import not_fused, why_not
 from attnc.ops.verify_convolution import FilterChecker
 from attnc.ops.verify_gradients import gradient_rows
 from attnc.ops.verify_shapes import DTYPES, SCALED, calls_of, default_shapes, packed_shapes
@@ -43,6 +43,7 @@ def verify(
     seed: int | None = None,
     gradients: bool = True,
     backend: str | None = None,
+    deterministic: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Run every legal form of a variant on random inputs and compare with the reference.
@@ -50,6 +51,7 @@ def verify(
     With `gradients`, the backward of every form too, against autograd through the reference.
     8-bit tensors, `e4m3`, are verified where `dtypes` name them, against what their scales make.
     `backend` is whose kernels run, `triton` or `gluon`; what it cannot take is told as skipped.
+    With `deterministic` False gradients come of the fused way, and where there is none, as told.
 
     Each seed draws other inputs; the report names it, and `seed=` draws the same again.
     `progress` is called with (done, total, what comes next).
@@ -59,7 +61,9 @@ def verify(
     """
     seed = secrets.randbits(32) if seed is None else seed
     generator = torch.Generator().manual_seed(seed)
-    op: Op | ConvolutionOp = compile(variant, backend=backend)
+    op: Op | ConvolutionOp = compile(variant, backend=backend, deterministic=deterministic)
+    if isinstance(op, Op):
+        op.built_plans.first = None if deterministic else lambda plan: not plan.deterministic
     place = torch.device(device)
     checker = _checker(variant, op, place, generator, gradients)
     if backend == "gluon" and dtypes is None:
@@ -85,6 +89,10 @@ def verify(
             if why and gradients:
                 skipped.append(f"gradients, {name} {shape}: not {backend}: {why}")
                 chosen = replace(chosen, gradients=False)
+            if chosen.gradients and not deterministic:
+                told = not_fused(chosen.op, shape, name)
+                chosen = replace(chosen, any_order=not told)
+                skipped += [f"gradients in any order, {name} {shape}: {told}"] if told else []
         with torch.no_grad():
             rows.extend(chosen.rows(shape, name, skipped))
     if skipped and not rows:
@@ -125,6 +133,7 @@ class _Checker:
     device: torch.device
     generator: torch.Generator
     gradients: bool
+    any_order: bool = False
 
     def packed(self) -> _Checker:
         """The checker of packed calls.
@@ -176,7 +185,10 @@ class _Checker:
         if self.gradients:
             # the recurrent form's backward is the chunked one's
             forms = tuple(form for form in found if form != "recurrent")
-            yield from gradient_rows(self.op, inputs, shape, name, dtype, forms, self.generator)
+            yield from gradient_rows(
+                self.op, inputs, shape, name, dtype, forms, self.generator,
+                any_order=self.any_order,
+            )  # fmt: skip
         for form in ("chunked", "recurrent"):
             keeps_state = not softmax and is_causal(self.variant.mask_form)
             if form in found and shape.tq > 1 and keeps_state:

@@ -16,3 +16,9 @@ def why_not(op: Op, backend: str | None, shape: Shape, name: str, phase: str) ->
         return ""
     asked = op.request((shape.qk, shape.v), name, None, False)
     return refusal(replace(asked, phase=phase), analyse(asked.variant))
+
+
+def not_fused(op: Op, shape: Shape, name: str) -> str:
+    """Why a backward that may sum dq in any order does not; empty where it does, or may not."""
+    plan = op.plan(dim=(shape.qk, shape.v), dtype=name, backward=True)
+    return "" if plan.any_order else plan.order_reason

@@ -31,8 +31,12 @@ def gradient_rows(
     generator: torch.Generator,
     *,
     initial_state: Tensor | None = None,
+    any_order: bool = False,
 ) -> Iterator[Row]:
-    """Gradients of q, k, v, declared tensors and the initial state, in each form."""
+    """Gradients of q, k, v, declared tensors and the initial state, in each form.
+
+    Rows say where the op sums dq in `any_order`.
+    """
     few_pairs = shape.tq * shape.tk <= _MANY_PAIRS
 
     def draw() -> Drawn[Incoming]:
@@ -51,6 +55,7 @@ def gradient_rows(
     reduced = set(ref) - {"q", "k", "v"}
     for form in forms:
         state = " with a state given" if initial_state is not None else ""
+        state += ", in any order" if any_order else ""
         try:
             found = op_gradients(op, inputs, drawn.incoming, form=form, initial_state=initial_state)
         except PlanError as error:

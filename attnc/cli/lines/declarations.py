@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from attnc.cli.options import WHICH, as_json, backend, jobs, which
+from attnc.cli.options import WHICH, as_json, backend, deterministic, jobs, which
 
 
 @click.command("list")
@@ -36,15 +36,19 @@ def check_command(which: str) -> int:
 @click.option("--dtype", metavar="TYPE", multiple=True, help="bf16, fp16, fp32, e4m3; repeatable.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw the same inputs again.")
 @backend
+@deterministic
 @as_json
 def verify_command(
     which: str, device: str, dtype: tuple[str, ...], seed: int | None, backend: str | None,
-    as_json: bool,
+    deterministic: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Run kernels against the fp64 reference; exit 1 where one fails."""
     from attnc.cli.verify import verify
 
-    return verify(which, device, dtype, seed, backend=backend, as_json=as_json)
+    return verify(
+        which, device, dtype, seed,
+        backend=backend, deterministic=deterministic, as_json=as_json,
+    )  # fmt: skip
 
 
 @click.command("gallery", epilog=f"NAME: {WHICH}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from attnc.cli.options import WHICH, as_json, backend, taking
+from attnc.cli.options import WHICH, as_json, backend, deterministic, taking
 from attnc.errors import UsageError
 
 _TUNE = taking(
@@ -28,6 +28,7 @@ _TUNE = taking(
     click.option("--exhaustive", is_flag=True, help="Measure every legal plan."),
     click.option("--forward", is_flag=True, help="The forward alone."),
     backend,
+    deterministic,
     click.option(
         "--export", type=click.Path(path_type=Path), metavar="FILE",
         help="Write the store to a file.",
@@ -44,8 +45,8 @@ _TUNE = taking(
 @_TUNE
 def tune_command(
     which: str, shape: tuple[str, ...], dtype: tuple[str, ...], device: str, budget: str,
-    exhaustive: bool, forward: bool, backend: str | None, export: Path | None, take: Path | None,
-    as_json: bool,
+    exhaustive: bool, forward: bool, backend: str | None, deterministic: bool,
+    export: Path | None, take: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Measure candidates on this GPU and keep the winners."""
     from attnc.cli import tune as command
@@ -58,7 +59,7 @@ def tune_command(
         raise UsageError("tune wants a variant and a --shape B,T,H,K,V, or of a convolution B,T,C")
     phases = ("forward",) if forward else ("forward", "backward")
     wanted = command.Wanted(
-        shape, dtype or ("bf16",), phases, device, budget, exhaustive, backend
+        shape, dtype or ("bf16",), phases, device, budget, exhaustive, backend, deterministic
     )  # fmt: skip
     return command.tune(which, wanted, as_json=as_json)
 
