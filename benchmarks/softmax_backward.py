@@ -1,9 +1,11 @@
 """The softmax backward of both backends beside cuDNN and FlexAttention, interleaved in one process.
 
 python -m benchmarks.softmax_backward OUT.json [--work plain,variants] [--dims 64,128]
-    [--tokens 1024,16384] [--who triton,gluon,cudnn,flex] [--tiles N] [--only NAME] [--seconds N]
+    [--tokens 1024,16384] [--who triton,gluon,fused,cudnn,flex] [--tiles N] [--only NAME]
+    [--seconds N]
 
 Ours are whole backwards (dq and delta, then dk and dv) of the first plan, or of `--tiles` plans;
+`fused` are gluon's that sum dq in any order, with what clears and rounds the sum;
 theirs run through autograd on a graph that is kept. Gradients are held to the criterion at two
 heads before they are timed. Cells are those of `benchmarks.softmax`.
 """
@@ -30,15 +32,15 @@ from benchmarks.softmax import Contenders, main, timed_rows
 from benchmarks.softmax_cells import Cell
 
 Grads = Sequence[torch.Tensor]
-_WHO = {"plain": ("triton", "gluon", "cudnn"), "variants": ("triton", "gluon", "flex")}
+_WHO = {"plain": ("triton", "gluon", "fused", "cudnn"), "variants": ("triton", "gluon", "flex")}
 
 
-def plans_of(cell: Cell, backend: str) -> tuple[Plan, ...]:
-    """The plans of one backend, in order of rank."""
-    request = compile_op(cell.variant, backend=backend).request(
-        (cell.dim, cell.dim), "bf16", None, False
-    )
-    return plans(of_phase(request, "backward"))
+def plans_of(cell: Cell, backend: str, *, fused: bool = False) -> tuple[Plan, ...]:
+    """The plans of one backend, in order of rank; with `fused` those that add dq up, if any."""
+    op = compile_op(cell.variant, backend=backend, deterministic=not fused)
+    request = op.request((cell.dim, cell.dim), "bf16", None, False)
+    found = plans(of_phase(request, "backward"))
+    return tuple(plan for plan in found if plan.deterministic != fused)
 
 
 class Backwards(Contenders):
@@ -135,6 +137,9 @@ def chosen(cell: Cell, options: argparse.Namespace) -> list[tuple[str, Plan]]:
     if "gluon" in who:
         for plan in plans_of(cell, "gluon")[: options.tiles]:
             found.append((f"gluon {'; '.join(map(str, plan.passes))}", plan))
+    if "fused" in who:
+        for plan in plans_of(cell, "gluon", fused=True)[: options.tiles]:
+            found.append((f"fused {plan.passes[1]}", plan))
     return found
 
 
@@ -167,7 +172,7 @@ def measure(cell: Cell, options: argparse.Namespace) -> Iterator[dict[str, objec
     for who, run in found.items():
         try:
             facts[who] = contenders.held(run(), wanted)
-            if who.startswith(("triton", "gluon")):
+            if who.startswith(("triton", "gluon", "fused")):
                 facts[who]["passes"] = kernel_ms(run)
             runs[who] = run
         except Exception as error:  # a contender that fails is a row, not the end
