@@ -57,6 +57,7 @@ TOLD = {
     "a decode has no dq": request(phase="decode", backend=None),
     "the triton backend has none, since one was slower": request(backend="triton"),
     "the state family has its gradients of passes without": request("lightning", backend=None),
+    "data lists the tiles of this mask": request("tabled"),
     "the gradient of slope[h] needs what each row's": replace(
         request("sloped"), variant=WANTING["sloped"]
     ),

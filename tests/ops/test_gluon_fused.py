@@ -18,6 +18,11 @@ from attnc.ops.verify import Shape, verify
 from tests.conftest import ROOT
 
 VARIANTS = loads((ROOT / "tests" / "gpu" / "gluon_variants.toml").read_text(encoding="utf-8"))
+# data lists the tiles of the other masks, and they have no fused way
+NAMES = [
+    name for name, variant in VARIANTS.items()
+    if not (variant.mask_form.documents or variant.mask_form.blocks)
+]  # fmt: skip
 
 
 def fused_plans(name: str, dim: int, dtype: str = "bf16") -> list[Plan]:
@@ -39,7 +44,7 @@ def hold(name: str, *shapes: Shape, dtype: str = "bf16") -> None:
     assert rows == [f"d {label}, online form, in any order" for label in "qkv"] * len(shapes)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_feature_gives_the_gradients_of_its_formula(name):
     hold(name, Shape(1, 300, 300, 2, 1, 64, 64))
 
