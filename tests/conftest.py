@@ -67,9 +67,11 @@ def seeds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if PROFILE == "quick":
         by_name = Random(crc32(request.node.nodeid.encode()))
         monkeypatch.setattr(secrets, "randbits", by_name.getrandbits)
+    # drawn whether or not torch is there, or the next draws would depend on it
+    seed = secrets.randbits(32)
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.manual_seed(secrets.randbits(32))
+        torch.manual_seed(seed)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def heavy_modules_after(code: str) -> set[str]:
 
 @pytest.mark.skipif(PROFILE != "quick", reason="the thorough profile draws anew")
 def test_a_test_draws_the_same_numbers_whenever_it_runs():
-    assert (secrets.randbits(16), secrets.randbits(16)) == (53035, 44384)
+    assert (secrets.randbits(16), secrets.randbits(16)) == (44384, 2520)
 
 
 def test_importing_attnc_imports_nothing_heavy():
