@@ -16,7 +16,7 @@ from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled, Verdict
 from attnc.codegen.choice import choice_of, goes_whole, way_of
 from attnc.codegen.kernel_spec import KernelSpec
-from attnc.codegen.plan import Plan, Request
+from attnc.codegen.plan import FUSED, Plan, Request
 from attnc.codegen.planner import predicted_us
 from attnc.codegen.render import render, render_launcher
 from attnc.codegen.signature import kernel_specs
@@ -143,8 +143,9 @@ def trial_of(
     """A plan as a trial; without `kernels` it is interpreted."""
     name = f"tune_{plan.variant.name}_{plan.phase}"
     predicted = predicted_us(plan, request)
-    # the passes of a forward share their tiles: the last one stands for all
-    label = str(plan.passes[-1 if place is None else place])
+    # the passes of a forward share their tiles: the last one stands for all, and what is fused
+    fused = next((n for n, step in enumerate(plan.passes) if step.kernel.name == FUSED), -1)
+    label = str(plan.passes[fused if place is None else place])
     # kernels that take descriptors are launched by Triton, from their module
     whole = kernels is None or plan.backend == "gluon"
     text = render(plan) if whole else render_launcher(plan)

@@ -14,6 +14,8 @@ from attnc.codegen.planner import plans
 from attnc.codegen.render import render
 from attnc.dsl.toml_file import loads
 from attnc.ops.op import compile as compile_op
+from attnc.ops.reference import attend
+from attnc.ops.tuning_candidates import rounds, trial_of, ways
 from attnc.ops.verify import Shape, verify
 from tests.conftest import ROOT
 
@@ -91,8 +93,6 @@ def test_keys_past_the_last_one_add_nothing_to_dq(dim, tmp_path):
 def test_every_tile_gives_the_same_gradients(tmp_path):
     generator = torch.Generator().manual_seed(2)
     q, k, v, do = (torch.randn(1, 300, 2, 64, generator=generator).bfloat16() for _ in range(4))
-    from attnc.ops.reference import attend
-
     found = attend(VARIANTS["causal"], q, k, v, {}, return_lse=True)
     kept = (found.out.bfloat16(), found.lse.float(), do, torch.zeros(1, 2, 300))
     tiles = fused_plans("causal", 64)
@@ -129,3 +129,16 @@ def test_an_op_that_may_sum_in_any_order_runs_two_passes_until_tuning_says_other
     assert replace(plan, any_order=False, order_reason="", rejected=()) == replace(
         same, rejected=()
     )
+
+
+def test_tuning_measures_the_fused_way_as_one_of_its_ways_and_calls_it_by_its_pass_over_pairs():
+    request = Request(
+        VARIANTS["causal"], DEVICES["h100"], (64, 64),
+        backend="gluon", phase="backward", deterministic=False,
+    )  # fmt: skip
+    two, fused = ways(plans(request), exhaustive=False)
+    assert [len(two), len(fused)] == [3, 2]
+    places = [[place for place, _ in found] for found in rounds(fused, exhaustive=False)]
+    assert places == [[1, 1]], "clear and cast have one candidate each"
+    trial = trial_of(fused[0], None, request, None)
+    assert trial.label == str(fused[0].passes[1]) and trial.label.startswith("dqkv: ")
