@@ -93,6 +93,14 @@ def test_persistent_programs_come_first_as_a_card_ranked_them():
         assert reasons[step] == (untimed if "ORDERED" in step else slower)
 
 
+@pytest.mark.parametrize("name", ["bounded", "anchored", "packed"])
+def test_no_candidate_is_called_slower_where_no_card_has_timed_the_mask(name):
+    first, *behind = ranked(name)
+    reasons = {item.candidate: item.reason for item in first.rejected}
+    untimed = "ranked behind: no card has timed such kernels; attnc tune does"
+    assert behind and all(reasons[str(plan.passes[-1])] == untimed for plan in behind)
+
+
 def test_a_persistent_launch_has_as_many_programs_as_multiprocessors():
     text = render(persistent("causal"))
     assert "[(min(132, triton.cdiv(TQ, 128) * B * HQ),)]" in text

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.features import power_of_two
 from attnc.codegen.gluon.kernel import described
+from attnc.codegen.gluon.worth import untimed
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, BufferUse, Cost, PassPlan, Plan, Rejected, Request
 from attnc.codegen.tile_lists import TileLists, tile_lists
@@ -146,8 +147,9 @@ def gluon_plans(
         )
         for step in steps.fitting
     ]
+    unlike = untimed(request.variant, algebra.mask)
     behind = tuple(
-        Rejected(str(step), UNTIMED if "ORDERED" in step.tile else _BEHIND)
+        Rejected(str(step), UNTIMED if unlike or "ORDERED" in step.tile else _BEHIND)
         for step in steps.fitting[1:]
     )
     return tuple(replace(item, rejected=(*steps.rejected, *behind)) for item in ranked)

@@ -60,9 +60,9 @@ def against(request: Request, algebra: Algebra, columns: int) -> str:
     known = _known(request.phase, columns)
     if known is None:
         return f"no card has measured its {request.phase} with tiles of {columns} columns"
-    untimed = _untimed(request.variant, algebra.mask)
-    if untimed:
-        return f"no card has measured it with {untimed}"
+    unlike = untimed(request.variant, algebra.mask)
+    if unlike:
+        return f"no card has measured it with {unlike}"
     if work.tq < _LEAST_ROWS:
         return f"{work.tq} queries do not fill the {_LEAST_ROWS} rows of its programs"
     seen = visible_fraction(algebra.mask, work.tq, work.tk)
@@ -90,7 +90,7 @@ def _known(phase: str, columns: int) -> Measured | None:
     return next(found, None)
 
 
-def _untimed(variant: Variant, mask: MaskForm) -> str:
+def untimed(variant: Variant, mask: MaskForm) -> str:
     """What no card has timed of a variant; empty where one has timed the like."""
     declared = (*variant.params, *variant.inputs)
     # an element a pair: consumers would wait for its loads
