@@ -38,6 +38,9 @@ _WIDENED_WORDS = 120
 _WALK_WORDS = 150
 _WIDE_MONOMIALS = 2.5
 _ALONE = 1.5
+# a walk of a sum has rows and keys of two chunks at once, not pairs of one: by the compiler's
+# figures for cuda:90 eight warps spill 2,064 B a thread, four of half the chunk 1,900
+_TWO_CHUNKS = 1.2
 # what a chunk longer than 64 loses to barriers and to scores in registers, seen there too
 _LONG_CHUNK = 1.6
 
@@ -152,7 +155,7 @@ def _walk_us(step: PassPlan, request: Request) -> float:
     if words > _WALK_WORDS:
         busy *= (words / _WALK_WORDS) ** 3
     if step.num_warps > 4 and factor_words(step.kernel.graph, tile):
-        busy *= _WIDE_MONOMIALS
+        busy *= _WIDE_MONOMIALS * (_TWO_CHUNKS if "LAG" in tile else 1.0)
     alone = step.num_warps > 4 or 2 * step.cost.sram_bytes > request.device.sram_bytes
     return busy * (_ALONE if alone else 1.0)
 

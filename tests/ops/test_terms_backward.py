@@ -18,6 +18,7 @@ from attnc.dsl import loads
 from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
+from attnc.ops.shipped import shipped
 from attnc.ops.verify_gradients import gradient_rows
 from tests.ops.test_gradients import function_of, hold_exactly, wide
 from tests.ops.test_terms_chunked import TEXT
@@ -189,3 +190,15 @@ def test_a_backward_takes_the_form_of_its_own_shape(ops):
     assert choose_form(replace(long, launcher="packaged"), ops["mapped"]._algebra)[0] == "online"
     shorter = replace(long, workload=replace(long.workload, tq=9))
     assert choose_form(shorter, ops["mapped"]._algebra)[0] == "online"
+
+
+def test_a_walk_that_makes_monomials_takes_four_warps_and_short_chunks(ops):
+    """By the compiler's figures for cuda:90, eight warps of 64 rows spill 2,064 B, four 1,900."""
+    example = compile_op(shipped()["window_taylor"])
+    walks = [
+        [step for step in op.plan(dim=dims, form="chunked", backward=True).passes
+         if step.kernel.name.startswith("walk")]
+        for op, dims in ((example, (16, 64)), (ops["mapped"], (64, 64)))
+    ]  # fmt: skip
+    assert [{step.tile["BC"] for step in found} for found in walks] == [{32}, {64}]
+    assert {step.num_warps for found in walks for step in found} == {4}

@@ -50,10 +50,15 @@ def test_gradients_of_a_drawn_sum_are_those_of_its_formula(call):
         assume(False)
 
 
-@settings(SETTINGS, max_examples=5)
-@given(calls(tokens=90, grad=True, folds=True))
+@settings(SETTINGS, max_examples=4)
+@given(calls(tokens=70, grad=True, folds=True))
 def test_gradients_of_a_drawn_sum_by_chunks_are_those_of_its_formula(call):
-    hold_exactly(compile_op(call.variant), call.shape, "chunked")
+    op = compile_op(call.variant)
+    try:
+        hold_exactly(op, call.shape, "chunked")
+    except PlanError:
+        # the features of a high degree fit no program
+        assume(False)
 
 
 @settings(SETTINGS, max_examples=6, phases=[Phase.generate])
