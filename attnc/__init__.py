@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from attnc.codegen.plan import Request
-    from attnc.codegen.planner import plan
+    from attnc.codegen.planning.planner import plan
     from attnc.dsl import (
         Convolution,
         H,
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from attnc.ops.block_table import block_table
     from attnc.ops.op import Op, compile
     from attnc.ops.shipped import shipped
-    from attnc.ops.tune import tune
-    from attnc.ops.verify import verify
+    from attnc.ops.tuning.tune import tune
+    from attnc.ops.verification.verify import verify
 
 __version__ = "0.1.0"
 
@@ -79,11 +79,11 @@ __all__ = [
 
 _HOMES = {
     "Request": "attnc.codegen.plan",
-    "plan": "attnc.codegen.planner",
+    "plan": "attnc.codegen.planning.planner",
     "Op": "attnc.ops.op",
     "compile": "attnc.ops.op",
-    "verify": "attnc.ops.verify",
-    "tune": "attnc.ops.tune",
+    "verify": "attnc.ops.verification.verify",
+    "tune": "attnc.ops.tuning.tune",
     "block_table": "attnc.ops.block_table",
     "shipped": "attnc.ops.shipped",
     "flash_attention": "attnc.ops",

@@ -20,8 +20,8 @@ import attnc
 from attnc.autotune.first_call import compile_passes
 from attnc.autotune.module_cache import load_module, store_module
 from attnc.codegen.plan import Plan, Workload
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.render import render
 from attnc.ops.op import Op
 from attnc.ops.shipped import shipped
 from benchmarks.record import write

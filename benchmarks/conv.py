@@ -22,7 +22,7 @@ from triton.testing import do_bench
 
 import attnc
 from attnc.codegen.plan import Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.dsl import loads
 from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.convolution import ConvolutionOp

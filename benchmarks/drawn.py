@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from attnc.dsl.toml_file import loads
 from attnc.errors import AttncError
-from attnc.ops.draw import Shape
+from attnc.ops.verification.draw import Shape
 from benchmarks.record import write
 from tests.strategies import HIGH_DEGREE, declarations, shapes
 
@@ -54,7 +54,7 @@ def drawn(count: int, seed: int) -> list[dict[str, Any]]:
 
 def hold(case: dict[str, Any]) -> dict[str, Any]:
     """Verify one declaration at its shape: how many comparisons, and which failed."""
-    from attnc.ops.verify import verify
+    from attnc.ops.verification.verify import verify
 
     start = time.time()
     row = {"text": case["text"], "dtype": case["dtype"], "shape": str(Shape(**case["shape"]))}

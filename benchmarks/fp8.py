@@ -18,14 +18,14 @@ from functools import partial
 import torch
 
 from attnc.autotune.module_cache import load_module
-from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.launch import used_tensors
 from attnc.ops.built import store_plan
-from attnc.ops.criterion import check
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import attend
+from attnc.ops.reference.attend import attend
+from attnc.ops.verification.criterion import check
 from benchmarks.record import write
 from benchmarks.softmax import timed
 from benchmarks.softmax_cells import Cell, cells

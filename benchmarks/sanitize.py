@@ -16,9 +16,9 @@ from collections.abc import Iterator
 import torch
 
 from attnc.autotune.module_cache import load_module
-from attnc.codegen.backend import of_phase
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.backend import of_phase
+from attnc.codegen.planning.planner import plans
 from attnc.dsl import loads
 from attnc.ops.built import store_plan
 from attnc.ops.op import compile as compile_op

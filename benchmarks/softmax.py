@@ -25,11 +25,11 @@ import torch
 
 from attnc.autotune.module_cache import load_module
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.ops.built import store_plan
-from attnc.ops.criterion import check
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import pt, reference
+from attnc.ops.reference.attend import pt, reference
+from attnc.ops.verification.criterion import check
 from benchmarks.record import write
 from benchmarks.softmax_cells import Cell, cells
 

@@ -20,13 +20,13 @@ from functools import partial
 import torch
 
 from attnc.autotune.module_cache import load_module
-from attnc.codegen.backend import of_phase
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.backend import of_phase
+from attnc.codegen.planning.planner import plans
 from attnc.ops.built import store_plan
-from attnc.ops.criterion import check_gradient
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference_gradient import Incoming, reference_gradients
+from attnc.ops.reference.gradient import Incoming, reference_gradients
+from attnc.ops.verification.criterion import check_gradient
 from benchmarks.backward import kernel_ms
 from benchmarks.softmax import Contenders, main, timed_rows
 from benchmarks.softmax_cells import Cell

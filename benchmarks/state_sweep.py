@@ -19,8 +19,8 @@ from typing import Any
 import attnc
 from attnc.autotune.measure import Trial
 from attnc.autotune.tuning_store import TuningStore
-from attnc.ops.draw import Shape
-from attnc.ops.tune import Result, tune
+from attnc.ops.tuning.tune import Result, tune
+from attnc.ops.verification.draw import Shape
 from benchmarks.record import write
 from benchmarks.state_cases import Case, variants
 

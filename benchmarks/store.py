@@ -21,11 +21,11 @@ import torch
 import attnc
 from attnc.autotune.measure import Trial, winner
 from attnc.autotune.tuning_store import TuningStore
-from attnc.ops.draw import Shape
 from attnc.ops.placement import device_model
 from attnc.ops.shipped import shipped
-from attnc.ops.tune import Result, tune
-from attnc.ops.tuning_candidates import fitting
+from attnc.ops.tuning.candidates import fitting
+from attnc.ops.tuning.tune import Result, tune
+from attnc.ops.verification.draw import Shape
 from benchmarks.record import write
 
 # B, T, H, K, V

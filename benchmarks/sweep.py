@@ -18,9 +18,9 @@ from triton.testing import do_bench
 from attnc.autotune.module_cache import load_module, store_module
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan, Request, Workload
-from attnc.codegen.planner import plans
-from attnc.codegen.rank import rank_us
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.planning.rank import rank_us
+from attnc.codegen.text.render import render
 from attnc.ops.shipped import shipped
 from benchmarks.record import write
 

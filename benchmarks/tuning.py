@@ -48,9 +48,9 @@ CASES = tuple(
 def job_of(case: Case) -> Any:
     """The case as tuning takes it."""
     import attnc
-    from attnc.ops.draw import Shape
     from attnc.ops.shipped import shipped
-    from attnc.ops.tune import Job
+    from attnc.ops.tuning.tune import Job
+    from attnc.ops.verification.draw import Shape
 
     batch, tokens, heads, qk, v = case.shape
     shape = Shape(batch, tokens, tokens, heads, heads, qk, v)
@@ -61,7 +61,7 @@ def search(case: Case, *, exhaustive: bool) -> dict[str, Any]:
     """One tuning run in this process: its seconds, its answer and all its trials."""
     start = time.time()
     from attnc.autotune.tuning_store import TuningStore
-    from attnc.ops.tune import tune
+    from attnc.ops.tuning.tune import tune
 
     job = job_of(case)
     ready = time.time()
@@ -87,8 +87,8 @@ def final(case: Case, choices: list[list[str]]) -> list[float]:
     """Milliseconds of winners, timed in turn."""
     import torch
 
-    from attnc.codegen.choice import chosen
-    from attnc.ops.tune import race, ranked_plans
+    from attnc.codegen.planning.choice import chosen
+    from attnc.ops.tuning.tune import race, ranked_plans
 
     job = job_of(case)
     ranked = ranked_plans(job, torch.device("cuda"))

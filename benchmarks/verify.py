@@ -25,7 +25,7 @@ def one(argument: str, dtypes: list[str], *, brief: bool) -> list[dict[str, obje
     """Verify one variant in this process: a shipped name, or FILE:NAME."""
     import torch
 
-    from attnc.ops.verify import Shape, default_shapes, verify
+    from attnc.ops.verification.verify import Shape, default_shapes, verify
 
     file, _, name = argument.rpartition(":")
     variant = load(file)[name] if file else shipped()[argument]

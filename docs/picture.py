@@ -11,7 +11,7 @@ from rich.console import Console
 from attnc.cli.facts import Facts
 from attnc.cli.plan import settle
 from attnc.cli.plan_view import print_plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.ops.shipped import shipped
 
 

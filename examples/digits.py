@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, gelu, glu
 
 import attnc
 from attnc.dsl import Convolution, Param, c, i, j
-from attnc.ops.reference_convolution import convolve
+from attnc.ops.reference.convolution import convolve
 
 PIXELS, CLASSES, HELD_OUT = 64, 10, 360
 LONG = Convolution(

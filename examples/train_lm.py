@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import attnc
 from attnc.dsl.variant import Variant
-from attnc.ops.reference import attend
+from attnc.ops.reference.attend import attend
 from attnc.ops.shipped import attentions
 
 HEADS, WIDTH = 4, 256

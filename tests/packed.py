@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import torch
 
-from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op
+from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
-from attnc.ops.draw import Inputs, Shape, draw_inputs
+from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
 
 # weights that are positive almost everywhere: a sum of others comes near 0, where no digit is left
 NONNEGATIVE = (

@@ -9,7 +9,7 @@ from hypothesis import note
 from hypothesis import strategies as st
 
 from attnc.dsl.toml_file import loads
-from attnc.ops.draw import draw_inputs
+from attnc.ops.verification.draw import draw_inputs
 from tests.strategies import (
     DTYPES,
     INPUTS,

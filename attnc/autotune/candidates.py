@@ -14,7 +14,7 @@ from attnc.codegen.algebra import analyse
 from attnc.codegen.device import device_named
 from attnc.codegen.kernel_spec import KernelSpec
 from attnc.codegen.plan import PassPlan, Plan, Request
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.codegen.signature import kernel_specs
 from attnc.dsl.scales import of_dtype
 from attnc.dsl.toml_file import loads

@@ -15,8 +15,8 @@ from attnc.autotune.compiler import CompileJob, CompilePool
 from attnc.autotune.module_cache import store_module
 from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled, Verdict
-from attnc.codegen.render import render
-from attnc.codegen.sram import Release, sram_of
+from attnc.codegen.sram.peak import Release, sram_of
+from attnc.codegen.text.render import render
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from attnc.autotune.atomic_file import write_atomically
 from attnc.autotune.module_cache import cache_directory
-from attnc.codegen.choice import Bucket, Choice
+from attnc.codegen.planning.choice import Bucket, Choice
 from attnc.errors import CacheError
 
 _FORMAT = 1

@@ -9,12 +9,12 @@ from functools import cached_property
 from attnc.cli.gallery_page import DEVICE, LENGTHS, TOKENS, Page, Work
 from attnc.cli.gallery_snippet import snippet
 from attnc.codegen.algebra import Algebra, analyse
-from attnc.codegen.decode_planner import decode_form, ring_size
 from attnc.codegen.device import DEVICES
 from attnc.codegen.features import features_of
-from attnc.codegen.formula import formula, recurrence
 from attnc.codegen.plan import Plan, Request, Workload
-from attnc.codegen.work import pass_work, visible_fraction
+from attnc.codegen.planning.decode_planner import decode_form, ring_size
+from attnc.codegen.planning.work import pass_work, visible_fraction
+from attnc.codegen.text.formula import formula, recurrence
 from attnc.dsl.sequences import over_sequences
 from attnc.errors import InputError, PlanError
 

@@ -19,15 +19,15 @@ from attnc.cli.screen import console, table
 from attnc.cli.status import OK
 from attnc.cli.targets import device_of_target
 from attnc.cli.wheel_modules import compile_general, wheel_module, wheel_requests
-from attnc.codegen.choice import choice_of
 from attnc.codegen.convolution.launch import most_tokens
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.choice import choice_of
+from attnc.codegen.planning.planner import plans
 from attnc.dsl.convolution import Convolution
 from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
-from attnc.ops.tuned import tuned_first
+from attnc.ops.tuning.tuned import tuned_first
 
 # what a convolution's forms are compared at
 _BATCH, _TOKENS, _CHANNELS = 4, 4096, 1024

@@ -13,7 +13,7 @@ from attnc.codegen.convolution.step_planner import check_decodes
 from attnc.codegen.convolution.work import taps_of
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan, Request, Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.dsl.butterfly import MOST_TOKENS
 from attnc.dsl.convolution import Convolution
 from attnc.errors import PlanError

@@ -28,13 +28,13 @@ from attnc.cli.plan_view import gap_text, print_plan, spilled_bytes
 from attnc.cli.progress import Waiting
 from attnc.cli.screen import console, table
 from attnc.cli.status import FAILED, OK
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError
 from attnc.ops.shipped import shipped
 
 if TYPE_CHECKING:
-    from attnc.ops.report import Report, Row
+    from attnc.ops.verification.report import Report, Row
 
 TARGETS = ("cuda:80", "cuda:90")
 # the plan that is drawn, of those compiled
@@ -187,7 +187,7 @@ def _compile_table(built: Sequence[Fitted]) -> Table:
 
 
 def _verify(layer: Layer) -> Report:
-    from attnc.ops.verify import Shape, verify
+    from attnc.ops.verification.verify import Shape, verify
 
     shape = Shape(1, SLICE_TOKENS, SLICE_TOKENS, *layer.sliced, *layer.dims)
     with Waiting(f"verifying {layer.variant}") as waiting:

@@ -9,8 +9,8 @@ from attnc.autotune.atomic_file import write_atomically
 from attnc.cli.facts import Facts
 from attnc.cli.find import find
 from attnc.cli.status import OK
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.render import render
 from attnc.errors import UsageError
 
 

@@ -6,8 +6,8 @@ from attnc.cli.facts import Facts
 from attnc.cli.find import find
 from attnc.cli.screen import console
 from attnc.cli.status import OK
-from attnc.codegen.explain import explain as explain_stages
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.explain import explain as explain_stages
 
 
 def explain(which: str, facts: Facts) -> int:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from attnc.cli.find import closest
 from attnc.cli.targets import device_of_target
 from attnc.codegen.algebra import analyse
-from attnc.codegen.decode_planner import ring_size
 from attnc.codegen.device import DEVICES, Device
 from attnc.codegen.dtype import OUT_DTYPES
 from attnc.codegen.kernels.decode import CACHES
 from attnc.codegen.plan import BACKENDS, Request, Workload
+from attnc.codegen.planning.decode_planner import ring_size
 from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.scales import of_dtype
 from attnc.dsl.variant import Variant

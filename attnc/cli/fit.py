@@ -11,8 +11,8 @@ from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled, CompileFailure, Verdict
 from attnc.codegen.kernel_spec import KernelSpec
 from attnc.codegen.plan import Plan, Rejected
-from attnc.codegen.render import render
 from attnc.codegen.signature import kernel_specs
+from attnc.codegen.text.render import render
 from attnc.errors import PlanError
 
 # a kernel that fails in so many tiles is not made better by another tile

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from attnc.codegen.plan import PassPlan, Plan, Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.render import render
 from attnc.dsl.toml_file import dumps
 from attnc.dsl.variant import Variant
 

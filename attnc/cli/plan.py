@@ -13,7 +13,7 @@ from attnc.cli.progress import Waiting
 from attnc.cli.screen import console, print_json
 from attnc.cli.status import OK
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 
 
 def plan(which: str, facts: Facts, *, compiled: bool, as_json: bool) -> int:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from attnc.autotune.measure import Trial
-    from attnc.ops.draw import Shape
-    from attnc.ops.tune import Job, Result
-    from attnc.ops.verify_convolution import FilterShape
+    from attnc.ops.tuning.tune import Job, Result
+    from attnc.ops.verification.convolution import FilterShape
+    from attnc.ops.verification.draw import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def tune(which: str, wanted: Wanted, *, as_json: bool) -> int:
     from rich.live import Live
 
     from attnc.ops.op import compile
-    from attnc.ops.tune import tune as run
+    from attnc.ops.tuning.tune import tune as run
 
     screen = console()
     results: list[Result] = []
@@ -98,7 +98,7 @@ def shape_of(text: str, variant: Variant) -> Shape:
     Raises:
         UsageError: not so many whole numbers, or heads that do not divide.
     """
-    from attnc.ops.draw import Shape
+    from attnc.ops.verification.draw import Shape
 
     if isinstance(variant, Convolution):
         return _filter_shape(text, variant)
@@ -118,7 +118,7 @@ def shape_of(text: str, variant: Variant) -> Shape:
 
 def _filter_shape(text: str, variant: Convolution) -> FilterShape:
     """As many taps as the mask shows of one a token, where none are given."""
-    from attnc.ops.verify_convolution import FilterShape
+    from attnc.ops.verification.convolution import FilterShape
 
     parts = text.split(",")
     if len(parts) not in {3, 4} or not all(part.strip().isdigit() for part in parts):

@@ -8,7 +8,7 @@ from attnc.cli.progress import Waiting
 from attnc.cli.screen import console, print_json
 from attnc.cli.status import FAILED, OK
 from attnc.errors import UsageError
-from attnc.ops.report import Report
+from attnc.ops.verification.report import Report
 
 
 def verify(
@@ -27,7 +27,7 @@ def verify(
     found = find(which)
     _check_device(device)
     # torch takes a second to import, and a mistake should not have to wait for it
-    from attnc.ops.verify import verify as run
+    from attnc.ops.verification.verify import verify as run
 
     reports: list[Report] = []
     for variant in found.variants:

@@ -12,12 +12,12 @@ from attnc.autotune.package import PackagedModule
 from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled, CompileFailure
 from attnc.cli.fit import Fitted
-from attnc.codegen.gradient_launch import gradient_tensors, wanted_names
 from attnc.codegen.kernel_spec import KernelSpec
-from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.render import render_launcher
 from attnc.codegen.signature import kernel_specs
+from attnc.codegen.text.gradient_launch import gradient_tensors, wanted_names
+from attnc.codegen.text.launch import used_tensors
+from attnc.codegen.text.render import render_launcher
 from attnc.dsl.convolution import Convolution
 from attnc.dsl.variant import Variant
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernel_spec import Argument, KernelSpec
-from attnc.codegen.launch import box_sides, constant
 from attnc.codegen.plan import PassPlan, Plan, item_bytes
+from attnc.codegen.text.launch import box_sides, constant
 
 # how the emitted launcher lays tiles out, as Triton spells it
 _SWIZZLED = (

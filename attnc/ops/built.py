@@ -18,9 +18,9 @@ from attnc.autotune.launcher import Driver, LaunchError
 from attnc.autotune.module_cache import load_module, store_module
 from attnc.autotune.native_build import native_launcher
 from attnc.codegen.device import Device
-from attnc.codegen.launch import box_sides, constant
 from attnc.codegen.plan import Plan
-from attnc.codegen.render import kernel_symbol, render, render_launcher
+from attnc.codegen.text.launch import box_sides, constant
+from attnc.codegen.text.render import kernel_symbol, render, render_launcher
 from attnc.errors import PlanError
 from attnc.ops.descriptors import describing, odd_layout, undescribable
 from attnc.ops.seen_calls import run_on

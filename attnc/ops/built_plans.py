@@ -12,16 +12,16 @@ from dataclasses import replace
 import torch
 
 from attnc.codegen.algebra import analyse
-from attnc.codegen.backend import choose_backend, of_phase
-from attnc.codegen.choice import Bucket, Choice, choice_of
 from attnc.codegen.device import Device
-from attnc.codegen.form_choice import choose_form
 from attnc.codegen.plan import Plan, Request, Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.backend import choose_backend, of_phase
+from attnc.codegen.planning.choice import Bucket, Choice, choice_of
+from attnc.codegen.planning.form_choice import choose_form
+from attnc.codegen.planning.planner import plans
 from attnc.ops.built import Built, Key, store_plan
 from attnc.ops.inputs import DTYPE_NAMES
 from attnc.ops.placement import launcher_on, planner_device
-from attnc.ops.tuned import generation, tuned_plan
+from attnc.ops.tuning.tuned import generation, tuned_plan
 
 # shapes whose choice is remembered an op: lengths that never repeat would fill memory
 _MOST = 1024

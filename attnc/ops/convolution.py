@@ -7,25 +7,25 @@ from dataclasses import replace
 
 import torch
 
-from attnc.codegen.choice import Bucket
 from attnc.codegen.convolution.algebra import analyse_convolution
 from attnc.codegen.device import Device, device_named
 from attnc.codegen.plan import Request, Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.choice import Bucket
+from attnc.codegen.planning.planner import plans
 from attnc.dsl.convolution import Convolution
 from attnc.errors import InputError
 from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.convolution_autograd import register
 from attnc.ops.convolution_inputs import check_filter, check_tokens, factor_sizes
-from attnc.ops.decode_plans import DecodePlans
+from attnc.ops.decode.decode_plans import DecodePlans
+from attnc.ops.decode.filter_decode import FilterDecoding
 from attnc.ops.dft_factors import dft_factors
 from attnc.ops.filter_call import filter_inputs, run_filter
-from attnc.ops.filter_decode import FilterDecoding
 from attnc.ops.inputs import DTYPE_NAMES
 from attnc.ops.options import PRECISIONS, forms_with_kernels
 from attnc.ops.placement import planner_device
-from attnc.ops.reference_convolution import convolve
-from attnc.ops.tuned import generation, tuned_plan
+from attnc.ops.reference.convolution import convolve
+from attnc.ops.tuning.tuned import generation, tuned_plan
 
 
 class ConvolutionOp(FilterDecoding):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from attnc.codegen.gradient_launch import gradient_parameters, gradient_tensors, wanted_names
-from attnc.codegen.launch import used_tensors
+from attnc.codegen.text.gradient_launch import gradient_parameters, gradient_tensors, wanted_names
+from attnc.codegen.text.launch import used_tensors
 from attnc.ops.built import launch
 from attnc.ops.built_plans import BuiltPlans
-from attnc.ops.decoding import Decoding
+from attnc.ops.decode.decoding import Decoding
 from attnc.ops.descriptors import describable
 from attnc.ops.gradients import gradient_arguments, gradient_results
 from attnc.ops.scaled import output_dtype

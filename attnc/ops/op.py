@@ -9,8 +9,8 @@ import torch
 
 from attnc.codegen.algebra import analyse
 from attnc.codegen.device import device_named
-from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import BACKENDS
+from attnc.codegen.text.launch import used_tensors
 from attnc.dsl.convolution import Convolution
 from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.dsl.scales import over_scales
@@ -20,7 +20,7 @@ from attnc.errors import AttncError, InputError
 from attnc.ops.autograd import Attention, eager
 from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.convolution import ConvolutionOp
-from attnc.ops.decode_plans import DecodePlans
+from attnc.ops.decode.decode_plans import DecodePlans
 from attnc.ops.gradients import (
     autocast,
     check_gradients,
@@ -30,10 +30,10 @@ from attnc.ops.inputs import check_qkv, check_state, check_tensors
 from attnc.ops.launched import Launched
 from attnc.ops.operators import FORWARD, register
 from attnc.ops.options import check_options, forms_with_kernels, one_length
-from attnc.ops.reference import reference
+from attnc.ops.reference.attend import reference
 from attnc.ops.scaled import check_scaled, comes_scaled, output_name, output_names
 from attnc.ops.seen_calls import SeenCalls, call_key
-from attnc.ops.tuned import generation
+from attnc.ops.tuning.tuned import generation
 
 
 class Op(Launched):

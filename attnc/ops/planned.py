@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from attnc.codegen.backend import of_phase
 from attnc.codegen.device import DEVICES, Device
-from attnc.codegen.explain import explain
 from attnc.codegen.plan import Plan, Request, Workload
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.backend import of_phase
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.explain import explain
+from attnc.codegen.text.render import render
 from attnc.dsl.scales import of_dtype
 from attnc.dsl.variant import Variant
 from attnc.ops.options import PRECISIONS

@@ -17,7 +17,7 @@ import attnc
 from attnc.autotune.atomic_file import write_atomically
 from attnc.autotune.native_build import NATIVE_FILE, PYTHON_TAG, Native, platform_tag
 from attnc.autotune.package import MANIFEST, PackagedModule, write_package
-from attnc.codegen.template import render_text
+from attnc.codegen.text.template import render_text
 from attnc.dsl.convolution import Convolution, Filter
 from attnc.dsl.variant import Variant
 from attnc.errors import UsageError

@@ -14,9 +14,9 @@ from attnc.autotune.described_launch import Box, PreparedBoxes
 from attnc.autotune.fast_kernel import DescribedKernel
 from attnc.autotune.launcher import Driver, LaunchError
 from attnc.autotune.replay import record
-from attnc.codegen.launch import box_sides
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render_launcher
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.launch import box_sides
+from attnc.codegen.text.render import render_launcher
 from attnc.ops.descriptors import describing
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped

@@ -14,9 +14,9 @@ from attnc.autotune.target import Target
 from attnc.autotune.verdict import Compiled
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
 from attnc.codegen.signature import kernel_specs
+from attnc.codegen.text.render import render
 from attnc.dsl.toml_file import loads
 from tests.conftest import ROOT
 

@@ -10,7 +10,7 @@ import torch
 
 from attnc.autotune.launcher import Driver, LaunchError, Prepared, parameters
 from attnc.autotune.module_cache import load_module
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.ops.built import fast_launcher, store_plan
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped

@@ -11,10 +11,10 @@ from importlib.resources import files
 import pytest
 
 from attnc.autotune.tuning_store import TuningStore
-from attnc.codegen.choice import chosen, kernel_key
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import BACKENDS, Plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.choice import chosen, kernel_key
+from attnc.codegen.planning.planner import plans
 from attnc.errors import PlanError
 from attnc.ops.op import compile as compile_op
 from attnc.ops.placement import planner_name

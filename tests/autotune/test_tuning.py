@@ -18,22 +18,22 @@ from attnc.autotune.measure import Bench, Trial, winner
 from attnc.autotune.module_cache import store_module
 from attnc.autotune.tuning_journal import TuningJournal
 from attnc.autotune.tuning_store import Tuned, TuningStore
-from attnc.codegen.choice import Bucket, choice_of, chosen, kernel_key
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.choice import Bucket, choice_of, chosen, kernel_key
+from attnc.codegen.planning.planner import plans
 from attnc.errors import CacheError
-from attnc.ops import tuned as tuned_module
-from attnc.ops.draw import Shape
 from attnc.ops.op import compile as compile_op
 from attnc.ops.operators import op_named
 from attnc.ops.shipped import shipped
-from attnc.ops.tune import tune
-from attnc.ops.tuning_candidates import (
+from attnc.ops.tuning import tuned as tuned_module
+from attnc.ops.tuning.candidates import (
     CandidateKernels,
     fitting,
     rounds,
     trial_of,
     with_pass,
 )
+from attnc.ops.tuning.tune import tune
+from attnc.ops.verification.draw import Shape
 
 ANSWER = Tuned(
     kernel="k" * 16, variant="flash", phase="forward", dtype="bf16", dims=(64, 64),
@@ -246,11 +246,11 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(bench, tmp_path):
 
 def test_kill_9_in_the_middle_of_a_run_loses_no_measurement(tmp_path):
     script = """
-from attnc.ops.draw import Shape
+from attnc.ops.verification.draw import Shape
 from attnc.ops.op import compile
 from attnc.ops.shipped import shipped
-from attnc.ops.tune import tune
-from attnc.ops.tuning_candidates import (
+from attnc.ops.tuning.tune import tune
+from attnc.ops.tuning.candidates import (
     CandidateKernels,
     fitting,
     rounds,
@@ -285,18 +285,18 @@ import os, sys
 import torch.distributed as dist
 from pathlib import Path
 from attnc.autotune.tuning_store import TuningStore
-from attnc.ops.draw import Shape
+from attnc.ops.verification.draw import Shape
 from attnc.ops.op import compile
 from attnc.ops.shipped import shipped
-from attnc.ops.tune import tune
-from attnc.ops.tuning_candidates import (
+from attnc.ops.tuning.tune import tune
+from attnc.ops.tuning.candidates import (
     CandidateKernels,
     fitting,
     rounds,
     trial_of,
     with_pass,
 )
-from attnc.ops.tuned import share_tuned
+from attnc.ops.tuning.tuned import share_tuned
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 os.environ["ATTNC_CACHE_DIR"] = f"{sys.argv[3]}/{rank}"

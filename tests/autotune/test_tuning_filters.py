@@ -10,18 +10,18 @@ import torch
 
 from attnc.autotune.compiler import CompilePool
 from attnc.autotune.tuning_store import Tuned, TuningStore
-from attnc.codegen.choice import Bucket, choice_of, chosen, kernel_key
 from attnc.codegen.plan import Workload
-from attnc.codegen.planner import plans
-from attnc.ops import tuned as tuned_module
-from attnc.ops import tuning_filter
+from attnc.codegen.planning.choice import Bucket, choice_of, chosen, kernel_key
+from attnc.codegen.planning.planner import plans
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference_convolution import convolution_gradients, convolve
+from attnc.ops.reference.convolution import convolution_gradients, convolve
 from attnc.ops.shipped import convolutions
-from attnc.ops.tune import tune
-from attnc.ops.tuning_candidates import CandidateKernels, rounds, trial_of, ways
-from attnc.ops.tuning_job import Job, ranked_plans, request_of
-from attnc.ops.verify_convolution import FilterShape, draw_filter
+from attnc.ops.tuning import filter as tuning_filter
+from attnc.ops.tuning import tuned as tuned_module
+from attnc.ops.tuning.candidates import CandidateKernels, rounds, trial_of, ways
+from attnc.ops.tuning.job import Job, ranked_plans, request_of
+from attnc.ops.tuning.tune import tune
+from attnc.ops.verification.convolution import FilterShape, draw_filter
 from tests.ops.convolutions import CONVOLUTIONS
 
 CPU = torch.device("cpu")

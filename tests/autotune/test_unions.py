@@ -16,9 +16,9 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from attnc.autotune.module_cache import store_module
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
 from attnc.codegen.signature import kernel_specs
+from attnc.codegen.text.render import render
 from attnc.dsl.toml_file import loads
 
 UNION = """

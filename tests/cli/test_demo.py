@@ -8,8 +8,8 @@ from attnc.cli.demo import excerpt
 from attnc.cli.demo_layers import LAYERS, SLICE_TOKENS
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.render import render
 from attnc.ops.shipped import shipped
 
 

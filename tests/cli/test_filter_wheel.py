@@ -21,9 +21,9 @@ from attnc.dsl import loads
 from attnc.errors import InputError
 from attnc.ops import packaged_filter
 from attnc.ops.packaged_filter import PackagedFilter
-from attnc.ops.reference_convolution import convolution_gradients, convolve
+from attnc.ops.reference.convolution import convolution_gradients, convolve
 from attnc.ops.shipped import convolutions
-from attnc.ops.verify_convolution import FilterShape, draw_filter
+from attnc.ops.verification.convolution import FilterShape, draw_filter
 from tests.cli.test_wheel import bare
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from attnc.cli.fit import candidate, fit_plans
 from attnc.cli.plan_json import plan_object
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Request
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.errors import CompileError, PlanError
 from attnc.ops.shipped import shipped
 

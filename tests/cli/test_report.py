@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from attnc.ops.draw import Shape
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
-from attnc.ops.tune import tune
+from attnc.ops.tuning.tune import tune
+from attnc.ops.verification.draw import Shape
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from attnc.autotune.tuning_store import TuningStore
 from attnc.cli.tune import seconds_of, shape_of
 from attnc.errors import UsageError
-from attnc.ops.draw import Shape
 from attnc.ops.shipped import convolutions, shipped
-from attnc.ops.verify_convolution import FilterShape
+from attnc.ops.verification.convolution import FilterShape
+from attnc.ops.verification.draw import Shape
 from tests.autotune.test_tuning import ANSWER, DEVICE
 from tests.ops.convolutions import CONVOLUTIONS
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from attnc.ops.report import Report, Row
+from attnc.ops.verification.report import Report, Row
 
 GOOD = Row(
     what="online form",
@@ -43,7 +43,7 @@ def reports(monkeypatch):
         asked.append(options)
         return Report(variant.name, "cpu, interpreted", 7, rows.pop(0))
 
-    monkeypatch.setattr("attnc.ops.verify.verify", verify)
+    monkeypatch.setattr("attnc.ops.verification.verify.verify", verify)
     return rows, asked
 
 

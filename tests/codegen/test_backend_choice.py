@@ -8,11 +8,11 @@ import pytest
 
 from attnc.cli.build import Order
 from attnc.codegen.algebra import analyse
-from attnc.codegen.backend import choose_backend
 from attnc.codegen.device import DEVICES
-from attnc.codegen.explain import explain_plan
 from attnc.codegen.plan import Request, Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.backend import choose_backend
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.explain import explain_plan
 from attnc.dsl.sequences import over_sequences
 from attnc.dsl.toml_file import loads
 from attnc.ops.shipped import shipped

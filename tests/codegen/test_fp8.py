@@ -8,10 +8,10 @@ import pytest
 
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
 from attnc.codegen.signature import kernel_specs
-from attnc.codegen.sram import sram_of
+from attnc.codegen.sram.peak import sram_of
+from attnc.codegen.text.render import render
 from attnc.dsl.scales import over_scales
 from attnc.errors import PlanError
 from attnc.ops.shipped import shipped

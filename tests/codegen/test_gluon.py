@@ -13,8 +13,8 @@ from attnc.codegen.gluon.pair_schedule import pair_schedule
 from attnc.codegen.gluon.schedule import schedule
 from attnc.codegen.gluon.statement import ONLINE, gluon_text
 from attnc.codegen.plan import Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.render import render
 from attnc.codegen.tile_lists import tile_lists
 from attnc.codegen.warp_groups import group_registers
 from attnc.dsl.toml_file import loads

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from attnc.codegen.choice import choice_of, chosen, kernel_key
 from attnc.codegen.device import DEVICES
-from attnc.codegen.explain import explain_plan
 from attnc.codegen.gluon.pair_schedule import pair_schedule
 from attnc.codegen.plan import Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.choice import choice_of, chosen, kernel_key
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.explain import explain_plan
+from attnc.codegen.text.render import render
 from attnc.dsl.toml_file import loads
 from attnc.ops.shipped import shipped
 from tests.conftest import ROOT

@@ -9,8 +9,8 @@ import pytest
 
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.render import render
 from attnc.dsl.toml_file import loads
 
 BT = BS = 128

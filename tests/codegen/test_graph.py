@@ -8,10 +8,10 @@ from dataclasses import replace
 import networkx as nx
 import pytest
 
-from attnc.codegen.candidate import pass_plan
 from attnc.codegen.graph import STEP, GraphBuilder, KernelGraph, Node, elements
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.render import render
+from attnc.codegen.planning.candidate import pass_plan
+from attnc.codegen.text.render import render
 from tests.codegen.emitted import all_plans, backward_plans
 
 PLANS = {label: plan for label, plan in (*all_plans(), *backward_plans()) if "_bf16" in label}

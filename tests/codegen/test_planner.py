@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from attnc.codegen.device import DEVICES, device_named
 from attnc.codegen.plan import Request
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.dsl.variant import Variant
 from attnc.errors import PlanError
 from attnc.ops.shipped import shipped

@@ -14,9 +14,9 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from attnc.codegen.long_line import broken
-from attnc.codegen.render import render
-from attnc.codegen.template import environment
+from attnc.codegen.text.long_line import broken
+from attnc.codegen.text.render import render
+from attnc.codegen.text.template import environment
 from attnc.dsl.toml_file import dumps, loads
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import convolutions, shipped
@@ -25,8 +25,8 @@ from tests.codegen.emitted import DIMS, all_plans, all_variants, backward_plans
 ROOT = Path(__file__).parent.parent.parent
 PRINT_DIGEST = """
 import hashlib
-from attnc.codegen.long_line import broken
-from attnc.codegen.render import render
+from attnc.codegen.text.long_line import broken
+from attnc.codegen.text.render import render
 from tests.codegen import emitted
 # every third variant: planning all of them twice takes minutes on a slow machine
 chosen = dict([*emitted.all_variants().items()][::3])

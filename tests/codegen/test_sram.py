@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnc.codegen.device import DEVICES
-from attnc.codegen.layout import accumulator, coalesced
-from attnc.codegen.lifetime import Span, place
 from attnc.codegen.plan import Request
-from attnc.codegen.planner import plans
-from attnc.codegen.sram import sram_of
-from attnc.codegen.swizzle import scratch_bytes
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.sram.layout import accumulator, coalesced
+from attnc.codegen.sram.lifetime import Span, place
+from attnc.codegen.sram.peak import sram_of
+from attnc.codegen.sram.swizzle import scratch_bytes
 from attnc.ops.shipped import shipped
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from attnc.dsl.toml_file import loads
-from attnc.ops.criterion import check
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import pt, reference
+from attnc.ops.reference.attend import pt, reference
+from attnc.ops.verification.criterion import check
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,19 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnc.codegen.choice import choice_of
 from attnc.codegen.plan import Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.choice import choice_of
+from attnc.codegen.planning.planner import plans
 from attnc.dsl.butterfly import FACTORS, block_of
-from attnc.ops import tuned as tuned_module
 from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.op import compile as compile_op
 from attnc.ops.placement import planner_device
-from attnc.ops.reference_convolution import convolution_gradients
+from attnc.ops.reference.convolution import convolution_gradients
 from attnc.ops.shipped import convolutions
-from attnc.ops.tune import tune
-from attnc.ops.verify import verify
-from attnc.ops.verify_convolution import FilterShape, draw_filter, op_gradients
+from attnc.ops.tuning import tuned as tuned_module
+from attnc.ops.tuning.tune import tune
+from attnc.ops.verification.convolution import FilterShape, draw_filter, op_gradients
+from attnc.ops.verification.verify import verify
 from tests.ops.convolutions import CONVOLUTIONS, LEARNED
 
 pytestmark = pytest.mark.gpu

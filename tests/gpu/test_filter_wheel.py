@@ -10,9 +10,9 @@ import zipfile
 import pytest
 import torch
 
-from attnc.ops.reference_convolution import convolution_gradients, convolve
+from attnc.ops.reference.convolution import convolution_gradients, convolve
 from attnc.ops.shipped import convolutions
-from attnc.ops.verify_convolution import FilterShape, draw_filter
+from attnc.ops.verification.convolution import FilterShape, draw_filter
 from tests.cli.test_filter_wheel import CALL, SAVE
 from tests.cli.test_wheel import BARE
 

@@ -7,15 +7,15 @@ import torch
 
 import attnc
 from attnc.autotune.module_cache import load_module
-from attnc.codegen.launch import used_tensors
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.launch import used_tensors
 from attnc.dsl import loads
 from attnc.ops.built import store_plan
-from attnc.ops.criterion import check
-from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import attend
-from attnc.ops.verify import verify
+from attnc.ops.reference.attend import attend
+from attnc.ops.verification.criterion import check
+from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
+from attnc.ops.verification.verify import verify
 
 pytestmark = pytest.mark.gpu
 E4M3 = torch.float8_e4m3fn

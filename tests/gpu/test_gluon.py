@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from attnc.autotune.module_cache import load_module
-from attnc.codegen.launch import used_tensors
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.launch import used_tensors
 from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
 from attnc.ops.built import store_plan
-from attnc.ops.criterion import check, check_lse
-from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import attend, pt
+from attnc.ops.reference.attend import attend, pt
+from attnc.ops.verification.criterion import check, check_lse
+from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
 
 pytestmark = pytest.mark.gpu
 VARIANTS = loads((Path(__file__).parent / "gluon_variants.toml").read_text(encoding="utf-8"))

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from attnc.autotune.module_cache import load_module
-from attnc.codegen.gradient_launch import gradient_tensors, wanted_names
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.gradient_launch import gradient_tensors, wanted_names
 from attnc.dsl.toml_file import loads
 from attnc.ops.built import store_plan
-from attnc.ops.criterion import check_gradient
-from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import attend
-from attnc.ops.reference_gradient import Incoming, reference_gradients
+from attnc.ops.reference.attend import attend
+from attnc.ops.reference.gradient import Incoming, reference_gradients
+from attnc.ops.verification.criterion import check_gradient
+from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
 
 pytestmark = pytest.mark.gpu
 TOML = (Path(__file__).parent / "gluon_variants.toml").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def op_of(name: str) -> Op:
 
 @cache
 def plans_of(name: str, dim: int, dtype: str) -> tuple[Plan, ...]:
-    from attnc.codegen.backend import of_phase
+    from attnc.codegen.planning.backend import of_phase
 
     request = op_of(name).request((dim, dim), dtype, None, False)
     found = plans(of_phase(request, "backward"))

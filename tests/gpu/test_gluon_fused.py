@@ -7,12 +7,12 @@ from functools import cache
 import pytest
 import torch
 
-from attnc.codegen.backend import of_phase
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
-from attnc.ops.draw import Shape
+from attnc.codegen.planning.backend import of_phase
+from attnc.codegen.planning.planner import plans
 from attnc.ops.op import compile as compile_op
-from attnc.ops.verify import verify
+from attnc.ops.verification.draw import Shape
+from attnc.ops.verification.verify import verify
 from tests.gpu.test_gluon_backward import VARIANTS, drawn, launch
 
 pytestmark = pytest.mark.gpu

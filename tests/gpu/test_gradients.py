@@ -7,11 +7,11 @@ import torch
 
 from attnc.dsl import loads
 from attnc.errors import PlanError
-from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import attentions
-from attnc.ops.verify_gradients import gradient_rows
+from attnc.ops.verification.draw import Shape, draw_inputs
+from attnc.ops.verification.gradients import gradient_rows
 
 pytestmark = pytest.mark.gpu
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from attnc.autotune.module_cache import load_module
-from attnc.ops.criterion import check
-from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import pt
+from attnc.ops.reference.attend import pt
 from attnc.ops.shipped import attentions, shipped
+from attnc.ops.verification.criterion import check
+from attnc.ops.verification.draw import Shape, draw_inputs
 
 pytestmark = pytest.mark.gpu
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from attnc.autotune.module_cache import load_module
-from attnc.codegen.launch import used_tensors
+from attnc.codegen.text.launch import used_tensors
 from attnc.dsl.toml_file import loads
 from attnc.ops.built import store_plan
-from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
+from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
 
 pytestmark = pytest.mark.gpu
 GLUON = loads((Path(__file__).parent / "gluon_variants.toml").read_text(encoding="utf-8"))

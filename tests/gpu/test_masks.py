@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from attnc.dsl import loads
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
+from attnc.ops.verification.draw import Shape
 from tests.gpu.test_gradients import hold as hold_gradients
 from tests.gpu.test_kernels import DTYPES
 from tests.gpu.test_kernels import hold as hold_output

@@ -8,12 +8,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnc.ops import tuned
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
-from attnc.ops.verify import DTYPES, verify
+from attnc.ops.tuning import tuned
+from attnc.ops.verification.draw import Shape
+from attnc.ops.verification.verify import DTYPES, verify
 from tests.packed import hold_bits, packed_inputs, starts
 
 pytestmark = pytest.mark.gpu

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from attnc.dsl import loads
-from attnc.ops.draw import Shape
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
-from attnc.ops.verify import verify
+from attnc.ops.verification.draw import Shape
+from attnc.ops.verification.verify import verify
 from tests.ops.test_terms import DECLARED
 from tests.ops.test_terms_backward import EVERY
 from tests.ops.test_terms_chunked import TEXT as BY_CHUNKS

@@ -10,12 +10,12 @@ import zipfile
 import pytest
 import torch
 
-from attnc.ops.criterion import bound_of, check
-from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import pt
-from attnc.ops.reference_gradient import Incoming, reference_gradients
+from attnc.ops.reference.attend import pt
+from attnc.ops.reference.gradient import Incoming, reference_gradients
 from attnc.ops.shipped import shipped
+from attnc.ops.verification.criterion import bound_of, check
+from attnc.ops.verification.draw import Shape, draw_inputs
 from tests.cli.test_wheel import BARE
 
 pytestmark = pytest.mark.gpu

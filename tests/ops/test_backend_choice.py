@@ -11,19 +11,21 @@ import pytest
 import torch
 
 from attnc.autotune.tuning_store import Tuned
-from attnc.codegen.choice import Bucket, choice_of, kernel_key
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Workload
+from attnc.codegen.planning.choice import Bucket, choice_of, kernel_key
 from attnc.ops import built as built_module
-from attnc.ops import built_plans, decode_plans, launched, tuned
+from attnc.ops import built_plans, launched
 from attnc.ops import op as op_module
 from attnc.ops.built import Built, launch
+from attnc.ops.decode import decode_plans
 from attnc.ops.descriptors import describing
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
-from attnc.ops.tune import Job, ranked_plans
+from attnc.ops.tuning import tuned
+from attnc.ops.tuning.tune import Job, ranked_plans
+from attnc.ops.verification.draw import Shape
 
 
 @pytest.fixture(autouse=True)

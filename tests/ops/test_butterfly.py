@@ -10,15 +10,15 @@ import torch
 
 from attnc.cli.fit import fit_plans
 from attnc.codegen.plan import Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.dsl import Convolution, Param, c, causal, i, j, loads
 from attnc.dsl.butterfly import FACTORS, block_of
 from attnc.errors import DeclarationError, InputError, PlanError
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference_convolution import convolution_gradients
-from attnc.ops.verify import verify
-from attnc.ops.verify_convolution import FilterShape, draw_filter, op_gradients
+from attnc.ops.reference.convolution import convolution_gradients
+from attnc.ops.verification.convolution import FilterShape, draw_filter, op_gradients
+from attnc.ops.verification.verify import verify
 from tests.ops.convolutions import CONVOLUTIONS, LEARNED
 
 

@@ -15,12 +15,12 @@ from hypothesis import Phase, given, settings
 from torch.autograd import gradcheck
 
 from attnc.dsl import loads
-from attnc.ops.criterion import check, check_agreement, check_gradient, check_state
-from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import attend
-from attnc.ops.reference_gradient import Incoming, reference_gradients
-from attnc.ops.verify_gradients import op_gradients
+from attnc.ops.reference.attend import attend
+from attnc.ops.reference.gradient import Incoming, reference_gradients
+from attnc.ops.verification.criterion import check, check_agreement, check_gradient, check_state
+from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
+from attnc.ops.verification.gradients import op_gradients
 from tests.ops.test_gradients import hold_exactly
 from tests.ops.test_property import SETTINGS, hold
 from tests.strategies import calls, channel_declarations

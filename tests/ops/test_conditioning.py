@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 import attnc
-from attnc.ops.conditioning import allowance
-from attnc.ops.criterion import check
 from attnc.ops.shipped import shipped
+from attnc.ops.verification.conditioning import allowance
+from attnc.ops.verification.criterion import check
 
 
 def nearly_orthogonal(dim: int = 16) -> tuple[torch.Tensor, ...]:

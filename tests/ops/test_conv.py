@@ -12,13 +12,13 @@ import torch
 
 from attnc.cli.fit import fit_plans
 from attnc.codegen.plan import Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.errors import InputError, PlanError
-from attnc.ops import verify_convolution
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.op import compile as compile_op
-from attnc.ops.verify import verify
-from attnc.ops.verify_convolution import FilterShape, draw_filter
+from attnc.ops.verification import convolution as verify_convolution
+from attnc.ops.verification.convolution import FilterShape, draw_filter
+from attnc.ops.verification.verify import verify
 from tests.ops.convolutions import CONVOLUTIONS, dense
 
 # one token, fewer and more taps than tokens, no multiple of any tile

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from attnc.ops.criterion import (
+from attnc.ops.verification.criterion import (
     Verdict,
     bound_of,
     check,

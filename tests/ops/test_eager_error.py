@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 import torch
 
-from attnc.ops.eager_error import Drawn, draws_of, telling
+from attnc.ops.verification.eager_error import Drawn, draws_of, telling
 
 # of a slope's one number: what came in, the reference's gradient, eager torch's error
 DRAWS = [("first", 0.01, 0.5), ("second", 4.0, 0.1), ("third", 2.0, 0.9), ("fourth", 9.0, 7.0)]

@@ -7,8 +7,8 @@ import torch
 
 from attnc.codegen.device import device_named
 from attnc.codegen.plan import Request
-from attnc.codegen.planner import plan
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plan
+from attnc.codegen.text.render import render
 from attnc.dsl import loads
 from attnc.ops.op import compile as compile_op
 

@@ -10,13 +10,13 @@ import torch
 
 from attnc.codegen.convolution.fft_work import error_of
 from attnc.codegen.plan import Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference_convolution import convolution_gradients
+from attnc.ops.reference.convolution import convolution_gradients
 from attnc.ops.tap_transforms import transformed
-from attnc.ops.verify_convolution import FilterShape, draw_filter
+from attnc.ops.verification.convolution import FilterShape, draw_filter
 from tests.ops.convolutions import CONVOLUTIONS, dense
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

@@ -10,10 +10,10 @@ import torch
 
 from attnc.cli.fit import fit_plans
 from attnc.codegen.plan import Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.errors import InputError, PlanError
 from attnc.ops.op import compile as compile_op
-from attnc.ops.verify_convolution import FilterShape, draw_filter
+from attnc.ops.verification.convolution import FilterShape, draw_filter
 from tests.ops.convolutions import CONVOLUTIONS, dense
 
 CAUSAL = ["gated", "past", "sparse"]

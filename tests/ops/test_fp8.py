@@ -7,14 +7,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attnc
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.dsl import loads
 from attnc.errors import AttncError, InputError
-from attnc.ops.criterion import check, check_lse
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.operators import FORWARD
-from attnc.ops.verify import verify
+from attnc.ops.verification.criterion import check, check_lse
+from attnc.ops.verification.verify import verify
 
 E4M3 = torch.float8_e4m3fn
 SOFTMAX = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from attnc.ops.draw import Shape
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import attentions, convolutions, shipped
-from attnc.ops.verify import verify
-from attnc.ops.verify_convolution import FilterShape
+from attnc.ops.verification.convolution import FilterShape
+from attnc.ops.verification.draw import Shape
+from attnc.ops.verification.verify import verify
 from tests.ops.test_verify import NAMES
 
 # test_verify holds three of them, at more shapes

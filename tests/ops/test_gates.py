@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from attnc.dsl import loads
-from attnc.ops.criterion import check
-from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import pt
+from attnc.ops.reference.attend import pt
+from attnc.ops.verification.criterion import check
+from attnc.ops.verification.draw import Shape, draw_inputs
 
 GATED = """
 [by_head]

@@ -7,10 +7,10 @@ import torch
 
 from attnc.dsl import loads
 from attnc.errors import InputError, PlanError
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from attnc.ops.verify import verify
+from attnc.ops.verification.draw import Shape
+from attnc.ops.verification.verify import verify
 from tests.ops.test_gradients import hold_exactly
 
 DECLARED = """

@@ -14,15 +14,15 @@ from attnc.autotune.gluon_interpreter.faults import GluonFault
 from attnc.autotune.gluon_interpreter.install import gluon_interpreted
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.render import render
 from attnc.dsl.toml_file import loads
 from attnc.errors import PlanError
-from attnc.ops.criterion import check, check_lse
-from attnc.ops.draw import draw_inputs
-from attnc.ops.reference import attend
+from attnc.ops.reference.attend import attend
 from attnc.ops.shipped import shipped
-from attnc.ops.verify import Shape, verify
+from attnc.ops.verification.criterion import check, check_lse
+from attnc.ops.verification.draw import draw_inputs
+from attnc.ops.verification.verify import Shape, verify
 from tests.conftest import ROOT
 
 TOML = (ROOT / "tests" / "gpu" / "gluon_variants.toml").read_text(encoding="utf-8")

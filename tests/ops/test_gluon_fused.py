@@ -10,13 +10,13 @@ import torch
 from attnc.autotune.gluon_interpreter.install import gluon_interpreted
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.render import render
 from attnc.dsl.toml_file import loads
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import attend
-from attnc.ops.tuning_candidates import rounds, trial_of, ways
-from attnc.ops.verify import Shape, verify
+from attnc.ops.reference.attend import attend
+from attnc.ops.tuning.candidates import rounds, trial_of, ways
+from attnc.ops.verification.verify import Shape, verify
 from tests.conftest import ROOT
 
 VARIANTS = loads((ROOT / "tests" / "gpu" / "gluon_variants.toml").read_text(encoding="utf-8"))

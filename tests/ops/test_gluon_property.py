@@ -12,8 +12,8 @@ from attnc.codegen.gluon.planner import refusal
 from attnc.codegen.plan import Request
 from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
-from attnc.ops.draw import Shape
-from attnc.ops.verify import verify
+from attnc.ops.verification.draw import Shape
+from attnc.ops.verification.verify import verify
 from tests.strategies import SINKS, constants, data_masks, mask_leaves, scores, toml_of
 
 # both 64 and 128 columns, whole and not; k and v share their columns

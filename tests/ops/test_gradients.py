@@ -10,16 +10,16 @@ from hypothesis import Phase, assume, given, settings
 from torch.autograd import forward_ad, gradcheck
 
 from attnc.codegen.kernels.gradient import pairs
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.dsl import loads
 from attnc.errors import InputError, PlanError
-from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.operators import op_named
-from attnc.ops.reference_gradient import Incoming, reference_gradients
+from attnc.ops.reference.gradient import Incoming, reference_gradients
 from attnc.ops.shipped import attentions, shipped
-from attnc.ops.verify_gradients import gradient_rows, op_gradients
+from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
+from attnc.ops.verification.gradients import gradient_rows, op_gradients
 from tests.ops.test_property import SETTINGS
 from tests.strategies import calls
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from attnc.dsl import loads
-from attnc.ops.draw import Shape, draw_inputs
-from attnc.ops.reference_gradient import Incoming, reference_gradients
-from attnc.ops.verify import verify
+from attnc.ops.reference.gradient import Incoming, reference_gradients
+from attnc.ops.verification.draw import Shape, draw_inputs
+from attnc.ops.verification.verify import verify
 
 # a score, and one that is the same number at j <= i and a number everywhere
 TWINS = {

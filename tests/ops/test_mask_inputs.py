@@ -9,9 +9,9 @@ import attnc
 from attnc.dsl import loads
 from attnc.dsl.toml_file import dumps
 from attnc.errors import DeclarationError, FieldError, InputError
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
+from attnc.ops.verification.draw import Shape
 from tests.ops.test_gradients import hold_exactly
 
 DECLARED = """

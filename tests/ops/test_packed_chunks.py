@@ -16,9 +16,9 @@ from attnc.codegen.device import DEVICES
 from attnc.dsl import loads
 from attnc.errors import InputError
 from attnc.ops.built_plans import BuiltPlans
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
+from attnc.ops.verification.draw import Shape
 from tests.ops.test_gradients import function_of, hold_exactly, wide
 from tests.packed import hold_bits, packed_inputs, starts
 

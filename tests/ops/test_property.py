@@ -8,12 +8,12 @@ import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 
 from attnc.codegen.plan import Plan
-from attnc.codegen.render import render
+from attnc.codegen.text.render import render
 from attnc.errors import PlanError
 from attnc.ops import built as built_module
-from attnc.ops.criterion import Verdict, check, check_lse, check_state
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import pt
+from attnc.ops.reference.attend import pt
+from attnc.ops.verification.criterion import Verdict, check, check_lse, check_state
 from tests.strategies import Call, calls
 
 SETTINGS = settings(

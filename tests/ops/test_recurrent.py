@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from attnc.codegen.plan import Request
-from attnc.codegen.planner import plans
+from attnc.codegen.planning.planner import plans
 from attnc.dsl.toml_file import loads
 from attnc.errors import PlanError
-from attnc.ops.criterion import check, check_state
-from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import attend
+from attnc.ops.reference.attend import attend
 from attnc.ops.shipped import shipped
+from attnc.ops.verification.criterion import check, check_state
+from attnc.ops.verification.draw import Shape, draw_inputs
 
 DRAWN = loads(
     """

@@ -14,9 +14,9 @@ import torch
 from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
-from attnc.ops import reference_run
-from attnc.ops.criterion import check
-from attnc.ops.reference import attend, pt, reference
+from attnc.ops.reference import run as reference_run
+from attnc.ops.reference.attend import attend, pt, reference
+from attnc.ops.verification.criterion import check
 from tests.oracle import Decay, Formula, attention, recurrence
 
 # fp64 both sides, in another order of summation: a few units in the last place of values near 1

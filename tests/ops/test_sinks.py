@@ -8,10 +8,10 @@ import torch
 from attnc.dsl import loads
 from attnc.dsl.toml_file import dumps
 from attnc.errors import DeclarationError, FieldError
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
+from attnc.ops.verification.draw import Shape
 from tests.ops.test_gradients import hold_exactly
 
 DECLARED = """

@@ -7,8 +7,8 @@ import torch
 
 from attnc.dsl import loads
 from attnc.ops.op import compile as compile_op
-from attnc.ops.verify import verify
-from attnc.ops.verify_convolution import FilterShape
+from attnc.ops.verification.convolution import FilterShape
+from attnc.ops.verification.verify import verify
 from tests.ops.convolutions import CONVOLUTIONS, dense
 
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from attnc.codegen import sum_gradient_planner
 from attnc.codegen.device import DEVICES
-from attnc.codegen.form_choice import choose_form, chunk_flops
 from attnc.codegen.plan import Plan, Workload
-from attnc.codegen.planner import plans
+from attnc.codegen.planning import sum_gradient_planner
+from attnc.codegen.planning.form_choice import choose_form, chunk_flops
+from attnc.codegen.planning.planner import plans
 from attnc.dsl import loads
-from attnc.ops.draw import Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
-from attnc.ops.verify_gradients import gradient_rows
+from attnc.ops.verification.draw import Shape, draw_inputs
+from attnc.ops.verification.gradients import gradient_rows
 from tests.ops.test_gradients import function_of, hold_exactly, wide
 from tests.ops.test_terms_chunked import TEXT
 from tests.strategies import DTYPES

@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnc.codegen.form_choice import choose_form, chunk_flops
 from attnc.codegen.plan import Workload
-from attnc.codegen.planner import plans
-from attnc.codegen.work import pair_flops
+from attnc.codegen.planning.form_choice import choose_form, chunk_flops
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.planning.work import pair_flops
 from attnc.dsl import loads
 from attnc.errors import AttncError
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
-from attnc.ops.verify import verify
+from attnc.ops.verification.draw import Shape
+from attnc.ops.verification.verify import verify
 from tests.ops.test_terms import DECLARED, by_hand
 
 # far terms of both kinds of features; near ones that are windows, and ones that are not

@@ -6,9 +6,9 @@ import torch
 from hypothesis import Phase, assume, given, settings
 
 from attnc.errors import PlanError
-from attnc.ops.criterion import check_lse
 from attnc.ops.op import compile as compile_op
-from attnc.ops.verify_gradients import gradient_rows
+from attnc.ops.verification.criterion import check_lse
+from attnc.ops.verification.gradients import gradient_rows
 from tests.ops.test_gradients import hold_exactly
 from tests.ops.test_property import SETTINGS, eager, hold
 from tests.sums import calls

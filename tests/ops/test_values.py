@@ -10,11 +10,11 @@ from attnc import Input, Param, Variant, c, causal, exp, h, t
 from attnc.dsl import loads
 from attnc.dsl.toml_file import dumps
 from attnc.errors import DeclarationError, FieldError
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference import reference
-from attnc.ops.verify import verify
+from attnc.ops.reference.attend import reference
+from attnc.ops.verification.draw import Shape
+from attnc.ops.verification.verify import verify
 from tests.ops.test_gradients import hold_exactly, wide
 
 # every kind of place a tensor is read at, in both families, where v is padded and where it is not

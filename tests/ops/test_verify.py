@@ -13,12 +13,12 @@ from rich.console import Console
 
 from attnc.dsl.variant import Variant
 from attnc.errors import PlanError
-from attnc.ops import verify_gradients
-from attnc.ops.draw import Shape
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
-from attnc.ops.verify import verify
+from attnc.ops.verification import gradients as verify_gradients
+from attnc.ops.verification.draw import Shape
+from attnc.ops.verification.verify import verify
 
 SHAPES = [Shape(1, 70, 70, 2, 1, 32, 32), Shape(1, 9, 33, 2, 1, 32, 32, strided=True)]
 NAMES = ["flash", "lightning", "linear"]
@@ -77,7 +77,7 @@ def test_one_nan_fails_and_is_named(monkeypatch):
 def test_a_kernel_of_another_mask_fails(family, dropped, dtype, monkeypatch):
     declared, compiled = (masked(family, mask) for mask in ("causal", dropped))
     monkeypatch.setattr(
-        "attnc.ops.verify.compile", lambda _, **asked: compile_op(compiled, **asked)
+        "attnc.ops.verification.verify.compile", lambda _, **asked: compile_op(compiled, **asked)
     )
     # the state belongs to the causal mask alone, so only the outputs are compared
     report = verify(declared, shapes=[Shape(1, 50, 51, 2, 1, 32, 32)], dtypes=[dtype])

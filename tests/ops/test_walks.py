@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnc.codegen.choice import choice_of, chosen, way_of
 from attnc.codegen.device import DEVICES
 from attnc.codegen.kernels.gradient.walk import WALKS
 from attnc.codegen.plan import Plan
-from attnc.codegen.planner import plans
-from attnc.codegen.render import render
+from attnc.codegen.planning.choice import choice_of, chosen, way_of
+from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.render import render
 from attnc.dsl import loads
-from attnc.ops.draw import Inputs, Shape, draw_inputs
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
-from attnc.ops.reference_gradient import Incoming, reference_gradients
+from attnc.ops.reference.gradient import Incoming, reference_gradients
 from attnc.ops.shipped import shipped
-from attnc.ops.verify_gradients import gradient_rows, op_gradients
+from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
+from attnc.ops.verification.gradients import gradient_rows, op_gradients
 
 # no decay, one a head, one a token by query and by key/value head; maps, sums and monomials
 WALKED = """

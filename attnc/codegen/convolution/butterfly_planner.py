@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attnc.codegen.candidate import refuse
 from attnc.codegen.convolution.butterfly import dgate_kernel, dvalue_kernel, forward_kernel
 from attnc.codegen.convolution.factor_sums import dinner_kernel, douter_kernel, dspectrum_kernel
 from attnc.codegen.convolution.fft_work import LAID_OUT, factors_of, tensors_moved
-from attnc.codegen.cost import estimate
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, PassPlan, Rejected, Request
+from attnc.codegen.planning.candidate import refuse
+from attnc.codegen.planning.cost import estimate
 from attnc.dsl.butterfly import factors_for
 from attnc.dsl.convolution import Convolution, Filter
 

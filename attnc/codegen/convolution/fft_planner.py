@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from attnc.codegen.candidate import refuse
 from attnc.codegen.convolution.fft import dgate_kernel, dvalue_kernel, forward_kernel
 from attnc.codegen.convolution.fft_work import factors_of, transform_work
 from attnc.codegen.convolution.spectrum import dspectrum_kernel
-from attnc.codegen.cost import estimate
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import PassPlan, Rejected, Request
+from attnc.codegen.planning.candidate import refuse
+from attnc.codegen.planning.cost import estimate
 from attnc.dsl.convolution import Convolution, Filter
 
 # N1, N2, warps: both factors feed a product, whose inner side is 16 at least, N1 / 2 too. The

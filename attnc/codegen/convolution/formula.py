@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.codegen.formula import aligned
+from attnc.codegen.text.formula import aligned
 from attnc.dsl.convolution import Convolution, Filter
 from attnc.dsl.expr import Name, Ref
 from attnc.dsl.latex import to_latex

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
-from attnc.codegen.candidate import refuse
 from attnc.codegen.convolution.algebra import (
     BUTTERFLY,
     FFT,
@@ -24,10 +23,11 @@ from attnc.codegen.convolution.taps import dtaps_kernel
 from attnc.codegen.convolution.three_pass_planner import three_passes
 from attnc.codegen.convolution.toeplitz import dgate_kernel, dvalue_kernel, forward_kernel
 from attnc.codegen.convolution.work import filter_work, taps_of
-from attnc.codegen.cost import estimate
 from attnc.codegen.derive import Derivation
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
+from attnc.codegen.planning.candidate import refuse
+from attnc.codegen.planning.cost import estimate
 from attnc.dsl.convolution import Convolution
 from attnc.errors import PlanError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from attnc.codegen.convolution.algebra import STEP_FORM, FilterAlgebra
 from attnc.codegen.convolution.step import step_kernel
 from attnc.codegen.convolution.work import taps_of
-from attnc.codegen.cost import estimate
 from attnc.codegen.plan import DTYPES, PassPlan, Plan, Request
+from attnc.codegen.planning.cost import estimate
 from attnc.dsl.convolution import Convolution
 from attnc.errors import PlanError
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attnc.codegen.candidate import refuse
 from attnc.codegen.convolution.inner_passes import (
     filter_inner_kernel,
     inner_kernel,
@@ -16,9 +15,10 @@ from attnc.codegen.convolution.outer_passes import (
     spread_kernel,
 )
 from attnc.codegen.convolution.sides import dgate_sides, dvalue_sides, forward_sides
-from attnc.codegen.cost import estimate
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, PassPlan, Rejected, Request
+from attnc.codegen.planning.candidate import refuse
+from attnc.codegen.planning.cost import estimate
 from attnc.dsl.convolution import Convolution, Filter
 
 # N1, N2, warps of the inner transforms; in 16 bits 64 x 64 points fit 4 warps without a spill. Not

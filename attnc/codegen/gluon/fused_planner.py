@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from attnc.codegen.any_order import FUSED_WAY, no_fused_way
 from attnc.codegen.gluon.gradient_cost import PairTiles, pair_step
 from attnc.codegen.gluon.kernel import described
 from attnc.codegen.gluon.planner import UNTIMED, tile_columns
@@ -17,8 +16,9 @@ from attnc.codegen.kernels.gradient.columns import columns_kernel
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.fused_rows import cast_kernel, clear_kernel
 from attnc.codegen.plan import Cost, PassPlan, Rejected, Request
-from attnc.codegen.ranked_passes import RankedPass
-from attnc.codegen.work import pass_work
+from attnc.codegen.planning.any_order import FUSED_WAY, no_fused_way
+from attnc.codegen.planning.ranked_passes import RankedPass
+from attnc.codegen.planning.work import pass_work
 
 # each group makes a part of a tile of dq, 64 rows by 64 channels: two groups have two
 _CANDIDATES = {

@@ -8,8 +8,8 @@ from math import prod
 from attnc.codegen.gluon.planner import BARRIER, aligned
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, FUSED, BufferUse, Cost, PassPlan, Request
+from attnc.codegen.planning.work import pass_work
 from attnc.codegen.warp_groups import GROUP_ROWS
-from attnc.codegen.work import pass_work
 
 # what partitions are handed: by all kernels, by argument, by partition, and by a fused pass besides
 _HANDED, _HANDED_ARGUMENT, _HANDED_PARTITION, _HANDED_FUSED = 288, 16, 4, 84

@@ -6,20 +6,20 @@ Both passes hold two tiles a consumer group and stream two others; candidates do
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.candidate import printer_for
 from attnc.codegen.derive import derive
 from attnc.codegen.gluon.fused_planner import fused_way
 from attnc.codegen.gluon.gradient_cost import PairTiles, pair_step
 from attnc.codegen.gluon.kernel import described
 from attnc.codegen.gluon.planner import tile_columns
-from attnc.codegen.gradient_planner import Made, plans_of
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
 from attnc.codegen.kernels.gradient.columns import columns_kernel
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.rows import rows_kernel
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
-from attnc.codegen.ranked_passes import RankedPass, fixed_pass, least_channels
+from attnc.codegen.planning.candidate import printer_for
+from attnc.codegen.planning.gradient_planner import Made, plans_of
+from attnc.codegen.planning.ranked_passes import RankedPass, fixed_pass, least_channels
 from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.codegen.warp_groups import GROUP_ROWS
 

@@ -13,8 +13,8 @@ from attnc.codegen.gluon.walk import tile_walk
 from attnc.codegen.graph import FINISH, SETUP, Node
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import PassPlan, Plan
-from attnc.codegen.statement import Statement, statement
-from attnc.codegen.template import render_text
+from attnc.codegen.text.statement import Statement, statement
+from attnc.codegen.text.template import render_text
 from attnc.codegen.tile_range import KeyLoop
 from attnc.codegen.warp_groups import group_registers
 

@@ -22,8 +22,8 @@ from attnc.codegen.gluon.walk import tile_walk
 from attnc.codegen.graph import FINISH, HEAD, SETUP, TAIL
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import FUSED, PassPlan, Plan
-from attnc.codegen.statement import Statement
-from attnc.codegen.template import render_text
+from attnc.codegen.text.statement import Statement
+from attnc.codegen.text.template import render_text
 from attnc.codegen.tile_range import KeyLoop
 from attnc.codegen.warp_groups import GROUP_ROWS, group_registers
 

@@ -10,7 +10,7 @@ from attnc.codegen.gluon.statement import Layouts, gluon_lines, gluon_text
 from attnc.codegen.graph import Node
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import Plan
-from attnc.codegen.statement import Statement, statement
+from attnc.codegen.text.statement import Statement, statement
 
 # what the passes over pairs leave to the copy engine
 COPIED = ("q", "k", "v", "do")

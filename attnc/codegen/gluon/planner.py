@@ -10,9 +10,9 @@ from attnc.codegen.gluon.kernel import described
 from attnc.codegen.gluon.worth import untimed
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, BufferUse, Cost, PassPlan, Plan, Rejected, Request
+from attnc.codegen.planning.work import pass_work
 from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.codegen.warp_groups import GROUP_ROWS
-from attnc.codegen.work import pass_work
 from attnc.dsl.mask import MaskForm
 
 # a product of a warp group has 64 rows and 256 columns at most, and copies swizzle 128 bytes

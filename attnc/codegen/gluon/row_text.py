@@ -10,7 +10,7 @@ import re
 from attnc.codegen.gluon.pass_statements import constants_stated, statements
 from attnc.codegen.gluon.statement import Layouts
 from attnc.codegen.plan import PassPlan, Plan
-from attnc.codegen.template import render_text
+from attnc.codegen.text.template import render_text
 
 # the passes that are printed so
 BY_ROWS = frozenset({"clear", "cast"})

@@ -42,7 +42,7 @@ from attnc.codegen.kernels.value import (
     with_tensors,
 )
 from attnc.codegen.kernels.visible import document_refs, masked_documents
-from attnc.codegen.printer import Printer
+from attnc.codegen.text.printer import Printer
 from attnc.codegen.tile_range import key_range
 from attnc.dsl.variant import Variant
 

@@ -13,7 +13,7 @@ from attnc.codegen.kernels.output import global_output_kernel, output_kernel
 from attnc.codegen.kernels.scan import scan_kernel
 from attnc.codegen.kernels.state import state_kernel
 from attnc.codegen.kernels.sum_output import sum_output_kernel
-from attnc.codegen.printer import Printer
+from attnc.codegen.text.printer import Printer
 from attnc.dsl.variant import Variant
 
 

@@ -29,7 +29,7 @@ from attnc.codegen.kernels.terms import (
     parts_of,
     term_step,
 )
-from attnc.codegen.printer import Printer
+from attnc.codegen.text.printer import Printer
 from attnc.codegen.tile_range import KeyLoop, KeyRange, Runs, key_range
 from attnc.dsl.variant import Variant
 

@@ -13,7 +13,7 @@ from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.chunk import TOKEN_AXES, gate_lines
 from attnc.codegen.kernels.decay import index_bindings
 from attnc.codegen.kernels.sequences import in_sequences
-from attnc.codegen.printer import Printer
+from attnc.codegen.text.printer import Printer
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
 

@@ -14,7 +14,7 @@ from attnc.codegen.kernels.decay import LOG2E, index_bindings
 from attnc.codegen.kernels.scales import SCORE_SCALE, UNSCALED, score_scale
 from attnc.codegen.kernels.sink import sink_node
 from attnc.codegen.kernels.visible import visible_lines
-from attnc.codegen.printer import Printer, number
+from attnc.codegen.text.printer import Printer, number
 
 
 def start_online(builder: GraphBuilder, algebra: Algebra, loaded: Loaded, printer: Printer) -> None:

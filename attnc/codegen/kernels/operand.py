@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 
 from attnc.codegen.graph import Node
-from attnc.codegen.printer import Printer
+from attnc.codegen.text.printer import Printer
 
 
 def load_tile(

@@ -20,7 +20,7 @@ from attnc.codegen.kernels.monomials import selection_nodes, tile_nodes
 from attnc.codegen.kernels.state_fold import decay_value, fold_tile, load_state
 from attnc.codegen.kernels.value import with_tensors
 from attnc.codegen.kernels.weight import horner
-from attnc.codegen.printer import number
+from attnc.codegen.text.printer import number
 
 
 def output_kernel(facts: ChunkFacts) -> Kernel:

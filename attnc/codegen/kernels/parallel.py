@@ -8,7 +8,7 @@ from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import constant_decay, index_bindings
 from attnc.codegen.kernels.visible import visible_lines
 from attnc.codegen.kernels.weight import horner
-from attnc.codegen.printer import Printer, number
+from attnc.codegen.text.printer import Printer, number
 
 
 def start_parallel(builder: GraphBuilder, algebra: Algebra) -> None:

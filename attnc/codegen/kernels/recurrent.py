@@ -19,8 +19,8 @@ from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
 from attnc.codegen.kernels.operand import join_guards
 from attnc.codegen.kernels.token_features import TokenFacts, feature_tables, token_features
 from attnc.codegen.kernels.value import setup_nodes, with_tensors
-from attnc.codegen.printer import Printer, number
 from attnc.codegen.symbolic import ref_symbol
+from attnc.codegen.text.printer import Printer, number
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
 

@@ -43,7 +43,7 @@ from attnc.codegen.kernels.value import (
     with_tensors,
 )
 from attnc.codegen.kernels.visible import bound_arguments
-from attnc.codegen.printer import number
+from attnc.codegen.text.printer import number
 from attnc.codegen.tile_range import KeyLoop, KeyRange, key_range
 from attnc.dsl.variant import Variant
 

@@ -26,8 +26,8 @@ from attnc.codegen.kernels.online import fold_weights, new_maximum, online_step
 from attnc.codegen.kernels.operand import map_features
 from attnc.codegen.kernels.visible import bound_arguments, visible_lines
 from attnc.codegen.kernels.weight import horner
-from attnc.codegen.printer import Printer, number
 from attnc.codegen.symbolic import ref_symbol
+from attnc.codegen.text.printer import Printer, number
 from attnc.codegen.tile_range import KeyRange
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared, Variant

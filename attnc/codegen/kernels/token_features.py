@@ -8,7 +8,7 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.features import Features
 from attnc.codegen.graph import SETUP, GraphBuilder, Node
 from attnc.codegen.kernels.monomials import column_text
-from attnc.codegen.printer import Printer
+from attnc.codegen.text.printer import Printer
 from attnc.dsl.variant import Variant
 
 

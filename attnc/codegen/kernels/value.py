@@ -9,7 +9,7 @@ from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.decay import index_bindings
-from attnc.codegen.printer import Printer
+from attnc.codegen.text.printer import Printer
 from attnc.dsl.variant import Declared, Variant
 
 

@@ -9,8 +9,8 @@ from attnc.codegen.algebra import Algebra
 from attnc.codegen.graph import STEP
 from attnc.codegen.index import Loaded, tensor_argument
 from attnc.codegen.kernel import TensorArgument
-from attnc.codegen.plane_text import condition
 from attnc.codegen.symbolic import ref_symbol
+from attnc.codegen.text.plane_text import condition
 from attnc.codegen.tile_range import KeyRange
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared

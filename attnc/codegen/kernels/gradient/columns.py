@@ -58,7 +58,7 @@ from attnc.codegen.kernels.value import (
     value_axes,
     with_tensors,
 )
-from attnc.codegen.printer import number
+from attnc.codegen.text.printer import number
 
 _VALUES = value_axes(Axis("o_s", "row", guard="m_s", tile="BS"), HEAD)
 GROUP = "for i_g in range(HQ // HKV):"

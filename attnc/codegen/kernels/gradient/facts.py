@@ -9,7 +9,7 @@ from attnc.codegen.derive import Derivation
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.operand import ragged_columns
 from attnc.codegen.kernels.terms import Part, parts_of
-from attnc.codegen.printer import Printer
+from attnc.codegen.text.printer import Printer
 from attnc.dsl.variant import Declared, Variant
 
 

@@ -14,7 +14,7 @@ from attnc.codegen.kernels.gradient.border import pair_constants
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.rows import make_delta
 from attnc.codegen.kernels.operand import join_guards, load_tile
-from attnc.codegen.printer import number
+from attnc.codegen.text.printer import number
 
 _SHAPE = ("BT", "BK")
 _SUM = "p_dq_sum + r_t[:, None] * HQ * K + o_k[None, :]"

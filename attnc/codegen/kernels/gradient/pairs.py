@@ -21,8 +21,8 @@ from attnc.codegen.kernels.gradient.side import Side
 from attnc.codegen.kernels.terms import Part, weight_lines
 from attnc.codegen.kernels.visible import document_lines
 from attnc.codegen.kernels.weight import horner
-from attnc.codegen.plane_text import condition
-from attnc.codegen.printer import Printer, number
+from attnc.codegen.text.plane_text import condition
+from attnc.codegen.text.printer import Printer, number
 
 
 def pair_setup(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> Loaded:

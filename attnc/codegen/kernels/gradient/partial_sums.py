@@ -20,7 +20,7 @@ from attnc.codegen.kernels.gradient.channel_tiles import (
 )
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.side import ROWS, Side
-from attnc.codegen.printer import number
+from attnc.codegen.text.printer import number
 
 
 @dataclass(frozen=True, slots=True)

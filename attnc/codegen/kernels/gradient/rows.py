@@ -54,7 +54,7 @@ from attnc.codegen.kernels.value import (
     with_tensors,
 )
 from attnc.codegen.kernels.visible import document_refs, masked_documents
-from attnc.codegen.printer import number
+from attnc.codegen.text.printer import number
 
 
 def rows_kernel(facts: GradientFacts) -> Kernel:

@@ -13,7 +13,7 @@ from attnc.codegen.kernels.decay import index_bindings
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.pairs import shared_lines
 from attnc.codegen.kernels.gradient.partial_sums import partial_sum
-from attnc.codegen.printer import number
+from attnc.codegen.text.printer import number
 
 
 def value_accumulator(facts: GradientFacts) -> str:

@@ -1,0 +1,1 @@
+"""The shared memory that Triton's compiler will take for a graph, predicted by its own rules."""

@@ -1,0 +1,1 @@
+"""Plan -> text: modules, kernels' statements, launchers, formulas; templates print from here."""
