@@ -63,6 +63,14 @@ def test_without_a_gpu_it_says_so_and_what_else_there_is(attnc):
     assert "--device cpu times the interpreter" in done.err
 
 
+def test_gluon_is_not_tuned_on_a_cpu(attnc):
+    done = attnc("tune", "flash", "--shape", "1,256,1,64,64", "--device", "cpu",
+                 "--backend", "gluon", "--forward")  # fmt: skip
+    assert done.status == 2
+    assert "gluon's kernels are timed on an sm_90 GPU alone, and the device is cpu" in done.err
+    assert "attnc verify NAME --backend gluon runs them here, untimed" in done.err
+
+
 def test_a_variant_alone_is_not_enough(attnc):
     done = attnc("tune", "flash")
     assert done.status == 64

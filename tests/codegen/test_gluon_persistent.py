@@ -9,7 +9,7 @@ import pytest
 
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Plan, Request
-from attnc.codegen.planning.planner import plans
+from attnc.codegen.planning.planner import plans, predicted_us
 from attnc.codegen.text.render import render
 from attnc.dsl.toml_file import loads
 from tests.conftest import ROOT
@@ -91,6 +91,18 @@ def test_persistent_programs_come_first_as_a_card_ranked_them():
     untimed = "ranked behind: no card has timed such kernels; attnc tune does"
     for step in behind:
         assert reasons[step] == (untimed if "ORDERED" in step else slower)
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_every_candidate_has_a_prediction_that_tuning_can_show(dim, phase):
+    request = Request(
+        VARIANTS["causal"], DEVICES["h100"], (dim, dim), backend="gluon", phase=phase,
+        deterministic=False,
+    )  # fmt: skip
+    found = plans(request)
+    assert len({plan.passes[0].num_stages for plan in found}) > 1
+    assert all(predicted_us(plan, request) > 0 for plan in found)
 
 
 @pytest.mark.parametrize("name", ["bounded", "anchored", "packed"])

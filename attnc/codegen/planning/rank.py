@@ -184,7 +184,8 @@ def _total(step: PassPlan, device: Device, programs: float, steps: float, moved:
     level2 = moved / (device.tbps * 1e12 * _L2_OVER_HBM) * 1e6
     compute: float = step.cost.time_us / _mma_share(step)
     busy: float = max(compute * max(1.0, idle**0.5), level2, waiting)
-    return busy * _EXPOSED[step.num_stages] * _crowding(step, device)
+    # a fourth stage hides no more than a third
+    return busy * _EXPOSED[min(step.num_stages, 3)] * _crowding(step, device)
 
 
 def _crowding(step: PassPlan, device: Device) -> float:

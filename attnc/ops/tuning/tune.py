@@ -76,7 +76,7 @@ def tune(
     which tells nothing about a GPU.
 
     Raises:
-        InputError: a dtype or phase that there is none of.
+        InputError: a dtype or phase that there is none of, or gluon asked for on a CPU.
     """
     for kind, given, known in (("dtype", dtypes, DTYPES), ("phase", phases, PHASES)):
         for name in given:
@@ -128,6 +128,11 @@ class _Search:
         """Measure one job's candidates, and keep what wins."""
         until = time.monotonic() + self.budget_s
         ranked = ranked_plans(job, self.device)
+        if self.device.type == "cpu" and ranked[0].backend == "gluon":
+            raise InputError(
+                "gluon's kernels are timed on an sm_90 GPU alone, and the device is cpu",
+                hints=("attnc verify NAME --backend gluon runs them here, untimed",),
+            )
         model = device_model(self.device)
         name = f"{kernel_key(ranked[0])}-{shape_name(job.shape)}"
         how = "exhaustive" if self.exhaustive else "ranked"
