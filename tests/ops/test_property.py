@@ -50,6 +50,8 @@ def test_an_op_is_its_formula(call):
     assert verdict.passed, str(verdict)
 
 
+# four forms of each draw
+@pytest.mark.timeout(300)
 @SETTINGS
 @given(calls("state", causal=True, square=True, tokens=70))
 def test_every_form_of_a_state_variant_is_its_formula(call):
