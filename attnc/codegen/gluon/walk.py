@@ -101,12 +101,10 @@ class TileWalk:
     def header(self, loop: KeyLoop, *, first: bool) -> str:
         """A loop over the tiles of a run, but for the one that was opened before all loops."""
         if self.lists is not None:
-            least = "1" if self.opened else ""
             if first:
-                return f"for i_n in range({least + ', ' if least else ''}n_masked):"
-            return (
-                f"for i_n in range({'gl.maximum(n_masked, 1)' if least else 'n_masked'}, n_tiles):"
-            )
+                return f"for i_n in range({'1, ' if self.opened else ''}n_masked):"
+            after = "gl.maximum(n_masked, 1)" if self.opened else "n_masked"
+            return f"for i_n in range({after}, n_tiles):"
         start = loop.start
         if self.opened and not self.runs:
             after = self.tile if self.start == "0" else f"{self.start} + {self.tile}"

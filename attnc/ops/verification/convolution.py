@@ -139,6 +139,7 @@ class FilterChecker:
         assert isinstance(shape, FilterShape)
         dtype = _DTYPES[name]
         v, tensors = draw_filter(self.variant, shape, dtype, self.generator, self.device)
+        ref = convolve(self.variant, v, tensors)
         given: dict[str, Any] = dict(tensors)
         found: dict[str, Tensor] = {}
         for form in self.op.forms():
@@ -150,7 +151,7 @@ class FilterChecker:
                     raise
                 skipped.append(f"{form} form, {name} {shape}: {error.message}")
                 continue
-            ref, pt = self._expected(v, tensors, form)
+            pt = self._eager(v, tensors, form)
             bound = self._bound(v, tensors, form)
             yield Row.of(f"{form} form", name, shape, check(found[form], ref, pt, bound=bound))
             first = next(iter(found))
@@ -163,22 +164,22 @@ class FilterChecker:
                 if forms:
                     yield from self._gradient_rows(v, tensors, shape, name, forms)
 
-    def _expected(
-        self, v: Tensor, tensors: dict[str, Tensor], form: str
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The formula in fp64, and what eager torch gets of it the form's way."""
-        pt = convolve(
+    def _eager(self, v: Tensor, tensors: dict[str, Tensor], form: str) -> Tensor:
+        """What eager torch gets in the working dtype, the form's way."""
+        return convolve(
             self.variant, v, tensors, dtype=torch.float32, rounding=v.dtype,
             by_fft=form in _BY_TRANSFORMS,
         )  # fmt: skip
-        return convolve(self.variant, v, tensors), pt
 
     def _bound(self, v: Tensor, tensors: dict[str, Tensor], form: str) -> float:
         """The criterion's largest bound over other draws of a v that has few numbers."""
         if v.numel() >= _FEW_NUMBERS or v.dtype not in {torch.float16, torch.bfloat16}:
             return 0.0
-        others = (self._expected(self._incoming(v), tensors, form) for _ in range(_DRAWS - 1))
-        return max(bound_of(ref, pt, v.dtype) for ref, pt in others)
+        others = [self._incoming(v) for _ in range(_DRAWS - 1)]
+        return max(
+            bound_of(convolve(self.variant, x, tensors), self._eager(x, tensors, form), v.dtype)
+            for x in others
+        )
 
     def _gradient_rows(
         self, v: Tensor, tensors: dict[str, Tensor], shape: FilterShape, name: str,

@@ -11,8 +11,8 @@ from dataclasses import replace
 from attnc.codegen.graph import FINISH, SETUP, GraphBuilder
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.gradient.border import pair_constants
+from attnc.codegen.kernels.gradient.delta import make_delta
 from attnc.codegen.kernels.gradient.facts import GradientFacts
-from attnc.codegen.kernels.gradient.rows import make_delta
 from attnc.codegen.kernels.operand import join_guards, load_tile
 from attnc.codegen.text.printer import number
 

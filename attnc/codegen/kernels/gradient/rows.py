@@ -14,6 +14,7 @@ from attnc.codegen.kernels.gradient.border import (
     pair_constants,
 )
 from attnc.codegen.kernels.gradient.channel_tiles import fold_channels
+from attnc.codegen.kernels.gradient.delta import exact_delta, make_delta
 from attnc.codegen.kernels.gradient.factor_sums import (
     add_factor,
     factor_arguments,
@@ -28,7 +29,6 @@ from attnc.codegen.kernels.gradient.part_pairs import inverse_norm, part_setup
 from attnc.codegen.kernels.gradient.partial_sums import (
     add_rate,
     add_sums,
-    exact_for_keys,
     rate_arguments,
     start_rate,
     start_sums,
@@ -101,7 +101,7 @@ def rows_kernel(facts: GradientFacts) -> Kernel:
         )  # fmt: skip
     builder.walk = 0
     _store(builder, facts)
-    _exact_delta(builder, facts)
+    exact_delta(builder, facts)
     store_sums(builder, facts, ROWS)
     store_factors(builder, facts, loaded.bindings)
     store_rate(builder, facts, ROWS, read[0].bindings)
@@ -189,48 +189,6 @@ def row_statistics(builder: GraphBuilder, facts: GradientFacts, side: Side) -> N
         )  # fmt: skip
     elif facts.algebra.by_channel:
         load_row_gates(builder, region)
-
-
-def make_delta(builder: GraphBuilder, facts: GradientFacts) -> None:
-    """delta of the rows, from o, do and dlse."""
-    if not (facts.softmax or facts.summed):
-        return
-    guard = join_guards("m_t[:, None]", facts.v_mask)
-    builder.load(
-        "b_o", SETUP, ("BT", "BV"), dtype="io", tensor="o", note="[BT, BV]",
-        address="p_o + r_t[:, None] * HQ * V + o_v[None, :]", guard=guard,
-    )  # fmt: skip
-    line = "b_d = tl.sum(b_do.to(ACC) * b_o.to(ACC), 1)"
-    note = "what normalising gives back: do . o"
-    if facts.softmax:
-        builder.load("b_dl", SETUP, ("BT",), tensor="dlse", address="p_dlse + r_t", guard="m_t")
-        builder.reduce(
-            "b_d", SETUP, ("BT",), f"{line} - b_dl", reads=("b_do", "b_o", "b_dl"), note=note
-        )
-    else:
-        # of do over n as it is rounded: where one key is all a row sees, do.v - do.o is then 0
-        line = line.replace("tl.sum", "-tl.sum")
-        builder.reduce("b_d", SETUP, ("BT",), line, reads=("b_do", "b_o"), note=note)
-    if not exact_for_keys(facts):
-        _store_delta(builder, SETUP, "b_d")
-
-
-def _exact_delta(builder: GraphBuilder, facts: GradientFacts) -> None:
-    """delta without its rounding, for the `dkv` pass."""
-    if exact_for_keys(facts):
-        share = "(1.0 - b_ps) * b_d" if facts.algebra.sink is not None else "b_d"
-        line = f"b_de = b_z + {share} - b_dl"
-        note = "delta without its rounding: a row's score gradients add up to dlse"
-        reads = ("b_z", "b_d", "b_dl", "b_ps")
-        builder.map("b_de", FINISH, ("BT",), line, reads=reads, note=note)
-        _store_delta(builder, FINISH, "b_de")
-
-
-def _store_delta(builder: GraphBuilder, region: str, value: str) -> None:
-    builder.store(
-        region, ("BT",), value, name="store delta", reads=(value,), tensor="delta",
-        address="p_delta + r_t", guard="m_t",
-    )  # fmt: skip
 
 
 def _scale_outputs(builder: GraphBuilder, facts: GradientFacts) -> None:
