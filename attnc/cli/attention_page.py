@@ -63,7 +63,7 @@ class AttentionPage(Page):
     @property
     def snippet(self) -> str:
         """A call that runs on a CPU."""
-        return snippet(self.variant)
+        return snippet(self.variant, self.loaded)
 
     @property
     def workload(self) -> str:

@@ -64,7 +64,7 @@ class ConvolutionPage(Page):
     @property
     def snippet(self) -> str:
         """A call that runs on a CPU."""
-        return filter_snippet(self.variant)
+        return filter_snippet(self.variant, self.loaded)
 
     @property
     def workload(self) -> str:
@@ -119,7 +119,7 @@ class ConvolutionPage(Page):
         """The form depends on the shape, so the command names it."""
         work = self.request.workload
         shape = f"--shape {work.batch},{work.tk} --heads {work.hq}"
-        return f"<code>attnc emit {self.variant.name} {shape}</code>"
+        return f"<code>attnc emit {self.argument} {shape}</code>"
 
 
 def _work(plan: Plan) -> Work:

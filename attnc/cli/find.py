@@ -15,11 +15,15 @@ from attnc.ops.shipped import shipped
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The variants that an argument names; `whole_file` where it names a FILE and no NAME."""
+    """The variants that an argument names; `whole_file` where it names a FILE and no NAME.
+
+    `file` is the FILE, and empty of a shipped variant.
+    """
 
     argument: str
     variants: tuple[Variant, ...]
     whole_file: bool = False
+    file: str = ""
 
     @property
     def one(self) -> Variant:
@@ -49,15 +53,15 @@ def find(argument: str) -> Found:
     if argument in known:
         return Found(argument, (known[argument],))
     if Path(argument).is_file():
-        return Found(argument, tuple(load(argument).values()), whole_file=True)
+        return Found(argument, tuple(load(argument).values()), whole_file=True, file=argument)
     file, colon, name = argument.rpartition(":")
     if colon and file:
         declared = load(file)
         if name in declared:
-            return Found(argument, (declared[name],))
+            return Found(argument, (declared[name],), file=file)
         raise _unknown(f"{file} declares no variant {name!r}", name, declared, "it declares")
     if "/" in argument or argument.endswith(".toml"):
-        return Found(argument, tuple(load(argument).values()), whole_file=True)
+        return Found(argument, tuple(load(argument).values()), whole_file=True, file=argument)
     raise _unknown(f"unknown variant {argument!r}", argument, known, "the shipped ones are")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import jinja2
 from attnc.autotune.atomic_file import write_atomically
 from attnc.cli.attention_page import AttentionPage
 from attnc.cli.convolution_page import ConvolutionPage
-from attnc.cli.find import find_all
+from attnc.cli.find import find, find_all
 from attnc.cli.gallery_page import Page
 from attnc.cli.screen import console
 from attnc.cli.status import OK
@@ -28,9 +28,12 @@ _FAMILIES = ("softmax", "state", "terms", "conv")
 def gallery(which: Sequence[str], folder: Path) -> int:
     """Write the pages of the variants named, or of all shipped ones, into a folder."""
     variants = find_all(which) if which else tuple(shipped().values())
+    found = [find(argument) for argument in which]
+    # a page goes elsewhere than its file, so it names no folder
+    files = {variant.name: Path(one.file).name for one in found for variant in one.variants}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in pages(variants):
+        for name, text in pages(variants, files):
             write_atomically(folder / name, text.encode())
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
@@ -38,23 +41,23 @@ def gallery(which: Sequence[str], folder: Path) -> int:
     return OK
 
 
-def pages(variants: Sequence[Variant]) -> Iterator[tuple[str, str]]:
-    """Each file's name and text; the index last."""
+def pages(variants: Sequence[Variant], files: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Each page's name and text, the index last; `files` declare the variants not shipped."""
     for variant in variants:
-        yield f"{variant.name}.md", page_text(variant)
+        yield f"{variant.name}.md", page_text(variant, files.get(variant.name, ""))
     yield INDEX, index_text(variants)
 
 
-def page_of(variant: Variant) -> Page:
-    """What a page says of a variant."""
+def page_of(variant: Variant, file: str = "") -> Page:
+    """What a page says of a variant, which `file` declares where it is not shipped."""
     if isinstance(variant, Convolution):
-        return ConvolutionPage(variant)
-    return AttentionPage(variant)
+        return ConvolutionPage(variant, file)
+    return AttentionPage(variant, file)
 
 
-def page_text(variant: Variant) -> str:
+def page_text(variant: Variant, file: str = "") -> str:
     """The page of one variant."""
-    return _printed("gallery_page.md.jinja", page=page_of(variant))
+    return _printed("gallery_page.md.jinja", page=page_of(variant, file))
 
 
 def index_text(variants: Sequence[Variant]) -> str:

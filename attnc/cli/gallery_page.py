@@ -23,9 +23,21 @@ Work = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Page(ABC):
-    """One variant with its plans for bf16 on an H100."""
+    """One variant, which `file` declares or which ships, with its plans for bf16 on an H100."""
 
     variant: Variant
+    file: str = ""
+
+    @property
+    def argument(self) -> str:
+        """What a command line calls it."""
+        return f"{self.file}:{self.variant.name}" if self.file else self.variant.name
+
+    @property
+    def loaded(self) -> str:
+        """The expression that gives the variant in Python."""
+        source = f'load("{self.file}")' if self.file else "shipped()"
+        return f'attnc.{source}["{self.variant.name}"]'
 
     @property
     @abstractmethod
@@ -104,7 +116,7 @@ class Page(ABC):
     @property
     def printed_by(self) -> str:
         """The command that prints the source, as HTML."""
-        return f"<code>attnc emit {self.variant.name}</code> at these dims"
+        return f"<code>attnc emit {self.argument}</code> at these dims"
 
     @property
     def source(self) -> str:

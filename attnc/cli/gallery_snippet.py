@@ -10,8 +10,11 @@ from attnc.dsl.variant import Declared, Variant
 _TOKENS, _HQ, _HKV, _CHANNELS = 100, 4, 2, 8
 
 
-def snippet(variant: Variant) -> str:
-    """A script that runs where PyTorch is installed; tensors of the smallest telling shape."""
+def snippet(variant: Variant, loaded: str) -> str:
+    """A script that runs where PyTorch is installed; tensors of the smallest telling shape.
+
+    `loaded` is the expression that gives the variant.
+    """
     qk, v = (64, 64) if variant.dim is None else (variant.dim.qk, variant.dim.v)
     declared = (*variant.params, *variant.inputs)
     given = "".join(f", {tensor.name}={tensor.name}" for tensor in declared)
@@ -20,7 +23,7 @@ def snippet(variant: Variant) -> str:
         "",
         "import attnc",
         "",
-        f'op = attnc.compile(attnc.shipped()["{variant.name}"])',
+        f"op = attnc.compile({loaded})",
         f"q = torch.randn(1, {_TOKENS}, {_HQ}, {qk})  # [B, T, Hq, K]",
         f"k = torch.randn(1, {_TOKENS}, {_HKV}, {qk})  # [B, T, Hkv, K]",
         f"v = torch.randn(1, {_TOKENS}, {_HKV}, {v})  # [B, T, Hkv, V]",
@@ -33,8 +36,8 @@ def snippet(variant: Variant) -> str:
     return "\n".join(lines)
 
 
-def filter_snippet(variant: Convolution) -> str:
-    """A script that runs where PyTorch is installed; as many taps as the mask shows."""
+def filter_snippet(variant: Convolution, loaded: str) -> str:
+    """The same of a convolution; as many taps as the mask shows."""
     found = variant.filter
     factors = {ref.name for ref in (found.outer, found.inner) if ref is not None}
     declared = [t for t in (*variant.params, *variant.inputs) if t.name not in factors]
@@ -45,7 +48,7 @@ def filter_snippet(variant: Convolution) -> str:
         "",
         "import attnc",
         "",
-        f'op = attnc.compile(attnc.shipped()["{variant.name}"])',
+        f"op = attnc.compile({loaded})",
         f"v = torch.randn(1, {_TOKENS}, {_CHANNELS})  # [B, T, C]",
         *(_channel_tensor(variant, tensor) for tensor in declared),
         *([f"factors = op.init_factors({_TOKENS})  # the DFT's, by name"] if factors else []),

@@ -111,6 +111,17 @@ def test_a_convolution_of_ones_own_has_a_page_of_the_same_parts(attnc, declare, 
     assert "| [`ahead`](ahead.md) |  | conv |  |" in index
 
 
+@pytest.mark.parametrize("text, name", [(MINE, "mine"), (FILTERS, "centred")])
+def test_a_page_of_ones_own_calls_it_by_its_file(text, name, attnc, declare, tmp_path):
+    attnc("gallery", f"{declare(text)}:{name}", "-o", tmp_path / "pages")
+    page = (tmp_path / "pages" / f"{name}.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    exec(code, {})
+    assert f"attnc plan mine.toml:{name}" in page
+    (command,) = re.findall(r"<code>attnc (emit .*)</code>", page)
+    assert attnc(*command.split()).status == 0
+
+
 @pytest.mark.parametrize("name", convolutions())
 def test_the_command_under_a_convolutions_source_prints_that_source(name, attnc):
     text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
