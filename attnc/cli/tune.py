@@ -74,11 +74,18 @@ def tune(which: str, wanted: Wanted, *, as_json: bool) -> int:
 
 
 def export(device: str | None, target: Path) -> int:
-    """Write the store's answers for a device to a file."""
+    """Write the store's answers for a device to a file.
+
+    Raises:
+        UsageError: no device is named and none is here, or the file cannot be written.
+    """
     from attnc.autotune.tuning_store import TuningStore
 
     model = device or _model()
-    count = TuningStore().export_to(model, target)
+    try:
+        count = TuningStore().export_to(model, target)
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}") from None
     console().print(f"{count} tuned kernels of {model} in {target}", soft_wrap=True)
     return OK
 

@@ -136,6 +136,18 @@ def test_a_form_that_the_algebra_forbids_exits_2(attnc):
     )
 
 
+@pytest.mark.parametrize(
+    "line", ["emit flash -o", "tune --device x --export"], ids=["emit", "export"]
+)
+def test_a_folder_where_a_file_is_written_is_refused(line, attnc, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", tmp_path):
+        done = attnc(*line.split(), folder)
+        assert (done.status, done.out) == (64, "")
+        assert done.err == f"error[A500]: cannot write {folder}: Is a directory\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_budget_that_no_tile_fits_exits_2(attnc):
     done = attnc("plan", "flash", "--sram", "1000")
     assert done.status == 2

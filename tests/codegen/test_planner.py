@@ -144,6 +144,11 @@ def test_a_state_that_registers_do_not_hold_is_not_said_to_want_memory(facts):
         ),
         ("flash", "parallel", "the online form is the softmax family's own", "online"),
         ("linear", "online", "the weight is not exp(score)", "parallel, chunked, recurrent"),
+        (
+            "linear", "fft",
+            "that is a form of convolutions, whose weight is a function of i - j alone",
+            "parallel, chunked, recurrent",
+        ),
     ],
 )  # fmt: skip
 def test_a_form_that_is_not_legal_is_refused_with_the_reason(name, form, reason, legal):
