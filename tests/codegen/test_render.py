@@ -175,10 +175,12 @@ def test_a_loop_without_a_mask_has_no_mask_code():
          ["long_name = (", f"    {'a' * 45} & ({'b' * 35}) & c", ")"]),
         (f"({'a' * 60}) | ({'b' * 40} & c)",
          [f"long_name = ({'a' * 60}) | (", f"    {'b' * 40} & c", ")"]),
+        (f"({'a' * 80}) | ({'b' * 8} & c)",
+         ["long_name = (", f"    {'a' * 80}", f") | ({'b' * 8} & c)"]),
         (f"{'a' * 60} | b[c | d] | ({'e' * 40} & f)",
          ["long_name = (", f"    {'a' * 60}", "    | b[c | d]", f"    | ({'e' * 40} & f)", ")"]),
     ],
-    ids=["fits", "load", "one line", "two operands", "three operands"],
+    ids=["fits", "load", "one line", "two operands", "a long first operand", "three operands"],
 )  # fmt: skip
 def test_a_long_assignment_is_broken_as_the_formatter_breaks_it(value, lines):
     text = broken(f"def f():\n    long_name = {value}\n    return long_name\n")

@@ -44,6 +44,13 @@ def _pieces(line: str) -> Iterator[str]:
         yield f"{indent}    {operands[1][3:-1]}"
         yield f"{indent})"
         return
+    tail = f"{indent}) {operands[-1]}"
+    if len(operands) == 2 and _bracketed(operands[0]) and len(tail) <= _COLUMNS:
+        # what stands before the second is too long for that: the brackets of the first take it
+        yield f"{indent}{target}("
+        yield f"{indent}    {operands[0][1:-1]}"
+        yield tail
+        return
     yield f"{indent}{target}("
     fits = len(indent) + 4 + len(value) <= _COLUMNS
     for part in (value,) if fits else operands:
@@ -60,6 +67,11 @@ def _operands(value: str) -> list[str]:
             rest = [value[at + 1 : end] for at, end in zip(places, ends, strict=True)]
             return [value[: places[0]], *rest]
     return [value]
+
+
+def _bracketed(operand: str) -> bool:
+    """Whether one pair of brackets holds all of it."""
+    return operand.startswith("(") and len(operand) - 1 == next(_outside(operand))
 
 
 def _outside(value: str) -> Iterator[int]:
