@@ -93,7 +93,12 @@ def build(names: Sequence[str], order: Order, folder: Path, *, jobs: int) -> int
     if order.tokens and not any(isinstance(variant, Convolution) for variant in variants):
         raise UsageError(
             "--tokens is for convolutions, whose forms differ from length to length",
-            notes=(f"{', '.join(variant.name for variant in variants)} take any length",),
+            notes=(f"none here: {', '.join(variant.name for variant in variants)}",),
+        )
+    if order.dims and all(isinstance(variant, Convolution) for variant in variants):
+        raise UsageError(
+            "--dim is for head dims, and convolutions have none",
+            hints=("leave --dim out; --tokens N says which lengths to plan for",),
         )
     if order.any_platform and order.wheel is None:
         raise UsageError("--any-platform is for a wheel", hints=("add --wheel NAME",))

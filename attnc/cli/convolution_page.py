@@ -118,7 +118,7 @@ class ConvolutionPage(Page):
     def printed_by(self) -> str:
         """The form depends on the shape, so the command names it."""
         work = self.request.workload
-        shape = f"--shape {work.batch},{work.tk} --heads {work.hq}"
+        shape = f"--shape {work.batch},{work.tk},{work.hq}"
         return f"<code>attnc emit {self.argument} {shape}</code>"
 
 

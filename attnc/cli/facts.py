@@ -12,6 +12,7 @@ from attnc.codegen.dtype import OUT_DTYPES
 from attnc.codegen.kernels.decode import CACHES
 from attnc.codegen.plan import BACKENDS, Request, Workload
 from attnc.codegen.planning.decode_planner import ring_size
+from attnc.dsl.facts import MAX_DIM, MIN_DIM
 from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.scales import of_dtype
 from attnc.dsl.variant import Variant
@@ -50,7 +51,7 @@ class Facts:
             UsageError: an option that cannot be read, or a name that is not known.
             InputError: 8-bit tensors of a variant that takes none.
         """
-        heads = heads_of(variant, self.heads)
+        heads = self._heads(variant)
         return Request(
             variant=of_dtype(variant, known_dtype(self.dtype)),
             device=self._device(),
@@ -59,7 +60,7 @@ class Facts:
             form=self._form(),
             stateful=self.stateful,
             heads=heads or (1, 1),
-            workload=self._workload(heads),
+            workload=self._workload(variant, heads),
             phase=self._phase(),
             cache=self._cache(variant),
             backend=known_backend(self.backend),
@@ -67,6 +68,25 @@ class Facts:
             out=self._out(),
             deterministic=self.deterministic,
         )
+
+    def _heads(self, variant: Variant) -> tuple[int, int] | None:
+        """Head counts; a convolution's channels are its heads, and `--shape B,T,C` has them."""
+        channels = self._sizes(variant)[2:]
+        if variant.family != "conv" or not channels:
+            return heads_of(variant, self.heads)
+        if self.heads is not None:
+            raise UsageError(
+                f"--shape {self.shape} and --heads {self.heads} both count the channels",
+                hints=("leave --heads out",),
+            )
+        return channels[0], channels[0]
+
+    def _sizes(self, variant: Variant) -> list[int]:
+        """The numbers of --shape, none where it is left out."""
+        if self.shape is None:
+            return []
+        wanted = "B,T or B,T,C" if variant.family == "conv" else "B,T or B,TQ,TK"
+        return _numbers("--shape", self.shape, wanted, least=2, most=3)
 
     def _out(self) -> str:
         if self.out is None:
@@ -88,11 +108,17 @@ class Facts:
             )
         return "backward" if self.backward else "decode" if self.decode else "forward"
 
-    def _workload(self, heads: tuple[int, int] | None) -> Workload:
-        work = _workload(self.shape, heads)
+    def _workload(self, variant: Variant, heads: tuple[int, int] | None) -> Workload:
+        work = Workload()
+        if heads is not None:
+            work = replace(work, hq=heads[0], hkv=heads[1])
+        sizes = self._sizes(variant)
+        if sizes:
+            last = sizes[1] if variant.family == "conv" else sizes[-1]
+            work = replace(work, batch=sizes[0], tq=sizes[1], tk=last)
         if not self.decode:
             return work
-        if self.shape is None:
+        if not sizes:
             work = replace(work, batch=64, tk=2048)
         return replace(work, tq=1)
 
@@ -155,11 +181,26 @@ def known_backend(name: str | None) -> str | None:
 
 
 def dims_of(variant: Variant, text: str | None) -> tuple[int, int]:
-    """Head dims (K, V): the option's, the declaration's, or 64."""
+    """Head dims (K, V): the option's, the declaration's, or 64.
+
+    Raises:
+        UsageError: dims that no kernel has, or any of a convolution.
+    """
     if variant.family == "conv":
+        if text is not None:
+            raise UsageError(
+                f"--dim is for head dims, and {variant.name!r} has none: it is a convolution",
+                hints=("leave --dim out; --shape B,T,C counts its channels",),
+            )
         return 1, 1  # a channel is a head of one number
     if text is not None:
         qk, *rest = _numbers("--dim", text, "qk,v", most=2)
+        for size in (qk, *rest):
+            if not MIN_DIM <= size <= MAX_DIM:
+                raise UsageError(
+                    f"--dim {text}: head dim {size} is outside {MIN_DIM} to {MAX_DIM}",
+                    hints=("split or pad the heads",),
+                )
         return qk, (rest or [qk])[0]
     return _DEFAULT_DIMS if variant.dim is None else (variant.dim.qk, variant.dim.v)
 
@@ -180,16 +221,6 @@ def heads_of(variant: Variant, text: str | None) -> tuple[int, int] | None:
             notes=("query head h reads key/value head h // (q / kv)",),
         )
     return q, kv
-
-
-def _workload(text: str | None, heads: tuple[int, int] | None) -> Workload:
-    work = Workload()
-    if heads is not None:
-        work = replace(work, hq=heads[0], hkv=heads[1])
-    if text is None:
-        return work
-    batch, *tokens = _numbers("--shape", text, "B,T or B,TQ,TK", least=2, most=3)
-    return replace(work, batch=batch, tq=tokens[0], tk=tokens[-1])
 
 
 def _numbers(option: str, text: str, wanted: str, *, least: int = 1, most: int) -> list[int]:

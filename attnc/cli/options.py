@@ -57,7 +57,10 @@ _FACTS = (
         help="online, parallel, chunked, recurrent, toeplitz, fft, three_pass or butterfly; "
         "else chosen.",
     ),
-    click.option("--shape", metavar="B,T", help="The workload that costs are for."),
+    click.option(
+        "--shape", metavar="B,T",
+        help="The workload that costs are for; of a convolution B,T,C.",
+    ),
     stateful,
     backward,
     backend,

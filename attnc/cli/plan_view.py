@@ -28,8 +28,9 @@ def print_plan(
 ) -> None:
     """The plan; with the `ranked` it was taken from, its buffers and the other candidates too."""
     brief = ranked is None
-    dims = f"K={plan.dims[0]} V={plan.dims[1]}"
-    rest = f"{plan.form} form, {plan.backend} backend, {plan.dtype}, {dims}"
+    rest = f"{plan.form} form, {plan.backend} backend, {plan.dtype}"
+    if plan.algebra.family != "conv":
+        rest += f", K={plan.dims[0]} V={plan.dims[1]}"
     state = ", with its state" if plan.stateful else ""
     device = f" on {plan.device.name}: "
     screen.print(Text.assemble((plan.variant.name, "bold"), device, rest, state), soft_wrap=True)
@@ -78,6 +79,8 @@ def _workload_text(plan: Plan) -> str:
     work: Workload = plan.workload
     tokens = f"T={work.tq}" if work.tq == work.tk else f"TQ={work.tq} TK={work.tk}"
     heads = f"H={work.hq}" if work.hq == work.hkv else f"HQ={work.hq} HKV={work.hkv}"
+    if plan.algebra.family == "conv":
+        heads = f"C={work.hq}"
     visible = visible_fraction(plan.algebra.mask, work.tq, work.tk)
     return f"B={work.batch} {tokens} {heads}, {visible:.1%} of the pairs visible"
 

@@ -208,6 +208,7 @@ def test_dims_and_heads_come_from_the_option_then_the_declaration_then_64():
     assert dims_of(flash, None) == (64, 64)
     assert dims_of(based, None) == (16, 64)
     assert dims_of(based, "80") == (80, 80)
+    assert dims_of(shipped()["hyena"], None) == (1, 1)
     assert dims_of(based, "32,112") == (32, 112)
     assert heads_of(flash, None) is None
     assert heads_of(flash, "32,8") == (32, 8)

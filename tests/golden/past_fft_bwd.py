@@ -1,13 +1,12 @@
 """past: fft backward, emitted by attnc.
 
 variant     weight w[c, i-j], mask (i - j >= 2) & (i - j < 40), skip D[c], postgate g[b, t, c]
-dims        K=1 V=1, bf16 in, fp32 accumulators
+dims        bf16 in, fp32 accumulators
 plan        dfft: N1=32 N2=16 NH=16, 4 warps, 1 stages
 plan        dspectrum: N1=32 N2=16 NH=16, 4 warps, 1 stages
 sram        8704 of 232448 bytes (h100)
 digest      702ef0648051c12f
-regenerate  attnc emit past --dim 1,1 --dtype bf16 --device h100 --form fft --shape 4,4096
-            --heads 16,16 --backward
+regenerate  attnc emit past --dtype bf16 --device h100 --form fft --shape 4,4096,16 --backward
 """
 
 import torch

@@ -25,15 +25,17 @@ def explain(plan: Plan) -> str:
 def explain_plan(plan: Plan) -> str:
     """The decisions and their costs, the rejected candidates last."""
     work = plan.workload
+    dims, heads = f", K={plan.dims[0]} V={plan.dims[1]}", f"HQ={work.hq} HKV={work.hkv}"
+    if plan.algebra.family == "conv":
+        dims, heads = "", f"C={work.hq}"
     lines = [
         f"{plan.variant.name} {plan.phase} on {plan.device.name}: {plan.form} form, "
-        f"{plan.backend} backend, "
-        f"{plan.dtype}, K={plan.dims[0]} V={plan.dims[1]}",
+        f"{plan.backend} backend, {plan.dtype}{dims}",
         f"why this form: {plan.form_reason}",
         *([f"why this backend: {plan.backend_reason}"] if plan.backend_reason else []),
         *([f"order of sums: {plan.order_reason}"] if plan.order_reason else []),
         *(f"otherwise: {item}" for item in _otherwise(plan)),
-        f"workload: B={work.batch} TQ={work.tq} TK={work.tk} HQ={work.hq} HKV={work.hkv}, "
+        f"workload: B={work.batch} TQ={work.tq} TK={work.tk} {heads}, "
         f"{visible_fraction(plan.algebra.mask, work.tq, work.tk):.1%} of the pairs visible",
     ]
     if plan.features is not None:

@@ -13,7 +13,7 @@ def header(plan: Plan) -> tuple[str, ...]:
     budget = plan.device.sram_bytes
     lines = (
         f"variant     {variant.summary}",
-        f"dims        K={plan.dims[0]} V={plan.dims[1]}, {plan.dtype} in, {plan.acc} accumulators"
+        f"dims        {_dims(plan)}{plan.dtype} in, {plan.acc} accumulators"
         + (f", {plan.result} out" if plan.result != plan.dtype else ""),
         *(f"plan        {step}" for step in plan.passes),
         f"sram        {plan.sram_bytes} of {budget} bytes ({plan.device.name})",
@@ -23,16 +23,25 @@ def header(plan: Plan) -> tuple[str, ...]:
     return tuple(piece for line in lines for piece in _wrap(line))
 
 
+def _dims(plan: Plan) -> str:
+    """The head dims; a convolution has none."""
+    return "" if plan.algebra.family == "conv" else f"K={plan.dims[0]} V={plan.dims[1]}, "
+
+
 def _command(plan: Plan) -> str:
     """The command line that emits this text again."""
     work = plan.workload
     parts = [
-        f"attnc emit {plan.variant.name} --dim {plan.dims[0]},{plan.dims[1]}",
+        f"attnc emit {plan.variant.name}",
         f"--dtype {plan.dtype} --device {plan.device.name}",
         f"--form {plan.form}" if not plan.decode else f"--decode {_cache(plan)}".rstrip(),
         f"--shape {work.batch},{work.tk if plan.decode else work.tq}",
-        f"--heads {work.hq},{work.hkv}",
     ]
+    if plan.algebra.family == "conv":
+        parts[3] += f",{work.hq}"
+    else:
+        parts[0] += f" --dim {plan.dims[0]},{plan.dims[1]}"
+        parts.append(f"--heads {work.hq},{work.hkv}")
     if has_choice(plan):
         parts.append(f"--backend {plan.backend}")
     if plan.stateful:
