@@ -203,7 +203,8 @@ def read_mask(fields: Fields, declared: Mapping[str, Declared]) -> tuple[Expr, M
     text = limited_text(lifted(value), label) if isinstance(value, Expr) else value
     source = fields.source("mask", text)
     names = MASK_NAMES | (INDEX_NAMES - {"s", "x"})
-    mask = parse(source, Scope(names, MASK_FUNCTIONS | ELEMENTWISE, declared))
+    hidden = INDEX_NAMES - {"i", "j", "b", "h", "hkv"}
+    mask = parse(source, Scope(names, MASK_FUNCTIONS | ELEMENTWISE, declared, hidden=hidden))
     try:
         form = mask_form(mask)
     except MaskProblem as problem:

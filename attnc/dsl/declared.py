@@ -37,7 +37,10 @@ def declared_tensors(fields: Fields) -> tuple[Declared, ...]:
     for kind, value in (("param", fields.params), ("input", fields.inputs)):
         for tensor in _declarations(fields, kind, value):
             if tensor.name in found:
-                raise FieldError(f"{tensor.name!r} is declared twice in {fields.name!r}")
+                raise fields.refuse(
+                    f"{tensor.kind}s.{tensor.name}",
+                    f"{tensor.name!r} is declared twice in {fields.name!r}",
+                )
             found[tensor.name] = tensor
     filtered = (fields.weight, fields.skip, fields.pregate, fields.postgate)
     factors = (fields.outer, fields.inner)
@@ -95,7 +98,11 @@ def _from_table(fields: Fields, kind: str, name: str, facts: object) -> Declared
         )
     shape = facts.get("shape", [])
     if not isinstance(shape, list | tuple) or not all(isinstance(part, str) for part in shape):
-        raise fields.refuse(label, f"the shape of {label} is no list of letters: {shape!r}")
+        raise fields.refuse(
+            label,
+            f"the shape of {label} is no list of letters: {shape!r}",
+            hints=('write shape = ["h"], a letter an axis',),
+        )
     grad = facts.get("grad", False)
     if not isinstance(grad, bool):
         raise fields.refuse(label, f"grad of {label} is {grad!r}, not true or false")
@@ -108,7 +115,7 @@ def _check_declared(fields: Fields, tensor: Declared) -> None:
     if tensor.name in _RESERVED:
         raise fields.refuse(
             label,
-            f"{tensor.name!r} is taken: a {tensor.kind} cannot have that name",
+            f"{tensor.name!r} is taken: no {tensor.kind} can have that name",
             hints=("choose another name",),
         )
     filtered = fields.weight is not None

@@ -14,6 +14,7 @@ from attnc.dsl.variant import Scale
 from attnc.errors import shown
 
 MIN_DIM, MAX_DIM = 16, 256
+_EXAMPLE = {"dim": "{ qk = 64, v = 64 }", "heads": "{ q = 32, kv = 8 }"}
 
 
 def read_scale(fields: Fields) -> Scale:
@@ -101,7 +102,7 @@ def _pair(fields: Fields, name: str, value: object, keys: tuple[str, str]) -> tu
         raise fields.refuse(
             name,
             f"{name} of {fields.name!r} is {shown(value)}",
-            hints=(f"write {name} = {{ {keys[0]} = 64, {keys[1]} = 64 }}",),
+            hints=(f"write {name} = {_EXAMPLE[name]}",),
         )
     return whole[0], whole[1]
 

@@ -93,7 +93,8 @@ def feature_map(value: str | Expr, source: Source) -> FeatureMap:
         if word == "identity":
             return FeatureMap("polynomial", (Fraction(0), Fraction(1)))
         instead = "a feature map reads no declared tensor: multiply q and k by it before the call"
-        scope = Scope(frozenset({"s", "x"}), _EVERY_FUNCTION, {}, instead)
+        words = ("softmax", "identity")
+        scope = Scope(frozenset({"s", "x"}), _EVERY_FUNCTION, {}, instead, words)
         value = parse(source, scope)
     names = {node.id for node in walk(value) if isinstance(node, Name)}
     match value:

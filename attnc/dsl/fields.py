@@ -84,7 +84,7 @@ def check_name(fields: Fields, name: object, what: str) -> None:
     pattern = _FILTER_TENSOR if filtered else _NAME
     if not isinstance(name, str) or not pattern.match(name) or keyword.iskeyword(name):
         raise FieldError(
-            f"{name!r} is no name for a {what}",
+            f"{name!r} is no name for {'an' if what == 'input' else 'a'} {what}",
             notes=("a name is a lowercase identifier: it becomes part of the emitted source",),
             hints=("use a to z, 0 to 9 and _, a letter first",),
         )

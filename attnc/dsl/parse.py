@@ -20,7 +20,7 @@ from attnc.dsl.expr import (
     Ref,
     Span,
 )
-from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES, full_index
+from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES, OFFSET, full_index
 from attnc.dsl.limits import (
     MAX_BITS,
     MAX_EXPONENT,
@@ -124,13 +124,18 @@ class _Parser:
     def _unknown(self, node: ast.expr, name: str, axes: tuple[str, ...] = ("h",)) -> UnknownName:
         if name in FUNCTIONS:
             raise self.syntax.refuse(node, f"{name!r} is a function", f"write {name}(...)")
-        known = [*sorted(self.scope.names), *self.scope.declared, *sorted(self.scope.functions)]
+        offered = [*sorted(self.scope.names - self.scope.hidden), *self.scope.declared]
+        words = self.scope.words if self.source.text.strip() == name else ()
+        known = [*words, *offered, *sorted(self.scope.functions)]
         close = get_close_matches(name, known, 1)
         hints = (f"did you mean {close[0]!r}?",) if close else ()
-        names = ", ".join([*sorted(self.scope.names), *self.scope.declared])
-        notes = (f"names here: {names}",) if names else ()
+        notes = (f"names here: {', '.join(offered)}",) if offered else ()
+        if words:
+            notes = (*notes, f"or one word alone: {', '.join(words)}")
         if name in INDEX_NAMES:
             hints = ()  # s, x, t and the like cannot be declared
+        elif name in self.scope.words:
+            hints = (f"{name!r} stands alone, and is no part of an expression",)
         elif not close and self.scope.instead:
             hints = (self.scope.instead,)
         elif not close and name.isidentifier() and not name.startswith("__"):
@@ -253,15 +258,19 @@ class _Parser:
             raise self._unknown(node.value, name, tuple(letters) if known else ("h",))
         index = full_index(declared, tuple(letters))
         if index is None:
+            note = (
+                "indices are letters in the declared order; a leading b may be left out, "
+                "and an axis t may be read at i or j"
+            )
+            if "T" in declared.shape:
+                note = f"indices stand in the declared order; taps T are read at {OFFSET}"
             shape = ", ".join(declared.shape)
+            read = shape.replace("T", OFFSET)
             raise self.syntax.refuse(
                 node,
                 f"{ast.unparse(node)} does not fit the shape [{shape}] of {name!r}",
-                f"write {name}[{shape}]" if declared.shape else f"write {name}",
-                notes=(
-                    "indices are letters in the declared order; a leading b may be left out, "
-                    "and an axis t may be read at i or j",
-                ),
+                f"write {name}[{read}]" if declared.shape else f"write {name}",
+                notes=(note,),
             )
         return Ref(name, index, span, declared)
 

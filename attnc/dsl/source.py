@@ -44,10 +44,13 @@ class Source:
 class Scope:
     """What an expression may use: index names, functions, and the declared tensors.
 
-    `instead` says what to do where it may read no declared tensor at all.
+    `instead` says what to do where it may read no declared tensor at all. `words` may be the whole
+    text. `hidden` are names that no hint offers: they are read, for a later error to refuse.
     """
 
     names: frozenset[str]
     functions: frozenset[str]
     declared: Mapping[str, Declared]
     instead: str = ""
+    words: tuple[str, ...] = ()
+    hidden: frozenset[str] = frozenset()

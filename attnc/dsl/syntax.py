@@ -41,7 +41,7 @@ class Syntax:
         self._check_text()
         text = self.source.text.strip()
         if not text:
-            raise SyntaxRefused(f"{self.source.label} is empty")
+            raise SyntaxRefused(f"{self.source.label} is empty", where=self.source.at(None))
         if "\n" in text or "\r" in text:
             raise SyntaxRefused(
                 f"{self.source.label} is longer than one line",

@@ -37,6 +37,7 @@ FILTER_KEYS = (
     "inputs", "about", "paper",
 )  # fmt: skip
 MAX_BYTES = 1 << 18
+_NAMES = re.compile("'([^']*)'")
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Variant]:
@@ -77,6 +78,12 @@ def loads(text: str, *, file: str = "<text>") -> dict[str, Variant]:
         )
     found: dict[str, Variant] = {}
     for name, table in document.items():
+        if isinstance(table, list) and name in lines.headers:
+            raise TomlError(
+                f"{name!r} is a list of tables, and a variant is one",
+                where=lines.header_where(name),
+                hints=(f"write [{name}], with one pair of brackets",),
+            )
         if not isinstance(table, Mapping):
             raise TomlError(
                 f"{name!r} stands outside a table",
@@ -214,6 +221,8 @@ def _no_toml(text: str, file: str, error: tomllib.TOMLDecodeError) -> TomlError:
         shown = source[line - 1] if line <= len(source) else ""
         where = Where(shown[:200], min(column, 200), 1, file, line)
         message = message[: match.start()].strip()
+    # a key of tables is a tuple there
+    message = re.sub(r"\((('[^']*',? ?)+)\)", lambda key: ".".join(_NAMES.findall(key[1])), message)
     return TomlError(f"{file} is no TOML: {message}", where=where)
 
 
