@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attnc.codegen.device import DEVICES
 from attnc.codegen.plan import Request
 from attnc.dsl.scale_names import SCALED_DTYPE
-from attnc.errors import PlanError
+from attnc.errors import InputError, PlanError
 
 OUT_DTYPES = ("bf16", "fp16", "fp32")
+# fp64 is the interpreter's alone
+DTYPES = (*OUT_DTYPES, "fp64", SCALED_DTYPE)
+
+
+def check_dtype_name(name: str, known: Iterable[str] = DTYPES) -> None:
+    """Refuse what is no dtype of kernels, or of those known.
+
+    Raises:
+        InputError: a name that is not known.
+    """
+    names = tuple(known)
+    if name not in names:
+        raise InputError(
+            f"unknown dtype {name!r}",
+            notes=(f"the known ones are {', '.join(names)}",),
+            hints=("a dtype goes by its short name: torch.bfloat16 is 'bf16'",),
+        )
 
 
 def check_dtype(request: Request) -> None:

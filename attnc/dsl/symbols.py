@@ -22,6 +22,11 @@ class _Tensor(Expr):
     def __init__(
         self, name: str, *, shape: str | tuple[str, ...] | list[str] = (), grad: bool = False
     ) -> None:
+        if not isinstance(shape, str | tuple | list):
+            raise FieldError(
+                f"the shape of {name!r} is {shape!r}, not axis letters",
+                hints=('write shape="b,t,h"; a tensor that is one number has none',),
+            )
         letters = tuple(shape.replace(" ", "").split(",")) if isinstance(shape, str) else shape
         axes = tuple(letter for letter in letters if letter)
         self.declared = Declared(name, axes, grad, self.kind)

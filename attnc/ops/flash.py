@@ -33,7 +33,7 @@ def flash_attention(
     `window_size` is (left, right) in tokens, inclusive, -1 for no bound; `softcap` 0 is none.
 
     Raises:
-        InputError: shapes that do not fit, or dropout, which is not supported.
+        InputError: shapes or a window that do not fit, or dropout, which is not supported.
 
     Source: FlashAttention-2, arXiv 2307.08691.
     """
@@ -42,8 +42,15 @@ def flash_attention(
             f"dropout_p = {dropout_p}: dropout is not supported",
             hints=("apply dropout to the output",),
         )
+    sides = tuple(window_size) if isinstance(window_size, tuple | list) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise InputError(
+            f"window_size = {window_size!r} is not (left, right)",
+            notes=("both are whole numbers of tokens, inclusive, and -1 is no bound",),
+            hints=("a causal window that reaches w keys back is causal=True, window_size=(w, 0)",),
+        )
     biased = None if alibi_slopes is None else alibi_slopes.dim()
-    op = _flash(causal, softmax_scale, tuple(window_size), float(softcap), biased)
+    op = _flash(causal, softmax_scale, sides, float(softcap), biased)
     if alibi_slopes is None:
         return op(q, k, v, return_lse=return_lse)
     return op(q, k, v, return_lse=return_lse, slope=alibi_slopes)

@@ -278,7 +278,10 @@ def compile(
     if not isinstance(variant, Variant):
         raise AttncError(
             f"compile takes a Variant, not a {type(variant).__name__}",
-            hints=("attnc.load(path) returns a dict of variants by name",),
+            hints=(
+                "attnc.load(path) returns a dict of variants by name",
+                "and attnc.shipped() one of those that ship",
+            ),
         )
     if backend not in {None, *BACKENDS}:
         known = " and ".join(BACKENDS)

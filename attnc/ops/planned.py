@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnc.codegen.device import DEVICES, Device
+from attnc.codegen.dtype import check_dtype_name
 from attnc.codegen.plan import Plan, Request, Workload
 from attnc.codegen.planning.backend import of_phase
 from attnc.codegen.planning.planner import plans
@@ -81,6 +82,7 @@ class Planned:
         workload: Workload | None = None,
     ) -> Request:
         """What a plan is asked for; the declaration's dims and the op's device where not given."""
+        check_dtype_name(dtype)
         declared = self.variant.dim
         fallback = (declared.qk, declared.v) if declared is not None else (64, 64)
         return Request(

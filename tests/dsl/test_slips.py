@@ -92,6 +92,15 @@ def test_an_endless_expression_in_python_is_refused(expression):
         Variant("v", feature_map="softmax", scale=1, score=expression)
 
 
+def test_a_shape_that_is_no_letters_is_refused():
+    with pytest.raises(FieldError) as caught:
+        Param("z", shape=3)
+    assert caught.value.render() == (
+        "error[A101]: the shape of 'z' is 3, not axis letters\n"
+        '  hint: write shape="b,t,h"; a tensor that is one number has none'
+    )
+
+
 def test_two_tensors_of_one_name_are_refused():
     first, second = Param("z", shape="h"), Param("z", shape="h", grad=True)
     with pytest.raises(FieldError, match="declared twice"):

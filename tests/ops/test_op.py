@@ -326,7 +326,8 @@ def test_a_compile_of_no_variant_says_what_it_takes():
         compile_op("flash")
     assert caught.value.render() == (
         "error[A000]: compile takes a Variant, not a str\n"
-        "  hint: attnc.load(path) returns a dict of variants by name"
+        "  hint: attnc.load(path) returns a dict of variants by name\n"
+        "  hint: and attnc.shipped() one of those that ship"
     )
 
 

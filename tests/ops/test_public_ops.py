@@ -119,6 +119,17 @@ def test_dropout_is_refused_in_these_words():
     )
 
 
+@pytest.mark.parametrize("window", [3, (3,), (3.0, 0), None])
+def test_a_window_that_is_no_pair_is_refused(window):
+    with pytest.raises(InputError) as caught:
+        flash_attention(*qkv(), window_size=window)
+    assert caught.value.render() == (
+        f"error[A300]: window_size = {window!r} is not (left, right)\n"
+        "  note: both are whole numbers of tokens, inclusive, and -1 is no bound\n"
+        "  hint: a causal window that reaches w keys back is causal=True, window_size=(w, 0)"
+    )
+
+
 def taylor(s, order):
     return sum(s**n / math.factorial(n) for n in range(order + 1))
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from attnc.dsl.variant import Variant
-from attnc.errors import PlanError
+from attnc.errors import InputError, PlanError
 from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import shipped
@@ -100,6 +100,21 @@ def test_a_seed_draws_the_same_again_and_no_seed_draws_afresh():
     )
     assert first == again
     assert other.seed != first.seed
+
+
+@pytest.mark.parametrize("name", ["bfloat16", torch.bfloat16])
+def test_a_dtype_that_nobody_knows_is_refused(name):
+    for ask, known in (
+        (lambda: verify(shipped()["flash"], dtypes=[name]), "fp16, bf16, fp32, e4m3"),
+        (lambda: compile_op(shipped()["linear"]).plan(dtype=name), "bf16, fp16, fp32, fp64, e4m3"),
+    ):
+        with pytest.raises(InputError) as caught:
+            ask()
+        assert caught.value.render() == (
+            f"error[A300]: unknown dtype {name!r}\n"
+            f"  note: the known ones are {known}\n"
+            "  hint: a dtype goes by its short name: torch.bfloat16 is 'bf16'"
+        )
 
 
 def rendered(report: object) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from attnc.codegen.dtype import check_dtype_name
 from attnc.dsl.convolution import Convolution
 from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.variant import Variant
@@ -64,7 +65,13 @@ def calls_of(
     dtypes: Sequence[str] | None,
     shapes: Sequence[Shape] | None,
 ) -> list[tuple[Shape, str]]:
-    """The shapes, each with the dtype that it is verified in."""
+    """The shapes, each with the dtype that it is verified in.
+
+    Raises:
+        InputError: a dtype that no kernels are made for.
+    """
+    for name in dtypes or ():
+        check_dtype_name(name, (*DTYPES, *SCALED))
     listed = tuple(shapes) if shapes is not None else default_shapes(variant, device)
     if dtypes is None and shapes is None and device.type == "cpu":
         # the interpreter is slow: every shape in fp32, which is held tightest, 16-bit types once
