@@ -12,8 +12,10 @@ from attnc.codegen.algebra import Algebra, analyse
 from attnc.codegen.device import DEVICES
 from attnc.codegen.features import features_of
 from attnc.codegen.plan import Plan, Request, Workload
-from attnc.codegen.planning.decode_planner import decode_form, ring_size
-from attnc.codegen.planning.work import pass_work, visible_fraction
+from attnc.codegen.planning.decode_planner import decode_form, no_state
+from attnc.codegen.planning.ring import folded_ring_size, ring_size
+from attnc.codegen.planning.visibility import visible_fraction
+from attnc.codegen.planning.work import pass_work
 from attnc.codegen.text.formula import formula, recurrence
 from attnc.dsl.sequences import over_sequences
 from attnc.errors import InputError, PlanError
@@ -106,15 +108,22 @@ class AttentionPage(Page):
             return True, self.state
         size, why = ring_size(self.variant, self.algebra)
         if size is None:
-            return True, f"a KV cache, contiguous or paged; no ring: {why}"
+            beside, _ = folded_ring_size(self.variant, self.algebra)
+            if beside is None:
+                return True, f"a KV cache, contiguous or paged; no ring: {why}"
+            why = no_state(self.request, self.algebra)
+            if why:
+                return True, f"a KV cache, contiguous or paged; no state beside a ring: {why}"
+            ring = f"a ring of {beside:,} keys beside {self.state}"
+            return True, f"{ring}; or a KV cache, contiguous or paged"
         return True, f"a KV cache, contiguous or paged, or a ring of {size:,} keys"
 
     @property
     def state(self) -> str:
         """The state of one head."""
         qk, v = self.request.dims
-        count = features_of(self.algebra, qk).count
-        columns = v + (self.variant.normalize == "sum")
+        count = features_of(self.algebra.state, qk).count
+        columns = v + (self.algebra.state.normalize == "sum")
         sums = " and their sums" if columns > v else ""
         size = count * columns * 4
         return f"a state of {count} features by {v} channels{sums} a head, {size:,} B in fp32"

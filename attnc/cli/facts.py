@@ -9,9 +9,9 @@ from attnc.cli.targets import device_of_target
 from attnc.codegen.algebra import analyse
 from attnc.codegen.device import DEVICES, Device
 from attnc.codegen.dtype import OUT_DTYPES
-from attnc.codegen.kernels.decode import CACHES
+from attnc.codegen.kernels.cache_slots import CACHES
 from attnc.codegen.plan import BACKENDS, Request, Workload
-from attnc.codegen.planning.decode_planner import ring_size
+from attnc.codegen.planning.ring import folded_ring_size, ring_size
 from attnc.dsl.facts import MAX_DIM, MIN_DIM
 from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.scales import of_dtype
@@ -133,6 +133,10 @@ class Facts:
             size, why = ring_size(variant, analyse(variant))
             if size is None:
                 raise UsageError(f"{variant.name!r} has no ring", notes=(why,))
+        if self.cache == "folded":
+            size, why = folded_ring_size(variant, analyse(variant))
+            if size is None:
+                raise UsageError(f"{variant.name!r} has no state beside its cache", notes=(why,))
         return self.cache or "contiguous"
 
     def _device(self) -> Device:

@@ -29,7 +29,9 @@ deterministic = click.option(
 decode = click.option(
     "--decode", is_flag=True, help="A step of one token, --shape B,T with T in the cache."
 )
-cache = click.option("--cache", metavar="KIND", help="With --decode: contiguous, ring or paged.")
+cache = click.option(
+    "--cache", metavar="KIND", help="With --decode: contiguous, ring, paged or folded."
+)
 jobs = click.option(
     "--jobs", type=click.IntRange(min=1), metavar="N", default=2, show_default=True,
     help="Compilers at a time.",

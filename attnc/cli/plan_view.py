@@ -11,7 +11,7 @@ from rich.text import Text
 from attnc.autotune.verdict import Compiled
 from attnc.cli.fit import Fitted, candidate
 from attnc.codegen.plan import BufferUse, PassPlan, Plan, Workload
-from attnc.codegen.planning.work import visible_fraction
+from attnc.codegen.planning.visibility import visible_fraction
 
 _BAR_WIDTH = 48
 # what stands beside a bar: its name, the figures

@@ -10,11 +10,12 @@ Based (arXiv 2402.18668), whose layers alternate the two.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from attnc.dsl.digest import declared_facts, digest_of, meaning_facts
-from attnc.dsl.expr import Expr
+from attnc.dsl.expr import Expr, Logic
+from attnc.dsl.mask import CAUSAL, causal, union_of
 from attnc.dsl.proof import distance
 from attnc.dsl.text import to_text
 from attnc.dsl.variant import Variant
@@ -117,6 +118,37 @@ def folded_term(variant: Variant) -> tuple[int, int] | None:
         if term.family == "state" and (reach := distance(term.mask_form)) is not None
     ]
     return min(found)[::-1] if found else None
+
+
+def folded_alone(variant: Variant, number: int) -> Variant:
+    """Term `number` of a sum as a variant of its own, every key in the state at its own token.
+
+    Its keys are to be handed over as many tokens late as its mask reaches back; without its factor.
+    """
+    term = variant.terms[number]
+    meaning = replace(
+        term.meaning, mask_form=CAUSAL, normalize="sum", factor=None, params=(), inputs=()
+    )
+    parts = {"name": f"{variant.name}_folded", "mask": causal, "meaning": meaning}
+    return Variant.from_checked({**_facts_of(variant), **parts})
+
+
+def without_term(variant: Variant, number: int) -> Sum:
+    """A sum without one of its terms, the sink still there; one term may be all that is left."""
+    kept = tuple(term for n, term in enumerate(variant.terms) if n != number)
+    form = union_of(term.mask_form for term in kept)
+    mask = kept[0].mask
+    for term in kept[1:]:
+        mask = Logic("|", (mask, term.mask))
+    meaning = replace(variant.meaning, mask_form=form, terms=kept)
+    parts = {"name": f"{variant.name}_near", "mask": mask, "meaning": meaning}
+    near = Sum.from_checked({**_facts_of(variant), **parts})
+    assert isinstance(near, Sum)
+    return near
+
+
+def _facts_of(variant: Variant) -> dict[str, object]:
+    return {"dim": variant.dim, "heads": variant.heads, "about": "", "paper": None}
 
 
 def _term_text(term: Variant) -> str:

@@ -43,6 +43,20 @@ feature_map = "softmax"
 scale = "rsqrt(d)"
 mask = "causal & (window(200) | prefix(4))"
 
+[past_wide]
+sink = "z[h]"
+params.z = { shape = ["h"] }
+terms = [
+  { feature_map = "softmax", mask = "causal & window(299)", scale = "rsqrt(d)", factor = "1 + h" },
+  { feature_map = "taylor(2)", mask = "i - j >= 40", scale = "rsqrt(d)", factor = "exp(z[h])" },
+]
+
+[past_linear]
+terms = [
+  { feature_map = "elu(x) + 1", mask = "i - j >= 64", scale = 0.3 },
+  { feature_map = "softmax", mask = "causal & window(63)", scale = "rsqrt(d)" },
+]
+
 [gated]
 feature_map = "identity"
 scale = "rsqrt(d)"
@@ -53,13 +67,14 @@ inputs.g = { shape = ["b", "t", "h"] }
 """
 )
 VARIANTS = {**shipped(), **DRAWN}
+FOLDED = ("window_taylor", "past_wide", "past_linear")
 SOFTMAX = sorted(name for name, variant in VARIANTS.items() if variant.has_lse)
 STATES = sorted(name for name, variant in VARIANTS.items() if variant.family == "state")
 
 
 def drawn(name, dtype, tokens, batch=2, heads=(8, 2)):
     generator = torch.Generator().manual_seed(3)
-    dims = (16, 64) if name == "based" else (64, 64)
+    dims = (16, 64) if name in {"based", "window_taylor", "past_wide"} else (64, 64)
     shape = Shape(batch, tokens, tokens, *heads, *dims, strided=True)
     return draw_inputs(VARIANTS[name], shape, dtype, generator, torch.device("cuda"))
 
@@ -76,7 +91,8 @@ def held(name, dtype, tokens, prefilled, **options):
     op = compile_op(VARIANTS[name])
     x = drawn(name, DTYPES[dtype], tokens)
     state = begun(op, x, **options)
-    for tensor in (getattr(state, "keys", None), getattr(state, "values", None)):
+    cache = getattr(state, "cache", state)
+    for tensor in (getattr(cache, "keys", None), getattr(cache, "values", None)):
         if tensor is not None:
             tensor.fill_(float("nan"))
     outs, at = [], 0
@@ -105,6 +121,17 @@ def test_pages_give_the_rows_of_the_formula(name):
 
 def test_a_ring_gives_the_rows_of_the_formula():
     held("narrow", "bf16", 190, (20, 90))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_ring_beside_a_state_gives_the_rows_of_the_formula(name, dtype):
+    held(name, dtype, 190, (41, 120))
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_graph_of_one_step_beside_a_state_replayed_is_eager_steps(name):
+    replayed(name)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])

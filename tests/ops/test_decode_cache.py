@@ -318,7 +318,7 @@ def refused(name):
         "a value": lambda: compile_op(VARIANTS["weighed"]).init_state(2, 4, **sizes),
         "a window a head": lambda: compile_op(VARIANTS["by_head"]).init_state(2, 4, **sizes),
         "a term ahead": lambda: compile_op(VARIANTS["forward"]).init_state(2, 4, **sizes),
-        "a far term": lambda: compile_op(VARIANTS["hybrid"]).init_state(2, 4, **sizes),
+        "a far term": lambda: compile_op(VARIANTS["mixed"]).init_state(2, 4, **sizes),
         "a placed term": lambda: compile_op(VARIANTS["placed_sum"]).init_state(2, 4, **sizes),
         "too many": lambda: flash.prefill(*five, state),
         "full": twice,
@@ -382,12 +382,14 @@ error[A200]: 'forward' has no decode
   note: its mask shows a query keys that come after it, and a step knows none of them
   hint: and the mask with causal, or call the op on the whole sequence
 == a far term
-error[A300]: a cache of 'hybrid' needs a capacity
-  note: its mask is no window: a row sees all keys before it
+error[A300]: a cache of 'mixed' needs a capacity
+  note: its mask depends on more than the distance of query and key
+  note: no term is a polynomial in s of all keys from some distance on, i - j >= N, and no other folds into a state
   hint: pass capacity=..., the most tokens that a sequence may have
 == a placed term
 error[A300]: a cache of 'placed_sum' needs a capacity
   note: its score depends on more than the distance of query and key
+  note: no term is a polynomial in s of all keys from some distance on, i - j >= N, and no other folds into a state
   hint: pass capacity=..., the most tokens that a sequence may have
 == too many
 error[A300]: the cache is full: it holds 0 tokens of 4, and 5 more come
@@ -407,7 +409,7 @@ error[A300]: the state of 'linear' has no capacity: its size is fixed
   hint: leave capacity, page_size, pages and block_table out
 == more keys
 error[A300]: a prefill takes as many queries as keys, not 1 and 5
-"""
+"""  # noqa: E501
 EXPECTED = dict(part.rstrip("\n").split("\n", 1) for part in TEXTS.split("\n== ")[1:])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.plan import Request
-from attnc.codegen.planning.work import visible_fraction
+from attnc.codegen.planning.visibility import visible_fraction
 from attnc.dsl.mask import MaskForm
 from attnc.dsl.variant import Variant
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.graph import HEAD, SETUP, STEP, TAIL, GraphBuilder, Operand
+from attnc.codegen.graph import HEAD, SETUP, STEP, TAIL, GraphBuilder
 from attnc.codegen.index import Axis
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.attend import AXES
 from attnc.codegen.kernels.chunk import ChunkFacts
 from attnc.codegen.kernels.chunk_sequences import chunks_in_sequences
+from attnc.codegen.kernels.from_state import read_tile, start_from_state
 from attnc.codegen.kernels.key_tile import fold_values, load_keys, load_values, score_keys
 from attnc.codegen.kernels.lagging import LAGGING, lagging_values, load_lagging
 from attnc.codegen.kernels.monomials import selection_nodes, tile_nodes
@@ -29,7 +30,6 @@ from attnc.codegen.kernels.state_fold import fold_tile, load_state
 from attnc.codegen.kernels.terms import (
     Part,
     factor_nodes,
-    inverse,
     load_terms,
     loads_of,
     map_held,
@@ -43,7 +43,6 @@ from attnc.codegen.kernels.value import (
     with_tensors,
 )
 from attnc.codegen.kernels.visible import bound_arguments
-from attnc.codegen.text.printer import number
 from attnc.codegen.tile_range import KeyLoop, KeyRange, key_range
 from attnc.dsl.variant import Variant
 
@@ -85,7 +84,7 @@ def sum_output_kernel(variant: Variant, algebra: Algebra, facts: ChunkFacts) -> 
                 )
             )
         fold_tile(builder, facts, n, LAGGING, region=HEAD)
-    _start_from_state(builder, algebra, facts, folded)
+    start_from_state(builder, algebra, folded, facts.dims[0], region=HEAD)
     for part in parts:
         builder.walk = part.number
         read = loads_of(part, loaded)
@@ -151,45 +150,7 @@ def _read_state(builder: GraphBuilder, facts: ChunkFacts, folded: Part, n: int) 
     if not features.direct:
         builder.extend(tile_nodes(features, n, query, "b_p", rows="BT", weighted=True, region=HEAD))
         query = f"b_p{n}"
-    before = "b_n + " if n else ""
-    line = f"b_n = {before}tl.sum({query} * b_z{n}[None, :], 1)"
-    reads = (*(("b_n",) if n else ()), query, f"b_z{n}")
-    builder.reduce("b_n", HEAD, ("BT",), line, name=f"state sum {n}", reads=reads)
-    left = Operand(query, query, ("BT", width))
-    right = Operand(f"b_h{n}", f"b_h{n}.to(IO)", (width, "BV"))
-    builder.dot(
-        "b_o", HEAD, ("BT", "BV"), left, right, name=f"from b_h{n}", into="b_o" if n else "",
-        note=f"from the state: [BT, {width}] @ [{width}, BV]",
-    )  # fmt: skip
-
-
-def _start_from_state(
-    builder: GraphBuilder, algebra: Algebra, facts: ChunkFacts, folded: Part
-) -> None:
-    """The maximum, the sum and the accumulator, with what the state weighs as the first key."""
-    times = f" * {folded.factor}" if folded.factor else ""
-    if facts.features.direct:
-        scale = float(folded.algebra.coefficients[1]) * folded.variant.scale.value(facts.dims[0])
-        times = f" * {number(scale)}{times}"
-    # no weight is negative, but what cancels may round to less than 0
-    line = f"b_n = tl.maximum(b_n, 0.0){times}"
-    note = "what the state weighs, as one key"
-    read = folded.factor
-    builder.map("b_n", HEAD, ("BT",), line, name="weigh the state", reads=("b_n", read), note=note)
-    sunk = algebra.sink is not None
-    largest = "tl.maximum(tl.log2(b_n), b_sink)" if sunk else "tl.log2(b_n)"
-    note = "running maximum, in log2"
-    builder.map("b_m", HEAD, ("BT",), f"b_m = {largest}", reads=("b_n", "b_sink"), note=note)
-    # a row that has seen nothing subtracts 0, not -inf
-    line = 'b_ms = tl.where(b_m == float("-inf"), 0.0, b_m)'
-    builder.map("b_ms", HEAD, ("BT",), line, name="map b_ms, the state", reads=("b_m",))
-    builder.map("b_e", HEAD, ("BT",), f"b_e = {inverse('b_ms')}", reads=("b_ms",))
-    total = "b_l = b_n * b_e" + (" + tl.exp2(b_sink - b_ms)" if sunk else "")
-    summed = ("b_n", "b_e", "b_ms", "b_sink")
-    builder.map("b_l", HEAD, ("BT",), total, reads=summed, note="running sum")
-    line = f"b_o = b_o * (b_e{times})[:, None]"
-    made = ("b_o", "b_e", read)
-    builder.map("b_o", HEAD, ("BT", "BV"), line, name="scale the state", reads=made)
+    read_tile(builder, query, n, width, f"b_h{n}.to(IO)", region=HEAD)
 
 
 def _finish_rows(builder: GraphBuilder, algebra: Algebra) -> None:

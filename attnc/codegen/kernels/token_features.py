@@ -61,12 +61,14 @@ def feature_tables(builder: GraphBuilder, facts: TokenFacts) -> None:
         )  # fmt: skip
 
 
-def token_features(facts: TokenFacts, tensor: str, target: str, region: str) -> list[Node]:
-    """`target`0, `target`1, ... = the features of the token of q or k at `p_qt`, `p_kt`."""
-    pointer, stride = f"p_{tensor}t", f"stride_{tensor}_k"
+def token_features(
+    facts: TokenFacts, tensor: str, target: str, region: str, pointer: str = ""
+) -> list[Node]:
+    """`target`0, `target`1, ... = the features of the token at `pointer`, or at `p_qt`, `p_kt`."""
+    pointer, stride = pointer or f"p_{tensor}t", f"stride_{tensor}_k"
     features = facts.features
     if features.direct:
-        return _channels(facts, tensor, target, region)
+        return _channels(facts, tensor, target, region, pointer)
     weighted = tensor == "q"
     nodes = []
     for n, tile in enumerate(features.tiles):
@@ -98,13 +100,13 @@ def token_features(facts: TokenFacts, tensor: str, target: str, region: str) -> 
     return nodes
 
 
-def _channels(facts: TokenFacts, tensor: str, target: str, region: str) -> list[Node]:
+def _channels(facts: TokenFacts, tensor: str, target: str, region: str, pointer: str) -> list[Node]:
     """phi of one token's channels, zero in padding: phi(0) need not be 0."""
     shape, buffer = (str(facts.features.tiles[0].width),), f"{target}0"
     guard = facts.guard(0).replace("F", "K")
     load = Node(
-        f"load {buffer}", "load", buffer, region, shape, "acc", reads=(f"p_{tensor}t", "r_f0"),
-        tensor=tensor, address=f"p_{tensor}t + r_f0 * stride_{tensor}_k", guard=guard,
+        f"load {buffer}", "load", buffer, region, shape, "acc", reads=(pointer, "r_f0"),
+        tensor=tensor, address=f"{pointer} + r_f0 * stride_{tensor}_k", guard=guard,
     )  # fmt: skip
     phi = facts.algebra.phi
     if phi is None:

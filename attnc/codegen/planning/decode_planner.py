@@ -5,17 +5,16 @@ from __future__ import annotations
 from itertools import product
 from math import ceil
 
-import sympy
-
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.features import power_of_two
-from attnc.codegen.kernels.decode import combine_kernel, decode_kernel
+from attnc.codegen.features import Features, features_of, power_of_two
+from attnc.codegen.kernels.combine import combine_kernel
+from attnc.codegen.kernels.decode import decode_kernel
 from attnc.codegen.plan import PassPlan, Rejected, Request
-from attnc.codegen.planning.candidate import pass_plan, refuse, tile_dims
-from attnc.codegen.planning.work import visible_fraction
-from attnc.codegen.symbolic import symbol
+from attnc.codegen.planning.candidate import pass_plan, refuse, state_too_large, tile_dims
+from attnc.codegen.planning.ring import folded_ring_size
+from attnc.codegen.planning.visibility import visible_fraction, walked_terms
 from attnc.codegen.text.printer import Printer
-from attnc.dsl.variant import Declared, Variant
+from attnc.dsl.mask import union_of
 from attnc.errors import PlanError
 
 # programs a multiprocessor that are asked for, and that its SRAM should hold at once
@@ -62,6 +61,16 @@ def decode_form(request: Request, algebra: Algebra) -> tuple[str, str]:
                 notes=("its mask is bounded by a number a query head, and heads share a walk",),
                 hints=("bound the mask by a number, or by one a batch entry",),
             )
+        if request.cache == "folded":
+            why = no_state(request, algebra)
+            if why:
+                raise PlanError(
+                    f"{name!r} has no state beside its cache",
+                    notes=(why,),
+                    hints=("a cache with a capacity keeps every key",),
+                )
+            term = f"term {algebra.folded + 1}" if algebra.folded is not None else ""
+            return "online", f"a state holds {term}, one row goes over the ring of the others"
         return "online", "one row over the keys of a cache, cut into splits"
     recurrent = algebra.legal("recurrent")
     if not recurrent.legal:
@@ -71,6 +80,17 @@ def decode_form(request: Request, algebra: Algebra) -> tuple[str, str]:
             hints=("use mask = causal, or call the op on the whole sequence",),
         )
     return "recurrent", "one token folds into the state, which is all that a step reads"
+
+
+def no_state(request: Request, algebra: Algebra) -> str:
+    """Why a step has no state beside a ring, empty where it has."""
+    size, why = folded_ring_size(request.variant, algebra)
+    return why if size is None else state_too_large(request, step_features(request, algebra))
+
+
+def step_features(request: Request, algebra: Algebra) -> Features:
+    """The features of the folded term, in tiles that a program takes one after the other."""
+    return features_of(algebra.state, request.dims[0], widest=64)
 
 
 Found = list[tuple[tuple[PassPlan, ...], tuple[int, ...]]]
@@ -84,6 +104,7 @@ def decode_passes(
     kernel = decode_kernel(
         request.variant, algebra, request.dims, printer, cache=request.cache or "contiguous",
         split=splits > 1, min_columns=request.device.min_columns,
+        features=step_features(request, algebra) if request.cache == "folded" else None,
     )  # fmt: skip
     tile_k, tile_v = tile_dims(request)
     heads = max(16, power_of_two(request.workload.hq // request.workload.hkv))
@@ -108,43 +129,16 @@ def _order(request: Request, step: PassPlan, words: int) -> tuple[int, ...]:
     """Programs enough on a multiprocessor to keep its loads in flight, then the larger tiles."""
     resident = request.device.sram_bytes // max(1, step.cost.sram_bytes)
     idle = max(0, _RESIDENT - resident)
-    return (idle, abs(words - _TILE_WORDS), abs(step.num_warps - 4), -step.num_stages)
+    # tiles of a state are loaded ahead of each other: four warps have no registers for that
+    warps = 8 if request.cache == "folded" else 4
+    return (idle, abs(words - _TILE_WORDS), abs(step.num_warps - warps), -step.num_stages)
 
 
 def split_count(request: Request) -> int:
     """Into how many splits a sequence's keys are cut: a power of two, 1 where heads fill it all."""
     work = request.workload
-    keys = visible_fraction(request.variant.mask_form, 1, work.tk) * work.tk
+    mask = union_of(term.mask_form for term in walked_terms(request))
+    keys = visible_fraction(mask, 1, work.tk) * work.tk
     wanted = ceil(request.device.sms * _PROGRAMS / (work.batch * work.hkv))
     most = max(1, min(_MOST_SPLITS, int(keys) // _LEAST_KEYS))
     return 1 << (min(wanted, most).bit_length() - 1)
-
-
-def ring_size(variant: Variant, algebra: Algebra) -> tuple[int | None, str]:
-    """How many keys a ring buffer needs, the new one among them; None and why where none does.
-
-    A ring forgets positions, so the mask and the score must not depend on where the window stands.
-    """
-    sizes = []
-    for clause in algebra.mask.clauses:
-        if algebra.mask.tensors or any(plane.i != -plane.j for plane in clause):
-            return None, "its mask depends on more than the distance of query and key"
-        bounds = [plane.c // plane.j + 1 for plane in clause if plane.j > 0]
-        if not bounds:
-            return None, "its mask is no window: a row sees all keys before it"
-        sizes.append(min(bounds))
-    used = variant.used
-    if any({"i", "j", "t"} & set(t.shape) for t in _declared(variant) if t.name in used):
-        return None, "a declared tensor has a value a token, which a ring does not keep"
-    shift, at = symbol("shift"), {name: symbol(name) for name in ("i", "j")}
-    for part in algebra.terms or (algebra,):
-        if part.score is None:
-            continue  # a polynomial of s knows no position
-        moved = part.score.subs({s: s + shift for s in at.values()}, simultaneous=True)
-        if sympy.expand(moved - part.score) != 0:
-            return None, "its score depends on more than the distance of query and key"
-    return max(1, *sizes), ""
-
-
-def _declared(variant: Variant) -> tuple[Declared, ...]:
-    return (*variant.params, *variant.inputs)

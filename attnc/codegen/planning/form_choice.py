@@ -11,7 +11,8 @@ from attnc.codegen.planning.candidate import is_wide, state_too_large
 from attnc.codegen.planning.chunk_planner import chunk_features, gradient_features
 from attnc.codegen.planning.decode_planner import decode_form
 from attnc.codegen.planning.ranked_passes import whole_heads
-from attnc.codegen.planning.work import border_keys, near_keys, pair_flops
+from attnc.codegen.planning.visibility import border_keys, near_keys
+from attnc.codegen.planning.work import pair_flops
 from attnc.errors import PlanError
 
 # the chunk that products are counted for

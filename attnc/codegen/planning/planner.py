@@ -6,29 +6,21 @@ time, and whoever compiles takes the first that the compiler says fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 
 from attnc.codegen.algebra import Algebra, analyse
 from attnc.codegen.convolution.planner import convolution_plans
 from attnc.codegen.convolution.predicted import step_us
 from attnc.codegen.dtype import check_dtype
-from attnc.codegen.features import MIN_TILE
+from attnc.codegen.features import Features
 from attnc.codegen.gluon.gradient_planner import gluon_gradient_plans
 from attnc.codegen.gluon.planner import gluon_plans, gluon_steps
-from attnc.codegen.kernel import Kernel
-from attnc.codegen.kernels.attend import attend_kernel
-from attnc.codegen.kernels.block_lists import list_kernel, listed_at_once
 from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.codegen.planning.any_order import with_order_told
 from attnc.codegen.planning.backend import Backend, choose_backend, portable
 from attnc.codegen.planning.candidate import (
-    Found,
-    is_wide,
     pass_plan,
     printer_for,
-    refuse,
     tile_dims,
 )
 from attnc.codegen.planning.channel_passes import gates_pass
@@ -38,13 +30,12 @@ from attnc.codegen.planning.chunk_planner import (
     chunk_tiles,
     pass_kernels,
 )
-from attnc.codegen.planning.decode_planner import decode_passes
+from attnc.codegen.planning.decode_planner import decode_passes, step_features
 from attnc.codegen.planning.form_choice import choose_form
 from attnc.codegen.planning.gradient_planner import gradient_plans
+from attnc.codegen.planning.pair_planner import listing_pass, pair_kernel, pair_passes
 from attnc.codegen.planning.rank import rank_us, why_behind
 from attnc.codegen.planning.recurrent_planner import recurrent_features, recurrent_passes
-from attnc.codegen.text.printer import Printer
-from attnc.codegen.tile_lists import tile_lists
 from attnc.errors import PlanError
 
 
@@ -109,19 +100,10 @@ def _gluon_plans(
     if request.phase == "backward":
         return gluon_gradient_plans(request, algebra, form)
     printer = printer_for(request)
-    found = gluon_steps(request, algebra, _attend_kernel(request, algebra, printer))
+    found = gluon_steps(request, algebra, pair_kernel(request, algebra, printer))
     helpers = tuple(sorted(printer.helpers))
-    before = _listing(request, algebra)
+    before = listing_pass(request, algebra)
     return gluon_plans(request, algebra, found, helpers, form, before), found.rejected
-
-
-def _listing(request: Request, algebra: Algebra) -> tuple[PassPlan, ...]:
-    """The pass that lists the tiles of rows, where data decides what they see."""
-    lists = tile_lists(algebra.mask, of_rows=True)
-    if lists is None:
-        return ()
-    kernel = list_kernel(request.variant, algebra, lists)
-    return (pass_plan(request, kernel, {"BN": listed_at_once(algebra.mask, lists)}, 4, 1),)
 
 
 def _otherwise(request: Request, algebra: Algebra, form: str, reason: str) -> tuple[Plan, ...]:
@@ -149,14 +131,12 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
     elif form == "recurrent":
         found, rejected = recurrent_passes(request, algebra, printer_for(request))
     elif form != "chunked":
-        found, rejected = _attend(request, algebra)
+        found, rejected = pair_passes(request, algebra)
     if not found:
         raise _no_fit(request, rejected)
     found.sort(key=lambda steps: (sum(rank_us(step, request) for step in steps[0]), steps[1]))
     printer_helpers = _helpers(request, algebra, form)
-    features = None
-    if form in {"chunked", "recurrent"}:
-        features = (chunk_features if form == "chunked" else recurrent_features)(request, algebra)
+    features = _features(request, algebra, form)
     ranked = []
     for steps, _ in found:
         ranked.append(
@@ -188,63 +168,27 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
     return tuple(replace(item, rejected=(*rejected, *slower)) for item in ranked)
 
 
-def _attend_kernel(request: Request, algebra: Algebra, printer: Printer) -> Kernel:
-    return attend_kernel(
-        request.variant, algebra, request.dims, printer, min_columns=request.device.min_columns,
-        out="io" if request.result == request.dtype else request.result,
-    )  # fmt: skip
+def _features(request: Request, algebra: Algebra, form: str) -> Features | None:
+    """The features of a state, as the form takes them; None where nothing is in one."""
+    if request.cache == "folded":
+        return step_features(request, algebra)
+    if form in {"chunked", "recurrent"}:
+        return (chunk_features if form == "chunked" else recurrent_features)(request, algebra)
+    return None
 
 
 def _helpers(request: Request, algebra: Algebra, form: str) -> tuple[str, ...]:
     printer = printer_for(request)
     if algebra.family == "softmax":
-        _attend_kernel(request, algebra, printer)
+        pair_kernel(request, algebra, printer)
     else:
         if algebra.legal("chunked").legal and (form == "chunked" or not algebra.terms):
             features = chunk_features(request, algebra)
             pass_kernels(request, algebra, features, printer)
-        _attend_kernel(request, algebra, printer)
+        pair_kernel(request, algebra, printer)
         if algebra.decay in {"gated", "channel"}:
             gates_pass(request, algebra, printer)
     return tuple(sorted(printer.helpers))
-
-
-def _attend(request: Request, algebra: Algebra) -> tuple[Found, tuple[Rejected, ...]]:
-    kernel = _attend_kernel(request, algebra, printer_for(request))
-    tile_k, tile_v = tile_dims(request)
-    found: Found = []
-    rejected: list[Rejected] = []
-    before: tuple[PassPlan, ...] = ()
-    if algebra.decay in {"gated", "channel"}:
-        before = (gates_pass(request, algebra, printer_for(request)),)
-    lists = tile_lists(algebra.mask, of_rows=True)
-    before = (*before, *_listing(request, algebra))
-    for rows, keys, warps, stages in _attend_candidates(request, algebra):
-        if lists is not None and not lists.takes(rows, keys):
-            continue
-        tiles = {"BT": rows, "BS": keys, "BK": tile_k, "BV": tile_v}
-        step = pass_plan(request, kernel, tiles, warps, stages)
-        reason = refuse(request, step)
-        if reason:
-            rejected.append(Rejected(str(step), reason))
-        else:
-            found.append(((*before, step), (-rows, -keys, warps, stages)))
-    return found, tuple(rejected)
-
-
-def _attend_candidates(request: Request, algebra: Algebra) -> Iterator[tuple[int, int, int, int]]:
-    if algebra.by_channel:
-        # every pair has a decay a channel, and all of them are held at once
-        yield from ((MIN_TILE, MIN_TILE, warps, 1) for warps in (4, 8, 16))
-        return
-    # no program walks 16 keys at a time but one whose blocks are as small
-    small = any(table.size == MIN_TILE for table in request.variant.mask_form.blocks)
-    streamed = (MIN_TILE,) if small else (128, 64, 32)
-    for rows, keys, warps, stages in product((128, 64, 32, 16), streamed, (8, 4), (3, 2, 1)):
-        if is_wide(request) and (rows > 16 * warps or keys > 32):
-            continue
-        if (rows >= 16 * warps and rows >= keys // 2) or (rows < 64 and warps == 4 and keys <= 64):
-            yield rows, keys, warps, stages
 
 
 def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
@@ -288,7 +232,7 @@ def _smallest_pass(request: Request, algebra: Algebra) -> PassPlan:
     tile_k, tile_v = tile_dims(request)
     by_pairs = algebra.has_lse and request.form != "chunked"
     if by_pairs or not algebra.legal("chunked").legal:
-        kernel = _attend_kernel(request, algebra, printer_for(request))
+        kernel = pair_kernel(request, algebra, printer_for(request))
         return pass_plan(request, kernel, {"BT": 16, "BS": 32, "BK": tile_k, "BV": tile_v}, 4, 1)
     features = chunk_features(request, algebra)
     kernels = pass_kernels(request, algebra, features, printer_for(request))

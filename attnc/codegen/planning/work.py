@@ -9,26 +9,14 @@ from attnc.codegen.algebra import analyse
 from attnc.codegen.graph import HEAD, STEP, Node, elements
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.plan import DTYPES, Request, item_bytes
-from attnc.dsl.mask import MaskForm
+from attnc.codegen.planning.visibility import (
+    border_keys,
+    near_keys,
+    visible_fraction,
+    visited_fraction,
+    walked_terms,
+)
 from attnc.dsl.sum import folded_term
-from attnc.dsl.variant import Variant
-
-_SAMPLED_ROWS = 64
-
-
-def visible_fraction(mask: MaskForm, tq: int, tk: int) -> float:
-    """The share of the TQ * TK pairs that a mask keeps, from rows spread over the queries.
-
-    A bound that data gives is taken to be half of the keys.
-    """
-    rows = range(0, tq, max(1, tq // _SAMPLED_ROWS))
-    seen = sum(_visible_keys(mask, row + tk - tq, tk) for row in rows)
-    return seen / (len(rows) * tk)
-
-
-def visited_fraction(variant: Variant, tq: int, tk: int) -> float:
-    """The share of the pairs that are computed: those of every term, where there are several."""
-    return sum(visible_fraction(p.mask_form, tq, tk) for p in variant.terms or (variant,))
 
 
 def pair_flops(request: Request) -> float:
@@ -36,36 +24,6 @@ def pair_flops(request: Request) -> float:
     work = request.workload
     share = visited_fraction(request.variant, work.tq, work.tk)
     return 2.0 * work.batch * work.hq * work.tq * work.tk * share * sum(request.dims)
-
-
-def border_keys(distance: int, rows: int) -> float:
-    """Keys a row, on average, that are `distance` tokens back or more and in no chunk's state yet.
-
-    A chunk's rows read a state that ends where the first of them sees whole chunks of `rows` keys.
-    """
-    lag = ceil(max(distance - 1, 0) / rows) * rows
-    return lag - distance + (rows + 1) / 2
-
-
-def _visible_keys(mask: MaskForm, position: int, tk: int) -> int:
-    runs: list[tuple[int, int]] = []
-    for clause in mask.clauses:
-        low, high = 0, tk - 1
-        for plane in clause:
-            value = plane.i * position + plane.c + plane.sign * (tk // 2)
-            if plane.j == 0:
-                high = high if value >= 0 else -1
-            elif plane.j < 0:
-                high = min(high, value // -plane.j)
-            else:
-                low = max(low, ceil(-value / plane.j))
-        if low <= high:
-            runs.append((low, high))
-    count, end = 0, -1
-    for low, high in sorted(runs):
-        count += max(0, high - max(low, end + 1) + 1)
-        end = max(end, high)
-    return count
 
 
 def pass_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tuple[float, float]:
@@ -170,12 +128,6 @@ def _keys_a_row(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> f
     return near_keys(variant, found[0], work.tk) + border_keys(found[1], tiles["BC"])
 
 
-def near_keys(variant: Variant, folded: int, tokens: int) -> float:
-    """Keys a row, on average, that the terms of a sum see but for the folded one."""
-    others = (term for n, term in enumerate(variant.terms) if n != folded)
-    return sum(visible_fraction(term.mask_form, tokens, tokens) for term in others) * tokens
-
-
 def _walk_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> tuple[float, float]:
     """Each tensor once: programs that share a head find in L2 what they have in common."""
     work = request.workload
@@ -208,9 +160,20 @@ def _decode_work(request: Request, kernel: Kernel, tiles: Mapping[str, int]) -> 
     if kernel.name == "combine":
         parts = rows * tiles["BN"] * request.dims[1]
         return 4.0 * parts, 2.0 * parts
-    keys = visited_fraction(request.variant, 1, work.tk) * work.tk
-    words = keys * sum(request.dims)
-    return work.batch * work.hkv * words * DTYPES[request.dtype], 2.0 * rows * words
+    shares = (visible_fraction(term.mask_form, 1, work.tk) for term in walked_terms(request))
+    words = sum(shares) * work.tk * sum(request.dims)
+    nbytes = work.batch * work.hkv * words * DTYPES[request.dtype]
+    state, products = _held_state(request, kernel)
+    return nbytes + state, 2.0 * rows * words + products
+
+
+def _held_state(request: Request, kernel: Kernel) -> tuple[float, float]:
+    """(bytes, FLOPs) of the state that a step over a cache reads and writes, with its sums."""
+    work = request.workload
+    rows = sum(int(node.shape[0]) for node in kernel.graph.nodes() if _keeps_rows(node))
+    words = work.batch * work.hkv * rows * (request.dims[1] + 1)
+    products = 2.0 * words * (1 + work.hq / work.hkv)
+    return 2.0 * words * item_bytes("acc", request.dtype), products
 
 
 def _recurrent_work(request: Request, kernel: Kernel, tokens: float) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnc.codegen.plan import PassPlan, Plan
-from attnc.codegen.planning.work import visible_fraction
+from attnc.codegen.planning.visibility import visible_fraction
 
 
 def explain(plan: Plan) -> str:

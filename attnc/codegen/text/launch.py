@@ -21,6 +21,7 @@ _LAUNCHERS = {
 _CACHES = {
     "contiguous": "The caches hold position j in row j of C.",
     "ring": "The caches hold position j in row j % C.",
+    "folded": "The caches hold position j in row j % C, the state what stands farther back.",
     "paged": "The caches hold position j in row j % P of page block_table[b, j // P].",
 }
 
@@ -94,6 +95,9 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         parameters += ["lengths", "key_cache", "value_cache"]
         parameters += ["block_table"] if plan.cache == "paged" else []
         returns = "o [B, 1, HQ, V] and lse [B, HQ, 1]; the token enters the cache in place"
+        if plan.cache == "folded":
+            parameters += ["state", "sums"]
+            returns += ", a key the state [B, HKV, F, V] and its sums [B, HKV, F]"
     elif plan.decode:
         parameters += ["state", *(["sums"] if summed else [])]
         returns += "; the state [B, HS, F, V] is updated in place"

@@ -11,7 +11,7 @@ from attnc.codegen.text.printer import number
 def feature_tables(plan: Plan) -> dict[str, object] | None:
     """What the launcher's tables of monomials are made from; None where there are none."""
     features = plan.features
-    if features is None or features.direct or plan.form not in {"chunked", "recurrent"}:
+    if features is None or features.direct:
         return None
     number_of_term = plan.algebra.folded
     variant = plan.variant if number_of_term is None else plan.variant.terms[number_of_term]

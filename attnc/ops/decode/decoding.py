@@ -1,115 +1,41 @@
-"""Decode: a state to begin with, prefill in pieces, and one token a step, the state in place."""
+"""Decode: prefill in pieces, and one token a step, the state in place."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
 
-from attnc.codegen.algebra import Algebra
-from attnc.codegen.features import features_of
 from attnc.codegen.plan import Workload
-from attnc.codegen.planning.decode_planner import decode_form, ring_size
 from attnc.codegen.text.launch import used_tensors
 from attnc.errors import InputError
 from attnc.ops.built import launch
-from attnc.ops.decode.decode_plans import DecodePlans
-from attnc.ops.decode.kv_cache import KVCache
+from attnc.ops.decode.beginning import Beginning, State
 from attnc.ops.decode.kv_decode import (
-    cache_kind,
     check_cache,
-    check_pages,
     prefill_cache,
     step_cache,
 )
 from attnc.ops.decode.matrix_state import MatrixState
+from attnc.ops.decode.sum_decode import prefill_sum, step_sum
+from attnc.ops.decode.sum_state import SumState
 from attnc.ops.gradients import autocast, needs_gradient
 from attnc.ops.inputs import Sizes, check_qkv, check_tensors
 from attnc.ops.options import check_options
-from attnc.ops.planned import Planned
 from attnc.ops.scaled import E4M3
 
-State = MatrixState | KVCache
 
-
-class Decoding(Planned, ABC):
+class Decoding(Beginning, ABC):
     """The part of an op that decodes: `init_state`, `prefill` and `step`.
 
     Inference alone: no gradient passes a state that is updated in place.
     """
 
-    _algebra: Algebra
-    _decode_plans: DecodePlans
-
     @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> Any:
         """The op on whole sequences."""
-
-    def state_shape(
-        self, batch: int, hq: int, hkv: int, head_dim: int, value_dim: int
-    ) -> tuple[int, int, int, int]:
-        """[B, HS, F, V] of the state, V + 1 columns where a normaliser goes with it."""
-        features = features_of(self._algebra, head_dim)
-        heads = hq if self._algebra.heads_differ else hkv
-        columns = value_dim + (1 if self._algebra.normalize == "sum" else 0)
-        return (batch, heads, features.count, columns)
-
-    @cached_property
-    def ring(self) -> tuple[int | None, str]:
-        """How many keys a ring of this op holds; None and why where none does."""
-        return ring_size(self.variant, self._algebra)
-
-    def init_state(
-        self,
-        batch: int,
-        heads: int | tuple[int, int],
-        *,
-        dim: int | tuple[int, int] | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-        device: torch.device | str = "cuda",
-        capacity: int | None = None,
-        page_size: int | None = None,
-        pages: int | None = None,
-        block_table: torch.Tensor | None = None,
-    ) -> State:
-        """The state before the first token of `batch` sequences: a MatrixState, or a KVCache.
-
-        `heads` are HQ, or (HQ, HKV); `dim` is K, or (K, V), as declared where not given; `dtype` is
-        that of q, k and v. A softmax variant, or a sum of terms, takes the `capacity` of its cache,
-        unless its window is a ring; with `page_size` the cache is paged: `pages` of it, in the
-        order of a `block_table` [B, ceil(capacity / page_size)] int32.
-
-        Raises:
-            InputError: sizes that do not fit together, or none where none are declared.
-            PlanError: the variant has no decode; the text says why.
-        """
-        decode_form(self.request(None, "bf16", None, False), self._algebra)
-        hq, hkv = (heads, heads) if isinstance(heads, int) else heads
-        if hkv < 1 or hq % hkv:
-            raise InputError(f"{hq} query heads are not a multiple of {hkv} key/value heads")
-        head_dim, value_dim = self._head_dims(dim)
-        place = torch.device(device)
-        if not self._over_cache:
-            if (capacity, page_size, pages, block_table) != (None,) * 4:
-                raise InputError(
-                    f"the state of {self.variant.name!r} has no capacity: its size is fixed",
-                    hints=("leave capacity, page_size, pages and block_table out",),
-                )
-            return MatrixState.zeros(
-                self.state_shape(batch, hq, hkv, head_dim, value_dim),
-                summed=self._algebra.normalize == "sum",
-                dtype=torch.float64 if dtype == torch.float64 else torch.float32,
-                device=place,
-            )
-        kind, size = cache_kind(self.variant, self._algebra, capacity, page_size)
-        check_pages(batch, size, page_size, pages, block_table, place)
-        return KVCache.empty(
-            batch, hkv, (head_dim, value_dim), size, kind=kind, dtype=dtype, device=place,
-            page_size=page_size or 0, pages=pages, block_table=block_table,
-        )  # fmt: skip
 
     def prefill(
         self,
@@ -146,6 +72,14 @@ class Decoding(Planned, ABC):
                 dtype=q.dtype, device=q.device,
             )  # fmt: skip
         options: dict[str, Any] = {"form": form, "precision": precision}
+        if isinstance(state, SumState) and self._over_cache:
+            if form is not None:
+                raise InputError(
+                    "a prefill beside a state has no form to choose",
+                    notes=("its folded term goes by chunks, the others by pairs",),
+                )
+            o, lse = prefill_sum(self, q, k, v, state, tensors, sizes, precision)
+            return (o, lse, state) if return_lse else (o, state)
         if self._over_cache:
             cache = check_cache(self, state, sizes, q)
             options["return_lse"] = return_lse
@@ -192,6 +126,9 @@ class Decoding(Planned, ABC):
             self.variant.name, self._algebra, sizes, return_lse=return_lse, stateful=False,
             form=None, precision=precision, given={},
         )  # fmt: skip
+        if isinstance(state, SumState) and self._over_cache:
+            o, lse = step_sum(self, q, k, v, state, tensors, sizes, precision)
+            return (o, lse, state) if return_lse else (o, state)
         if self._over_cache:
             cache = check_cache(self, state, sizes, q)
             o, lse = step_cache(self, q, k, v, cache, tensors, sizes, precision)
@@ -205,23 +142,6 @@ class Decoding(Planned, ABC):
         places = range(3 + len(named), len(arguments))
         (o,) = launch(built, q, arguments, written=places)
         return o, matrix
-
-    @property
-    def _over_cache(self) -> bool:
-        """Whether a cache of keys is what goes from token to token, not a state."""
-        return self._algebra.has_lse
-
-    def _head_dims(self, dim: int | tuple[int, int] | None) -> tuple[int, int]:
-        declared = self.variant.dim
-        if dim is None and declared is None:
-            raise InputError(
-                f"{self.variant.name!r} declares no head dims, and a state has some",
-                hints=("pass dim=64, or dim=(K, V)",),
-            )
-        if dim is None:
-            assert declared is not None
-            return declared.qk, declared.v
-        return (dim, dim) if isinstance(dim, int) else dim
 
     def _check_inference(
         self,
@@ -255,7 +175,7 @@ class Decoding(Planned, ABC):
         batch, heads, features, columns = self.state_shape(
             sizes.batch, sizes.hq, sizes.hkv, sizes.head_dim, sizes.value_dim
         )
-        summed = self._algebra.normalize == "sum"
+        summed = self._algebra.state.normalize == "sum"
         expected = [batch, heads, features, columns - summed]
         if list(state.matrix.shape) != expected or (state.sums is not None) != summed:
             sums = "sums" if summed else "no sums"

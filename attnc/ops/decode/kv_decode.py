@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import torch
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.plan import Workload
-from attnc.codegen.planning.decode_planner import ring_size
+from attnc.codegen.planning.ring import ring_size
 from attnc.codegen.text.launch import used_tensors
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
@@ -23,9 +23,15 @@ if TYPE_CHECKING:
 
 
 def cache_kind(
-    variant: Variant, algebra: Algebra, capacity: int | None, page_size: int | None
+    variant: Variant,
+    algebra: Algebra,
+    capacity: int | None,
+    page_size: int | None,
+    folded: tuple[int | None, str],
 ) -> tuple[str, int]:
     """How a cache keeps its keys, and how many: a ring where a window needs no more.
+
+    `folded` is how many keys a ring beside a state holds, or why there is none.
 
     Raises:
         InputError: no capacity, and a mask whose rows see more and more keys.
@@ -37,11 +43,16 @@ def cache_kind(
             raise InputError(f"a cache of {capacity} tokens holds none")
         return ("contiguous" if page_size is None else "paged"), capacity
     size, why = ring_size(variant, algebra)
+    reasons = [why]
+    if size is None and page_size is None and algebra.terms:
+        if folded[0] is not None:
+            return "folded", folded[0]
+        reasons.append(folded[1])
     if size is None or page_size is not None:
-        why = why or "pages are counted from a capacity"
+        notes = tuple(filter(None, reasons)) or ("pages are counted from a capacity",)
         raise InputError(
             f"a cache of {variant.name!r} needs a capacity",
-            notes=(why,),
+            notes=notes,
             hints=("pass capacity=..., the most tokens that a sequence may have",),
         )
     return "ring", size
@@ -91,8 +102,14 @@ def check_pages(
             )
 
 
-def check_cache(op: Decoding, state: object, sizes: Sizes, q: torch.Tensor) -> KVCache:
-    """The state of a call, seen to be a cache that fits it.
+def check_cache(
+    op: Decoding,
+    state: object,
+    sizes: Sizes,
+    q: torch.Tensor,
+    ring: tuple[int | None, str] | None = None,
+) -> KVCache:
+    """The state of a call, seen to be a cache that fits it; `ring` is how many keys one needs.
 
     Raises:
         InputError: it is none, one of other sizes, dtype or device, or a ring of too few keys.
@@ -115,7 +132,7 @@ def check_cache(op: Decoding, state: object, sizes: Sizes, q: torch.Tensor) -> K
             f"this call is {q.dtype} on {q.device}"
         )
     if state.kind == "ring":
-        size, why = op.ring
+        size, why = ring or op.ring
         if size is None or size > state.capacity:
             wanted = f"{size} keys" if size else "all keys"
             raise InputError(
@@ -182,18 +199,26 @@ def step_cache(
     tensors: Mapping[str, torch.Tensor | float],
     sizes: Sizes,
     precision: str,
+    *,
+    kind: str = "",
+    beside: Sequence[torch.Tensor] = (),
 ) -> list[torch.Tensor]:
-    """o [B, 1, HQ, V] and lse [B, HQ, 1]; the token enters the cache, and the lengths advance."""
+    """o [B, 1, HQ, V] and lse [B, HQ, 1]; the token enters the cache, and the lengths advance.
+
+    `kind` is the planner's, where that is not the cache's own; `beside` is a state in place.
+    """
     state.room(1, state.tokens)
     given = check_tensors(op.variant, tensors, replace(sizes, tk=state.capacity), q)
     workload = Workload(sizes.batch, 1, state.capacity, sizes.hq, sizes.hkv)
-    built = op._decode_plans.find(q, v, list(given.values()), workload, precision, cache=state.kind)
+    kind = kind or state.kind
+    built = op._decode_plans.find(q, v, list(given.values()), workload, precision, cache=kind)
     caches = [state.keys, state.values]
     named = [given[name] for name in used_tensors(built.plan)]
     table = [] if state.block_table is None else [state.block_table]
-    arguments = [q, k, v, *named, state.lengths, *caches, *table]
-    first = 4 + len(named)
-    results = launch(built, q, arguments, written=(first, first + 1))
+    arguments = [q, k, v, *named, state.lengths, *caches, *table, *beside]
+    first, end = 4 + len(named), len(arguments)
+    written = (first, first + 1, *range(end - len(beside), end))
+    results = launch(built, q, arguments, written=written)
     state.lengths.add_(1)
     state.tokens += 1
     return results
