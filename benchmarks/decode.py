@@ -4,7 +4,8 @@ python -m benchmarks.decode OUT.json
 
 Each figure is the median over replays of a CUDA graph of one step on each of several states, which
 together are larger than the L2 cache; bytes are those of the keys and values that a row sees, or
-of the state read and written.
+of the state read and written, or of both for a sum of terms, whose step is to cost the same after
+any number of tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ TOKENS, SPARE = 2048, 64
 # (variant, query heads, key/value heads, K, V)
 CACHES = (("flash", 16, 16, 64, 64), ("flash", 32, 8, 128, 128), ("flash_window", 16, 16, 64, 64))
 STATES = (("lightning", 32, 32, 64, 64), ("linear", 32, 32, 64, 64), ("based", 16, 16, 16, 64))
+SUMS = (("window_taylor", 16, 16, 16, 64),)
 _BEYOND_L2 = 256 << 20
 _MOST_STATES = 40
 
@@ -138,6 +140,26 @@ def state_rows(
         torch.cuda.empty_cache()
 
 
+def sum_rows(name: str, heads: tuple[int, int], dims: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """Steps of a ring beside a state, after few tokens and after many."""
+    op = attnc.compile(shipped()[name])
+    extra = {tensor.name: torch.zeros(heads[0], device="cuda") for tensor in op.variant.params}
+    for batch in BATCHES:
+        q, k, v = token(batch, *heads, *dims)
+        for tokens in (TOKENS, 32 * TOKENS):
+            first = op.init_state(batch, heads, dim=dims)
+            first.cache.keys.normal_()
+            first.cache.values.normal_()
+            first.lengths.fill_(tokens)
+            nbytes = first.cache.nbytes + 2.0 * first.matrix.nbytes
+            states = [first, *(first.clone() for _ in range(copies(nbytes) - 1))]
+            us = graph_us([partial(op.step, q, k, v, s, **extra) for s in states])
+            facts = {"heads": heads, "dims": dims, "states": len(states), "tokens": tokens}
+            yield row(name, batch, nbytes, us, **facts)
+            del states
+            torch.cuda.empty_cache()
+
+
 def fla_step() -> Callable[..., Any] | None:
     """fla's recurrent step with a gate a token, None where fla is not installed."""
     try:
@@ -156,7 +178,7 @@ def main() -> None:
         rows = [copy_ceiling()]
         ceiling = rows[0]["gb_per_s"]
         print(rows[0], flush=True)
-        for found, cases in ((cache_rows, CACHES), (state_rows, STATES)):
+        for found, cases in ((cache_rows, CACHES), (state_rows, STATES), (sum_rows, SUMS)):
             for name, hq, hkv, qk, v in cases:
                 for item in found(name, (hq, hkv), (qk, v)):
                     item["of_copy"] = round(item["gb_per_s"] / ceiling, 3)

@@ -112,3 +112,27 @@ def test_explain_says_the_same_as_the_op(attnc):
         attnc("explain", "based").out.rstrip()
         == package.compile(shipped()["based"]).explain().rstrip()
     )
+
+
+def test_a_step_beside_a_state_reads_the_same_however_many_tokens_came_before(attnc):
+    told = []
+    for tokens in (2_048, 65_536):
+        done = attnc(
+            "plan", "window_taylor", "--decode", "--cache", "folded", "--shape", f"64,{tokens}",
+            "--heads", "16", "--no-compiled",
+        )  # fmt: skip
+        assert done.status == 0
+        told.append([line for line in done.out.splitlines() if line.startswith("  work")])
+        assert "why    a state holds term 2, one row goes over the ring of the others" in done.out
+    # 1,024 heads: 160 features by 64 channels and a sum in fp32, twice, and 64 keys and values
+    nbytes = 1024 * (2 * 160 * 65 * 4 + 64 * 80 * 2)
+    assert told[0] == told[1] and f"{nbytes / 1e6:.1f} MB" in told[0][0]
+
+
+def test_a_cache_kind_that_a_variant_has_not_is_refused_with_the_reason(attnc):
+    done = attnc("plan", "flash", "--decode", "--cache", "folded")
+    assert done.status == 64
+    assert done.err == (
+        "error[A500]: 'flash' has no state beside its cache\n"
+        "  note: its weight is exp(score), which no state of fixed size holds\n"
+    )
