@@ -217,7 +217,7 @@ def _analyse_sum(variant: Variant) -> Algebra:
         forms=(
             FormVerdict("online", True, "every term folds into one (maximum, sum, accumulator)"),
             FormVerdict("parallel", False, "the online form is a sum's own"),
-            _chunked_sum(variant, number, reach),
+            _chunked_sum(number, reach),
             FormVerdict("recurrent", False, apart),
         ),
         terms=tuple(analyse(term) for term in variant.terms),
@@ -226,7 +226,7 @@ def _analyse_sum(variant: Variant) -> Algebra:
     )
 
 
-def _chunked_sum(variant: Variant, number: int | None, reach: int) -> FormVerdict:
+def _chunked_sum(number: int | None, reach: int) -> FormVerdict:
     """Whether a state carries one term of a sum from chunk to chunk."""
     if number is None:
         why = "no term is a polynomial in s of all keys from some distance on, i - j >= N"

@@ -101,11 +101,11 @@ def _load(
         if pairs or (letter in {"t", "j"} and {"c", "k"} & set(tensor.shape)):
             # rows times keys pass 2**31 from T = 46,341 on, tokens of wide rows from about 2**20
             index = f"{index}.to(tl.int64)"
-        parts.append(f"{_spread(axis, index, lanes)} * stride_u_{ref.name}_{declared_axis}")
+        parts.append(f"{_spread(axis, index)} * stride_u_{ref.name}_{declared_axis}")
         if axis.guard:
-            guards.append(_spread(axis, axis.guard, lanes))
+            guards.append(_spread(axis, axis.guard))
         if axis.edge_guard:
-            edge_guards.append(_spread(axis, axis.edge_guard, lanes))
+            edge_guards.append(_spread(axis, axis.edge_guard))
     both = len(lanes) == 2
     guard = " & ".join(dict.fromkeys(guards))
     edge_guard = " & ".join(dict.fromkeys(edge_guards))
@@ -155,7 +155,7 @@ def _flat(text: str) -> str:
     return text.replace("[:, None]", "").replace("[None, :]", "")
 
 
-def _spread(axis: Axis, text: str, lanes: Mapping[str, str]) -> str:
+def _spread(axis: Axis, text: str) -> str:
     if axis.lane == "row":
         return _index(text, "[:, None]")
     if axis.lane == "column":

@@ -107,7 +107,7 @@ def gradient_launch(plan: Plan, render_call: Callable[..., str]) -> GradientLaun
         calls={step.kernel.name: _call(plan, step, render_call) for step in plan.passes},
         lists=list_workspaces(plan),
         packed=plan.algebra.mask.packed,
-        reductions=tuple(_reduction(plan, name, partials) for name in names),
+        reductions=tuple(_reduction(name, partials) for name in names),
         online=online,
         summed=summed,
         gated=gated,
@@ -205,7 +205,7 @@ def _workspace(plan: Plan, partial: Partial) -> str:
     return f"{sums.name} = torch.{maker}(({shape}), dtype={TORCH_TYPES[plan.acc]}, device=q.device)"
 
 
-def _reduction(plan: Plan, name: str, partials: tuple[Partial, ...]) -> str:
+def _reduction(name: str, partials: tuple[Partial, ...]) -> str:
     mine = [partial for partial in partials if partial.declared.name == name]
     terms = [_reduced(partial_sum(partial), partial.declared) for partial in mine]
     total = terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"

@@ -47,7 +47,7 @@ def dstate_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     fold_state(builder, chunk, QUERIES)
     store_state(builder, chunk)
     states = TensorArgument("states", (), "acc", slots("HQ", "NS", chunk), written=True)
-    tensors = (*output_tensors(chunk, facts), *loaded.tensors, *chunk.tables(weights=True), states)
+    tensors = (*output_tensors(facts), *loaded.tensors, *chunk.tables(weights=True), states)
     return Kernel("dstate", "", tensors, SCALARS, CONSTANTS, builder.build(), (), (BACK,))
 
 
@@ -88,7 +88,7 @@ def dcarry_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     fold_state(builder, chunk, QUERIES)
     states = TensorArgument("states", (), "acc", slots("HQ", "NS", chunk))
     tensors = (
-        *output_tensors(chunk, facts),
+        *output_tensors(facts),
         *loaded.tensors,
         *chunk.tables(weights=True),
         states,
@@ -160,7 +160,7 @@ def load_outputs(
     scale_outputs(builder, facts, region, ("BC", "BV"))
 
 
-def output_tensors(chunk: ChunkFacts, facts: GradientFacts) -> tuple[TensorArgument, ...]:
+def output_tensors(facts: GradientFacts) -> tuple[TensorArgument, ...]:
     """q, do and what normalising needs, as arguments."""
     known = facts.tensors(tokens="T")
     names = ["q", "do", *(["norm", "delta"] if facts.summed else [])]

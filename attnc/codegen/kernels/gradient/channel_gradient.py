@@ -47,10 +47,10 @@ def dpairs_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     _weights(builder, facts)
     _level(builder, decay=bool(facts.derivation.decay))
     _from_states(builder, chunk, facts)
-    slopes = _log_decays(builder, chunk, facts)
-    _store(builder, chunk, facts, "q", "HQ")
-    _store(builder, chunk, facts, "k", "HKV")
-    q, *others = output_tensors(chunk, facts)
+    slopes = _log_decays(builder, facts)
+    _store(builder, facts, "q")
+    _store(builder, facts, "k")
+    q, *others = output_tensors(facts)
     tensors = [q, *chunk.key_tensors(), *others, *slopes.tensors, gates_argument()]
     tensors += _states(chunk)
     tensors.append(TensorArgument("dq", (), "io", "[B, T, HQ, K]", written=True))
@@ -183,7 +183,7 @@ def _load_state(
         )  # fmt: skip
 
 
-def _log_decays(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) -> Loaded:
+def _log_decays(builder: GraphBuilder, facts: GradientFacts) -> Loaded:
     """Each token's log decays: they lie between the pairs j < t <= i, in the chunk and beyond."""
     if not facts.derivation.decay:
         return Loaded((), {}, ())
@@ -200,9 +200,7 @@ def _log_decays(builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts) 
     return loaded
 
 
-def _store(
-    builder: GraphBuilder, chunk: ChunkFacts, facts: GradientFacts, name: str, heads: str
-) -> None:
+def _store(builder: GraphBuilder, facts: GradientFacts, name: str) -> None:
     """Store dq, or one head's share of dk, through phi."""
     total = f"b_d{name}"
     guard = join_guards("m_t[:, None]", "m_k[None, :]")

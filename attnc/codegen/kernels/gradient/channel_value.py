@@ -78,7 +78,7 @@ def channel_dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     )  # fmt: skip
     finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens=facts.tokens)
     store_columns(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
-    _, do, *others = output_tensors(chunk, facts)
+    _, do, *others = output_tensors(facts)
     k, v = chunk.key_tensors()
     layout = "[B, HQ, NC, FP, V]: gradients of states after chunks"
     tensors = (

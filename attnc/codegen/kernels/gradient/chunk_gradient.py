@@ -85,7 +85,7 @@ def dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
             address=f"drows + (i_b * HQ + i_h) * {facts.tokens} + o_t", guard="m_t",
         )  # fmt: skip
     store_queries(builder, chunk, facts, loaded=queries)
-    q, *others = output_tensors(chunk, facts)
+    q, *others = output_tensors(facts)
     tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=True)]
     tensors += _states(chunk, before=True, after=False)
     tensors.append(TensorArgument("dq", (), "io", "[B, T, HQ, K]", written=True))
@@ -121,7 +121,7 @@ def dkey_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     dkey_from_state(builder, chunk, facts)
     _decays(builder, facts, loaded)
     store_keys(builder, chunk, facts, loaded=keys)
-    q, *others = output_tensors(chunk, facts)
+    q, *others = output_tensors(facts)
     tensors = [q, *chunk.key_tensors(), *others, *loaded.tensors, *chunk.tables(weights=False)]
     tensors += _states(chunk, before=decayed, after=True)
     if decayed:
@@ -154,7 +154,7 @@ def dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     dvalue_from_state(builder, chunk, total)
     finish_value(builder, facts, values, STEP, "BC", token="o_t", guard="m_t", tokens=facts.tokens)
     store_columns(builder, "dv", "BV", "V", "o_v", join_guards("m_t[:, None]", chunk.v_mask))
-    q, do, *others = output_tensors(chunk, facts)
+    q, do, *others = output_tensors(facts)
     k, v = chunk.key_tensors()
     keys = [k] if chunk.algebra.value is None else [k, v]
     tensors = [q, *keys, do, *others[:1], *loaded.tensors, *chunk.tables(weights=False)]

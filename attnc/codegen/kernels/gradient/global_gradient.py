@@ -55,7 +55,7 @@ def global_dquery_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
     builder.map("b_dq", STEP, ("BC", "BK"), "b_dq = tl.zeros([BC, BK], ACC)", reads=("p_q",))
     from_state_before(builder, chunk, facts)
     store_queries(builder, chunk, facts, loaded=queries)
-    q, *others = output_tensors(chunk, facts)
+    q, *others = output_tensors(facts)
     tensors = (
         q, *others, *chunk.tables(weights=True),
         TensorArgument("carried", (), "acc", "[B, HS, SLOT]: the sum over all keys"),

@@ -82,7 +82,7 @@ def walk_dq_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
         fold_tile(builder, chunk, n, KEYS)
     _store(builder, chunk, facts, "q", loaded=scores)
     slope = facts.derivation.phi_slope is not None
-    q, *others = output_tensors(chunk, facts)
+    q, *others = output_tensors(facts)
     tensors = [*([q] if scores or slope else []), *chunk.key_tensors(), *others]
     return _kernel(builder, chunk, tensors, loaded, "q", CHUNKS)
 
@@ -140,7 +140,7 @@ def _back(
         _store(builder, chunk, facts, "v", loaded=True)
     k, v = chunk.key_tensors()
     slope = keys and facts.derivation.phi_slope is not None
-    q, do, *others = output_tensors(chunk, facts)
+    q, do, *others = output_tensors(facts)
     tensors = [q, *([k] if rows or slope else []), *([v] if keys else []), do]
     tensors += others if keys else others[:1]
     written = ("k" if keys else "") + ("v" if values else "")
