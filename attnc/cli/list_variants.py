@@ -23,7 +23,8 @@ def list_variants(*, as_json: bool) -> int:
         sys.stdout.write(f"[\n{lines}\n]\n")
         return OK
     rows = table("name", "family", "weight, decay a token", "mask", "normalize")
-    rows.columns[0].style = "bold"
+    # a name is typed again, and a broken one is none
+    rows.columns[0].style, rows.columns[0].no_wrap = "bold", True
     for variant in variants.values():
         rows.add_row(
             variant.name, variant.family, _weight(variant), to_text(variant.mask), variant.normalize

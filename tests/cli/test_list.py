@@ -103,3 +103,10 @@ def test_an_object_says_what_a_convolution_is(attnc):
 def test_every_file_that_is_named_declares_its_variant(attnc):
     for row in json.loads(attnc("list", "--json").out):
         assert row["name"] in tomllib.loads(Path(row["file"]).read_text(encoding="utf-8"))
+
+
+def test_a_narrow_terminal_breaks_no_name(attnc, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = attnc("list").out.splitlines()
+    assert max(map(len, lines[:-1])) <= 60
+    assert {name for name in shipped() if not any(f" {name} " in line for line in lines)} == set()
