@@ -143,9 +143,11 @@ def _rows_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def _shares_table(rows: Sequence[Row]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"within {WITHIN:.0%} of the compiler's figure", title_justify="left")
+    title = f"within {WITHIN:.0%} of the compiler's figure"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("device", "type"):
         table.add_column(heading)
     for heading in ("kernels", "within", "share", "exact", "widest gap"):

@@ -87,7 +87,7 @@ def _show(screen: Console, layer: Layer, jobs: int) -> _Result:
     _heading(screen, "declared", f"attnc/ops/variants/{layer.variant}.toml")
     text = (files("attnc") / "ops" / "variants" / f"{layer.variant}.toml").read_text("utf-8")
     code = [line for line in text.splitlines() if line and not line.startswith("#")]
-    screen.print(Syntax("\n".join(code), "toml", theme="ansi_dark", background_color="default"))
+    screen.print(_highlighted(code, "toml"))
 
     ranked = [plans(_facts(layer, target).request(variant)) for target in TARGETS]
     _heading(screen, "algebra", "what it means, and which forms follow")
@@ -102,7 +102,7 @@ def _show(screen: Console, layer: Layer, jobs: int) -> _Result:
     lines = len(shown.source.splitlines())
     _heading(screen, "emitted", f"{lines} lines of Triton; from the last kernel's main loop:")
     code = excerpt(shown.source)
-    screen.print(Syntax("\n".join(code), "python", theme="ansi_dark", background_color="default"))
+    screen.print(_highlighted(code, "python"))
 
     _heading(
         screen,
@@ -139,6 +139,12 @@ def _runs(layer: Layer) -> str:
 
 def _variant(layer: Layer) -> Variant:
     return shipped()[layer.variant]
+
+
+def _highlighted(lines: Sequence[str], language: str) -> Syntax:
+    """Lines in colours, wrapped where a terminal is narrower: none is cut."""
+    text = "\n".join(lines)
+    return Syntax(text, language, theme="ansi_dark", background_color="default", word_wrap=True)
 
 
 def _heading(screen: Console, stage: str, text: str) -> None:

@@ -23,6 +23,8 @@ def test_one_layer_goes_through_every_stage_and_is_proved(attnc):
     assert places == sorted(places)
     assert "TransNormerLLM-0.4B" in done.out
     assert 'log_decay = "-slope[h]"' in done.out
+    # the longest line of the declaration, which a terminal of 120 columns wraps
+    assert 'arxiv = "2401.04658" }' in " ".join(done.out.split())
     assert "of 232,448 B" in done.out
     for target in ("cuda:80", "cuda:90"):
         assert f"lightning_output  {target} " in done.out

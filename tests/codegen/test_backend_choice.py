@@ -110,7 +110,7 @@ LEFT = {
     ),
     "it has the softmax family alone, not the state family": request("lightning", 128, long(4096)),
     "a head of 256 columns passes 128": request("causal", 256, long(4096), phase="backward"),
-    "a step is bound by memory, and the triton backend's takes one row": request(
+    "a step is bound by memory, and triton's kernel of one takes one row": request(
         "causal", 128, Workload(64, 1, 4096, 32, 8), phase="decode", cache="contiguous"
     ),
     "on a CPU its schedule gains nothing; ask for it to have it interpreted": request(

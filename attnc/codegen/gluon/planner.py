@@ -67,7 +67,7 @@ def refusal(request: Request, algebra: Algebra) -> str:
     if device.target != "cuda:90":
         return f"its kernels are made for cuda:90, not for {device.target}"
     if request.decode:
-        return "a step is bound by memory, and the triton backend's takes one row"
+        return "a step is bound by memory, and triton's kernel of one takes one row"
     if algebra.family != "softmax":
         return f"it has the softmax family alone, not the {algebra.family} family"
     if request.dtype not in {"bf16", "fp16"}:
