@@ -96,14 +96,23 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Sizes:
             notes=("query head h reads key/value head h // (HQ / HKV)",),
             hints=("heads stand in dimension 2: [B, T, H, D]",),
         )
+    check_head_dims(head_dim, value_dim)
+    _check_types(q, k, v)
+    return Sizes(batch, tq, tk, hq, hkv, head_dim, value_dim)
+
+
+def check_head_dims(head_dim: int, value_dim: int) -> None:
+    """Refuse head dims that no kernel has.
+
+    Raises:
+        InputError: one outside the range.
+    """
     for name, dim in (("K", head_dim), ("V", value_dim)):
         if not MIN_HEAD_DIM <= dim <= MAX_HEAD_DIM:
             raise InputError(
                 f"head dim {name} = {dim} is outside {MIN_HEAD_DIM} to {MAX_HEAD_DIM}",
                 hints=("split or pad the heads",),
             )
-    _check_types(q, k, v)
-    return Sizes(batch, tq, tk, hq, hkv, head_dim, value_dim)
 
 
 def _check_types(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

@@ -71,6 +71,24 @@ def test_gluon_is_not_tuned_on_a_cpu(attnc):
     assert "attnc verify NAME --backend gluon runs them here, untimed" in done.err
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "--shape 1,64,1,300,64",
+            "error[A300]: head dim K = 300 is outside 16 to 256\n  hint: split or pad the heads\n",
+        ),
+        (
+            "--shape 1,64,1,64,64 --dtype e4m3",
+            "error[A300]: 'e4m3' is no dtype that is tuned\n  note: those are fp16, bf16, fp32\n",
+        ),
+    ],
+)
+def test_what_no_call_takes_is_not_tuned(line, message, attnc):
+    done = attnc("tune", "flash", "--device", "cpu", *line.split())
+    assert (done.status, done.out.strip(), done.err) == (2, "", message)
+
+
 def test_a_variant_alone_is_not_enough(attnc):
     done = attnc("tune", "flash")
     assert done.status == 64

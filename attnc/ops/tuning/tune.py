@@ -22,6 +22,7 @@ from attnc.codegen.plan import Plan
 from attnc.codegen.planning.choice import choice_of, kernel_key
 from attnc.errors import InputError
 from attnc.ops.convolution import ConvolutionOp
+from attnc.ops.inputs import check_head_dims
 from attnc.ops.op import Op
 from attnc.ops.placement import device_model
 from attnc.ops.ranks import from_rank_zero
@@ -76,12 +77,18 @@ def tune(
     which tells nothing about a GPU.
 
     Raises:
-        InputError: a dtype or phase that there is none of, or gluon asked for on a CPU.
+        InputError: a dtype, a phase or head dims that tuning has none of, or gluon asked for on a
+            CPU.
     """
     for kind, given, known in (("dtype", dtypes, DTYPES), ("phase", phases, PHASES)):
         for name in given:
             if name not in known:
-                raise InputError(f"{name!r} is no {kind}; there are {', '.join(known)}")
+                raise InputError(
+                    f"{name!r} is no {kind} that is tuned", notes=(f"those are {', '.join(known)}",)
+                )
+    if not isinstance(op, ConvolutionOp):
+        for shape in shapes:
+            check_head_dims(shape.qk, shape.v)
     store = store or TuningStore()
     jobs = [
         job
