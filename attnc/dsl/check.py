@@ -85,7 +85,7 @@ def checked(fields: Fields) -> dict[str, object]:
         log_decay=log_decay,
         sink=sink,
         normalize=read_normalize(fields, softmax),
-        chunk=read_chunk(fields),
+        chunk=read_chunk(fields, softmax),
         params=tuple(tensor for tensor in declared if tensor.kind == "param"),
         inputs=tuple(tensor for tensor in declared if tensor.kind == "input"),
     )
@@ -159,7 +159,7 @@ def read_expression(
         wrong = _NOT_READ_AT[name] & set(node.index)
         if wrong:
             raise DeclarationError(
-                f"{to_text(node)} is read at {min(wrong)}, which {name} has not",
+                f"{to_text(node)} is read at {min(wrong)}, and a {name} has no {min(wrong)}",
                 where=source.at(node.span),
                 hints=(
                     "a score reads a token axis at i or j, a decay or a value at t, a sink or a "

@@ -67,8 +67,8 @@ def read_normalize(fields: Fields, softmax: bool) -> str:
     return str(value)
 
 
-def read_chunk(fields: Fields) -> int | str:
-    """A power of two from 16 to 256, or `auto`."""
+def read_chunk(fields: Fields, softmax: bool) -> int | str:
+    """A power of two from 16 to 256, or `auto`; a softmax has no chunks."""
     value = fields.chunk
     if value == "auto":
         return "auto"
@@ -78,6 +78,13 @@ def read_chunk(fields: Fields) -> int | str:
             "chunk",
             f"chunk of {fields.name!r} is {shown(value)}",
             notes=('a chunk is "auto", or a power of two from 16 to 256',),
+        )
+    if softmax:
+        raise fields.refuse(
+            "chunk",
+            f"{fields.name!r} has a chunk and no state",
+            notes=("a state is folded by chunks; a softmax walks tiles, which are planned",),
+            hints=("leave chunk out",),
         )
     return value
 

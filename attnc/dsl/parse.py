@@ -49,7 +49,7 @@ _COMPARISONS: Mapping[type[ast.cmpop], str] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
 }
-_AXES = INDEX_NAMES - {"s", "x", "v", "H", "d"}
+_AXES = (INDEX_NAMES - {"s", "x", "v", "H", "d"}) | {"T", "z", "k1", "n1", "k2", "n2"}
 _DECIMAL = re.compile(r"[\d_]*\.?[\d_]*(?:[eE][+-]?\d+)?\Z")
 
 
@@ -254,8 +254,9 @@ class _Parser:
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         letters = [letter_of(part) for part in parts]
         if declared is None:
-            known = all(letter in _AXES for letter in letters)
-            raise self._unknown(node.value, name, tuple(letters) if known else ("h",))
+            axes = tuple("T" if letter == OFFSET else letter for letter in letters)
+            known = all(axis in _AXES for axis in axes)
+            raise self._unknown(node.value, name, axes if known else ("h",))
         index = full_index(declared, tuple(letters))
         if index is None:
             note = (

@@ -47,11 +47,12 @@ def table_of_blocks(
     wanted = (f"i/{value}", f"j/{value}")
     shape = () if declared is None else declared.shape
     if declared is None or shape[-2:] != wanted or not set(shape[:-2]) <= {"b", "h", "hkv"}:
+        name = table.id if isinstance(table, ast.Name) else "table"
         raise syntax.refuse(
             table,
             f"blocks takes an input of shape [.., i/{value}, j/{value}], not {ast.unparse(table)}",
-            f'declare inputs.table = {{ shape = ["h", "i/{value}", "j/{value}"] }} and write '
-            f"blocks(table, {value})",
+            f'declare inputs.{name} = {{ shape = ["h", "i/{value}", "j/{value}"] }} and write '
+            f"blocks({name}, {value})",
             notes=("before the axes of blocks it may have b, h and hkv",),
         )
     return Ref(declared.name, shape, syntax.span(table), declared), number

@@ -108,4 +108,4 @@ def test_a_sink_of_a_token_is_refused():
     text = DECLARED.replace('"z[h]"', '"z[t]"').replace('shape = ["h"]', 'shape = ["t"]')
     with pytest.raises(DeclarationError) as caught:
         loads(text)
-    assert caught.value.message == "z[t] is read at t, which sink has not"
+    assert caught.value.message == "z[t] is read at t, and a sink has no t"

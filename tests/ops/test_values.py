@@ -182,7 +182,7 @@ def test_a_value_survives_a_round_trip_and_is_part_of_the_meaning():
     ("value", "message"),
     [
         ("dt[b,t,h]", "value of 'mamba' does not read v"),
-        ("dt[b,i,h]*v", "dt[b, i, h] is read at i, which value has not"),
+        ("dt[b,i,h]*v", "dt[b, i, h] is read at i, and a value has no i"),
         ("q*v", "unknown name 'q' in value of 'mamba'"),
         ("v > 0", "value of 'mamba' is a condition, not a number"),
     ],
