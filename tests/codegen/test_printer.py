@@ -120,6 +120,25 @@ def test_drawn_scores_are_split_under_a_hundred_columns_and_mean_the_same(wrappe
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
 
 
+LONG = [sympy.Symbol(f"y{n}", real=True) for n in range(14)]
+
+
+@pytest.mark.parametrize("joined", [sympy.Add, sympy.Mul])
+@pytest.mark.parametrize(
+    "numbers", [[3], [-sympy.Rational(1, 7)], [sympy.log(n + 2) for n in range(9)]], ids=str
+)
+def test_a_statement_split_into_many_parts_keeps_its_numbers(joined, numbers):
+    parts = [1 + sympy.tanh(y) * sigmoid(y - 1) for y in LONG]
+    expr = joined(*numbers, *parts)
+    names = {y.name: f"b_a_rather_long_name_of_{y.name}" for y in LONG}
+    lines = Printer(names).statements("b_o", expr)
+    assert all(len(line) <= LINE_WIDTH for line in lines)
+    values = np.random.default_rng(0).uniform(-2, 2, len(LONG))
+    expected = sympy.lambdify(LONG, expr, OWN)(*values)
+    got = run(lines, "b_o", **dict(zip(names.values(), values, strict=True)))
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("value", [0.1, 1e-300, 1e22, -0.0, 1 / 3, float("inf"), float("-inf")])
 def test_a_number_reads_back_as_itself(value):
     assert eval(number(value)) == value  # noqa: S307

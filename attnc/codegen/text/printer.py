@@ -92,9 +92,10 @@ class Printer:
         if not isinstance(expr, sympy.Add | sympy.Mul):
             raise AssertionError(f"no split of {expr} fits {room} columns")
         operator = "+" if isinstance(expr, sympy.Add) else "*"
-        first, *rest = list(parts.values())
+        numbers = [self._wrap(arg, _ATOM) for arg in expr.args if arg.is_number]
+        first, *rest = [*parts.values(), *numbers]
         lines.append(f"{target} = {first}")
-        lines.extend(f"{target} = {target} {operator} {name}" for name in rest)
+        lines.extend(f"{target} = {target} {operator} {part}" for part in rest)
 
     def _assign_choice(
         self, target: str, expr: sympy.Piecewise, lines: list[str], names: _Names
