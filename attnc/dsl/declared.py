@@ -26,7 +26,7 @@ _RESERVED = (
        "initial_state", "final_state", "state", "sums", "final_sums", "lengths", "key_cache",
        "value_cache", "block_table", "parts", "part_lse", "return_lse", "return_state", "form",
        "precision", "tl", "torch", "triton", "first", "last", "lo", "hi", "forward", "acc", "io",
-       "key_blocks", "row_blocks", "cu_seqlens_q", "cu_seqlens_k",
+       "key_blocks", "row_blocks", "cu_seqlens_q", "cu_seqlens_k", "self", "out_dtype", "training",
        "range", "float", "min", "max", "len", "dict", "tuple"}
 )  # fmt: skip
 
