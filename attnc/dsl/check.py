@@ -25,6 +25,7 @@ from attnc.dsl.limits import limited_text
 from attnc.dsl.mask import MaskForm, mask_form
 from attnc.dsl.paper import read_about, read_paper
 from attnc.dsl.parse import parse
+from attnc.dsl.real import check_real
 from attnc.dsl.source import Scope
 from attnc.dsl.text import to_text
 from attnc.dsl.variant import Declared, Meaning, Variant
@@ -103,6 +104,8 @@ def checked(fields: Fields) -> dict[str, object]:
 def read_weight(fields: Fields, declared: Mapping[str, Declared]) -> tuple[FeatureMap, Expr]:
     """The feature map and the score, which is s itself but in a softmax."""
     feature = _feature(fields)
+    if feature.phi is not None:
+        check_real(feature.phi, fields.source("feature_map", str(fields.feature_map)))
     score = read_expression(fields, "score", fields.score, SCORE_NAMES, declared)
     if feature.kind != "softmax" and to_text(score) != "s":
         raise fields.refuse(
@@ -172,6 +175,7 @@ def read_expression(
             where=source.at(None),
             hints=("write where(condition, a, b)",),
         )
+    check_real(expr, source)
     return expr
 
 

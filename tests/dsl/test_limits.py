@@ -72,7 +72,7 @@ def test_hostile_input_is_refused_within_two_seconds(case):
         softmax("+".join(["s"] * 100)),
         softmax("-" * 190 + "s"),
         softmax("s" + "**s" * 95),
-        softmax("exp(" * 95 + "s" + ")" * 95),
+        softmax("tanh(" * 95 + "s" + ")" * 95),
         softmax(mask=" | ".join(f"(i - j == {3 * n})" for n in range(16))),
         softmax(mask="(" + " & ".join(f"(i != {n})" for n in range(4)) + ")"),
         state("((1 + s)**2)**4"),
@@ -88,3 +88,37 @@ def test_what_is_just_within_the_limits_answers_within_two_seconds(text):
 
 def test_a_power_of_two_in_the_head_has_no_constant_exponent():
     assert loads(softmax("s + 2**(-5 - h)"))["v"].family == "softmax"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (softmax("s + log(0)"), "log(0) has no value: a logarithm is one of a positive number"),
+        (softmax("s*log(-h)"), "log(-h) has no value: a logarithm is one of a positive number"),
+        (softmax("s - log1p(-2)"), "log1p(-2) has no value: log1p is one of a number over -1"),
+        (
+            softmax("s*sqrt(-1 - h)"),
+            "sqrt(-1 - h) has no value: a root is one of a number that is not negative",
+        ),
+        (
+            state("x*(-8)**(1/3)"),
+            "(-8)**(1 / 3) has no value: a negative number has whole powers alone",
+        ),
+        (softmax("s/log(1)"), "s / log(1) has no value: it divides by 0"),
+        (softmax("s + 0**(2 - 3)"), "0**(2 - 3) has no value: it divides by 0"),
+        (softmax("s*exp(100)"), "exp(100) is over 1e30 in size"),
+        (state("x - exp(99)"), "exp(99) is over 1e30 in size"),
+    ],
+)
+def test_a_part_that_has_no_value_for_any_tensors_is_refused_where_it_stands(text, said):
+    with pytest.raises(DeclarationError) as refused:
+        loads(text)
+    assert refused.value.message == said
+    assert "^^" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "score", ["s**0.5", "log(s)", "log(h)", "(-1)**h", "0**h", "s/h", "exp(-99)"]
+)
+def test_a_part_that_has_a_value_for_some_tensors_is_legal(score):
+    assert loads(softmax(score))["v"].family == "softmax"
