@@ -21,6 +21,7 @@ from fractions import Fraction
 import sympy
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.differentiate import differentiate
 from attnc.codegen.index import scalar_names
 from attnc.codegen.symbolic import ref_symbol, symbol
 from attnc.dsl.expr import Ref
@@ -28,13 +29,6 @@ from attnc.dsl.variant import Declared, Variant
 
 # marks the places where a value reads a tensor
 VALUE = "_value"
-
-
-class _Absolute(sympy.Function):  # type: ignore[misc]
-    """|x| whose derivative is sign(x); sympy's own asks first whether x is known to be real."""
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return sympy.sign(self.args[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +183,6 @@ def _derive(algebra: Algebra, declared: tuple[Declared, ...], where: str = "") -
         if algebra.factor is None
         else _partials(algebra.factor, algebra.factor_refs, declared, f"_factor{where}"),
     )
-
-
-def differentiate(expr: sympy.Expr, by: sympy.Symbol) -> sympy.Expr:
-    """d expr / d by; where the derivative jumps, the side that torch takes at a kink."""
-    smooth = expr.replace(sympy.Abs, _Absolute)
-    return sympy.diff(smooth, by).replace(_Absolute, sympy.Abs)
 
 
 def _partials(

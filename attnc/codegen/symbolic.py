@@ -14,26 +14,68 @@ import sympy
 from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number, Ref
 
 
-class sigmoid(sympy.Function):  # type: ignore[misc]
+class _Real(sympy.Function):  # type: ignore[misc]
+    """A function kept whole: real where its argument is, and spelled out of a number.
+
+    Of a function that may be complex sympy takes `re`, and of a number it asks for digits.
+    """
+
+    @classmethod
+    def eval(cls, value: sympy.Expr) -> sympy.Expr | None:
+        return cls.spelled(value) if value.is_number else None
+
+    @staticmethod
+    def spelled(value: sympy.Expr) -> sympy.Expr:
+        """The same in functions that sympy knows."""
+        raise NotImplementedError
+
+    def _eval_is_real(self) -> bool | None:
+        return self.args[0].is_real  # type: ignore[no-any-return]
+
+
+class sigmoid(_Real):
     """1 / (1 + exp(-x)), kept whole so that the printer can choose a stable text."""
+
+    @staticmethod
+    def spelled(value: sympy.Expr) -> sympy.Expr:
+        return 1 / (1 + sympy.exp(-value))
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         value = sigmoid(self.args[0])
         return value * (1 - value)
 
 
-class softplus(sympy.Function):  # type: ignore[misc]
+class softplus(_Real):
     """log(1 + exp(x)), kept whole so that a large x does not overflow."""
+
+    @staticmethod
+    def spelled(value: sympy.Expr) -> sympy.Expr:
+        return sympy.log(1 + sympy.exp(value))
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         return sigmoid(self.args[0])
 
 
-class log1p(sympy.Function):  # type: ignore[misc]
+class log1p(_Real):
     """log(1 + x), kept whole so that a small x keeps its digits."""
+
+    @staticmethod
+    def spelled(value: sympy.Expr) -> sympy.Expr:
+        return sympy.log(1 + value)
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
         return 1 / (1 + self.args[0])
+
+
+class relu(_Real):
+    """max(x, 0), kept whole: at 0 its derivative is 0, where that of a maximum is shared."""
+
+    @staticmethod
+    def spelled(value: sympy.Expr) -> sympy.Expr:
+        return sympy.Max(value, 0)
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return sympy.Heaviside(self.args[0], 0)
 
 
 def symbol(name: str) -> sympy.Symbol:
@@ -51,6 +93,11 @@ def _log(value: sympy.Expr) -> sympy.Expr:
     return -softplus(-value.args[0]) if isinstance(value, sigmoid) else sympy.log(value)
 
 
+def _abs(value: sympy.Expr) -> sympy.Expr:
+    """|value|; of what may have no value, log(s), sympy's own would take `re`."""
+    return sympy.Abs(value) if value.is_real else sympy.Max(value, -value)
+
+
 def _softcap(value: sympy.Expr, cap: sympy.Expr) -> sympy.Expr:
     return cap * sympy.tanh(value / cap)
 
@@ -66,11 +113,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sqrt": sympy.sqrt,
     "tanh": sympy.tanh,
     "sigmoid": sigmoid,
-    "abs": sympy.Abs,
+    "abs": _abs,
     "min": sympy.Min,
     "max": sympy.Max,
     "softcap": _softcap,
-    "relu": lambda value: sympy.Max(value, 0),
+    "relu": relu,
     "elu": _elu,
     "silu": lambda value: value * sigmoid(value),
     "softplus": softplus,

@@ -29,6 +29,7 @@ HELPERS = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "softplus": lambda x: np.logaddexp(0, x),
     "log1p": np.log1p,
+    "power": np.power,
 }
 OWN = [{"sigmoid": HELPERS["sigmoid"], "softplus": HELPERS["softplus"], "log1p": np.log1p}, "numpy"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from attnc.codegen.symbolic import log1p, sigmoid, softplus
+from attnc.codegen.symbolic import log1p, relu, sigmoid, softplus
 
 LINE_WIDTH = 92
 _SUM, _PRODUCT, _UNARY, _ATOM = 1, 2, 3, 4
@@ -50,7 +50,7 @@ class Printer:
     def statements(self, target: str, expr: sympy.Expr) -> tuple[str, ...]:
         """`target = expr` in as many lines as the width asks for."""
         lines: list[str] = []
-        self._assign(target, expr, lines, room=LINE_WIDTH - len(target) - 3, names=_names(target))
+        self._assign(target, expr, lines, room=LINE_WIDTH - len(target) - 3, names=_Names(target))
         return tuple(lines)
 
     def tile(self, target: str, expr: sympy.Expr, element: str) -> tuple[str, ...]:
@@ -143,10 +143,10 @@ class Printer:
         match expr:
             case sympy.Symbol():
                 return self.bindings[expr.name], _ATOM
-            case sympy.Rational() | sympy.Float():
+            case sympy.Rational() | sympy.Float() | sympy.NumberSymbol():
                 return number(float(expr)), _ATOM if expr >= 0 else _UNARY
-            case sympy.NumberSymbol():
-                return number(float(expr)), _ATOM
+            case sympy.I | sympy.nan | sympy.zoo:  # sqrt(-s**2) has no value but at 0
+                return 'float("nan")', _ATOM
             case sympy.Add():
                 return self._sum(expr), _SUM
             case sympy.Mul():
@@ -163,14 +163,12 @@ class Printer:
     def _call(self, expr: sympy.Basic) -> str:
         argument = self.text(expr.args[0]) if expr.args else ""
         match expr:
-            case sympy.exp():
-                return f"tl.exp({argument})"
-            case sympy.log():
-                return f"tl.log({argument})"
-            case sympy.Abs():
-                return f"tl.abs({argument})"
+            case sympy.exp() | sympy.log() | sympy.Abs():
+                return f"tl.{type(expr).__name__.lower()}({argument})"
             case sympy.sign():
                 return f"tl.where({argument} > 0.0, 1.0, tl.where({argument} < 0.0, -1.0, 0.0))"
+            case relu():
+                return f"tl.maximum({argument}, 0.0)"
             case sympy.Heaviside():
                 return f"tl.where({argument} > 0.0, 1.0, 0.0)"
             case sympy.tanh() | sigmoid() | softplus() | log1p():
@@ -225,9 +223,13 @@ class Printer:
             return f"1.0 / {self._wrap(1 / expr, _ATOM)}", _PRODUCT
         if exponent == sympy.Rational(1, 2):
             return f"tl.sqrt({self.text(base)})", _ATOM
-        if base.is_number:
+        if base.is_number and base > 0:
             factor = exponent * sympy.Float(float(sympy.log(base, 2))) if base != 2 else exponent
             return f"tl.exp2({self.text(factor)})", _ATOM
+        if not exponent.is_number:
+            # 0**0 is 1, and (-2)**h has a sign, which no logarithm knows
+            self.helpers.add("power")
+            return f"power({self.text(base)}, {self.text(exponent)})", _ATOM
         return f"tl.exp2({self._wrap(exponent, _PRODUCT)} * tl.log2({self.text(base)}))", _ATOM
 
     def _where(self, expr: sympy.Piecewise) -> str:
@@ -283,10 +285,6 @@ class _Names:
     def next(self) -> str:
         self.count += 1
         return f"{self.stem}_{self.count}"
-
-
-def _names(target: str) -> _Names:
-    return _Names(target)
 
 
 def _is_negative(expr: sympy.Basic) -> bool:

@@ -247,14 +247,9 @@ def _softplus(args: list[Tensor]) -> Tensor:
     return torch.logaddexp(args[0], torch.zeros_like(args[0]))
 
 
-def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[list[Tensor]], Tensor]:
-    def folded(args: list[Tensor]) -> Tensor:
-        result = args[0]
-        for arg in args[1:]:
-            result = function(result, arg)
-        return result
-
-    return folded
+def _chosen(function: Callable[..., Tensor]) -> Callable[[list[Tensor]], Tensor]:
+    """amin or amax over the arguments: those that tie share the gradient alike."""
+    return lambda args: function(torch.stack(torch.broadcast_tensors(*args)), dim=0)  # type: ignore[no-untyped-call]
 
 
 _FUNCTIONS: dict[str, Callable[[list[Tensor]], Tensor]] = {
@@ -265,8 +260,8 @@ _FUNCTIONS: dict[str, Callable[[list[Tensor]], Tensor]] = {
     "tanh": lambda args: torch.tanh(args[0]),
     "sigmoid": lambda args: torch.sigmoid(args[0]),
     "abs": lambda args: torch.abs(args[0]),
-    "min": _fold(torch.minimum),
-    "max": _fold(torch.maximum),
+    "min": _chosen(torch.amin),
+    "max": _chosen(torch.amax),
     "softcap": _softcap,
     "relu": lambda args: torch.relu(args[0]),
     "elu": _elu,
