@@ -177,10 +177,19 @@ def test_a_loop_without_a_mask_has_no_mask_code():
          [f"long_name = ({'a' * 60}) | (", f"    {'b' * 40} & c", ")"]),
         (f"({'a' * 80}) | ({'b' * 8} & c)",
          ["long_name = (", f"    {'a' * 80}", f") | ({'b' * 8} & c)"]),
+        (f"tl.where({'a' * 80}, b_x, 0.0)",
+         ["long_name = tl.where(", f"    {'a' * 80}, b_x, 0.0", ")"]),
+        (f"b_z * b_l + tl.sum({'a' * 70}, 0)",
+         ["long_name = b_z * b_l + tl.sum(", f"    {'a' * 70}, 0", ")"]),
+        (f"tl.sum({'a' * 70}, 0) + tl.sum({'b' * 70}, 0)",
+         ["long_name = tl.sum(", f"    {'a' * 70}, 0", f") + tl.sum({'b' * 70}, 0)"]),
+        (f"tl.sum({'a' * 40}, 0) + {'b' * 35}",
+         ["long_name = (", f"    tl.sum({'a' * 40}, 0) + {'b' * 35}", ")"]),
         (f"{'a' * 60} | b[c | d] | ({'e' * 40} & f)",
          ["long_name = (", f"    {'a' * 60}", "    | b[c | d]", f"    | ({'e' * 40} & f)", ")"]),
     ],
-    ids=["fits", "load", "one line", "two operands", "a long first operand", "three operands"],
+    ids=["fits", "load", "one line", "two operands", "a long first operand", "a call",
+         "a call behind", "two calls", "a call before a name", "three operands"],
 )  # fmt: skip
 def test_a_long_assignment_is_broken_as_the_formatter_breaks_it(value, lines):
     text = broken(f"def f():\n    long_name = {value}\n    return long_name\n")

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 _COLUMNS = 100
 _STATEMENT = re.compile(r"( +)(\w+ = )(.+)\Z")
 _LOAD = re.compile(r"([tg]l)\.load\((.+)\)(\.to\([\w.]+\))\Z")
+# an operand up to its bracket: (..), or a call
+_OPENING = re.compile(r"([|&+*] )?[\w.]*\(")
 # what binds least comes first
 _OPERATORS = ("|", "&", "+", "*")
 
@@ -37,20 +39,12 @@ def _pieces(line: str) -> Iterator[str]:
         yield f"{indent}){load[3]}"
         return
     operands = _operands(value)
-    head = f"{indent}{target}{operands[0]} {operands[-1][:3]}"
-    if len(operands) == 2 and head.endswith("(") and len(head) <= _COLUMNS:
-        # two operands: the brackets of the second take the break
-        yield head
-        yield f"{indent}    {operands[1][3:-1]}"
-        yield f"{indent})"
-        return
-    tail = f"{indent}) {operands[-1]}"
-    if len(operands) == 2 and _bracketed(operands[0]) and len(tail) <= _COLUMNS:
-        # what stands before the second is too long for that: the brackets of the first take it
-        yield f"{indent}{target}("
-        yield f"{indent}    {operands[0][1:-1]}"
-        yield tail
-        return
+    # one operand, or two: the brackets of the last take the break, or those of the first
+    for opened in _opened(operands):
+        lines = [f"{indent}{target}{opened[0]}", f"{indent}    {opened[1]}", f"{indent}{opened[2]}"]
+        if max(map(len, lines)) <= _COLUMNS:
+            yield from lines
+            return
     yield f"{indent}{target}("
     fits = len(indent) + 4 + len(value) <= _COLUMNS
     for part in (value,) if fits else operands:
@@ -69,9 +63,19 @@ def _operands(value: str) -> list[str]:
     return [value]
 
 
-def _bracketed(operand: str) -> bool:
-    """Whether one pair of brackets holds all of it."""
-    return operand.startswith("(") and len(operand) - 1 == next(_outside(operand))
+def _opened(operands: list[str]) -> Iterator[tuple[str, str, str]]:
+    """The text cut at the brackets that end the last of two operands, then of the first."""
+    if len(operands) > 2:
+        return
+    for number in (len(operands) - 1, 0):
+        before, operand, after = operands[:number], operands[number], operands[number + 1 :]
+        start = _OPENING.match(operand)
+        if start is None or (after and start[0] != "(" and not after[0].endswith(")")):
+            # a formatter opens no call in front of a plain name
+            continue
+        bracket = start.end() - 1
+        if next(_outside(operand[bracket:])) == len(operand) - 1 - bracket:
+            yield " ".join([*before, start[0]]), operand[bracket + 1 : -1], " ".join([")", *after])
 
 
 def _outside(value: str) -> Iterator[int]:
