@@ -62,6 +62,33 @@ def test_zeros_fail_every_row_that_holds_an_output(name, monkeypatch):
     assert all(not row.passed for row in report.rows if row.what.endswith("form"))
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("flash", {"cache"}),
+        ("flash_window", {"cache", "ring"}),
+        ("lightning", {"state"}),
+        ("window_taylor", {"cache", "ring and state"}),
+        ("prefix_lm", set()),
+    ],
+)
+def test_prefills_and_steps_are_held_too_from_each_kind_of_state(name, kinds, monkeypatch):
+    variant, shape = shipped()[name], Shape(1, 110, 110, 2, 1, 16, 16)
+    report = verify(variant, shapes=[shape], dtypes=["fp32"], gradients=False)
+    assert report.passed, str(report)
+    found = {row.what for row in report.rows if row.what.startswith("decode")}
+    assert found == {f"decode, {kind}" for kind in kinds}
+    step = Op.step
+
+    def late(op, q, k, v, state, **options):
+        return step(op, q, k, v.flip(-1), state, **options)
+
+    monkeypatch.setattr(Op, "step", late)
+    report = verify(variant, shapes=[shape], dtypes=["fp32"], gradients=False)
+    failed = {row.what for row in report.failures}
+    assert failed == {f"decode, {kind}" for kind in kinds}
+
+
 def test_one_nan_fails_and_is_named(monkeypatch):
     sabotage(monkeypatch, lambda out: out[0, 5, 1, 7].fill_(float("nan")))
     report = verify(shipped()["flash"], shapes=SHAPES[:1], dtypes=["fp32"], gradients=False)

@@ -23,6 +23,7 @@ from attnc.ops.verification.backend import not_fused, why_not
 from attnc.ops.verification.conditioning import allowance
 from attnc.ops.verification.convolution import FilterChecker
 from attnc.ops.verification.criterion import Verdict, check, check_agreement, check_lse
+from attnc.ops.verification.decoding import decode_rows, decodes
 from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
 from attnc.ops.verification.gradients import gradient_rows
 from attnc.ops.verification.report import Report, Row
@@ -32,6 +33,7 @@ from attnc.ops.verification.states import state_rows
 Progress = Callable[[int, int, str], None]
 _DRAWS = 3
 _INTERPRETED_TOKENS = 128
+_DECODED_TOKENS = 100
 
 
 def verify(
@@ -48,7 +50,8 @@ def verify(
 ) -> Report:
     """Run every legal form of a variant on random inputs and compare with the reference.
 
-    With `gradients`, the backward of every form too, against autograd through the reference.
+    With `gradients`, the backward of every form too, against autograd through the reference. Of a
+    variant that decodes, prefills and steps of the long shapes too.
     8-bit tensors, `e4m3`, are verified where `dtypes` name them, against what their scales make.
     `backend` is whose kernels run, `triton` or `gluon`; what it cannot take is told as skipped.
     With `deterministic` False gradients come of the fused way, and where there is none, as told.
@@ -81,6 +84,8 @@ def verify(
         chosen = checker.scaled() if name in SCALED else checker
         chosen = chosen.packed() if shape.sequences else chosen
         if isinstance(chosen, _Checker):
+            # a step is triton's, whoever is asked for
+            chosen = replace(chosen, steps=backend != "gluon")
             why = why_not(chosen.op, backend, shape, name, "forward")
             if why:
                 skipped.append(f"{name} {shape}: not {backend}: {why}")
@@ -126,7 +131,7 @@ def _place(device: torch.device) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Checker:
-    """Runs one shape in one dtype and yields what was found."""
+    """Runs one shape in one dtype and yields what was found; with `steps`, of decode too."""
 
     variant: Variant
     op: Op
@@ -134,6 +139,7 @@ class _Checker:
     generator: torch.Generator
     gradients: bool
     any_order: bool = False
+    steps: bool = True
 
     def packed(self) -> _Checker:
         """The checker of packed calls.
@@ -189,6 +195,11 @@ class _Checker:
                 self.op, inputs, shape, name, dtype, forms, self.generator,
                 any_order=self.any_order,
             )  # fmt: skip
+        if self._decodes(shape):
+            rounded = pt.lse if self._rounds_scores(shape, name) else None
+            yield from decode_rows(
+                self.op, inputs, shape, name, (ref, pt), allowed=allowed, rounded=rounded
+            )
         for form in ("chunked", "recurrent"):
             keeps_state = not softmax and is_causal(self.variant.mask_form)
             if form in found and shape.tq > 1 and keeps_state:
@@ -225,6 +236,14 @@ class _Checker:
             return True
         mapped = any(term.feature_map.phi is not None for term in self.variant.terms)
         return mapped or "fast_tanh" in self.op.plan(dim=(shape.qk, shape.v), dtype=name).helpers
+
+    def _decodes(self, shape: Shape) -> bool:
+        """Whether steps are taken too; no 8-bit tensors have any.
+
+        Interpreted, each costs as much as a call, and those after many tokens show most.
+        """
+        least = _DECODED_TOKENS if self.device.type == "cpu" else 0
+        return self.steps and decodes(shape) and shape.tq >= least and not self.variant.scaled
 
     def _forms(self, shape: Shape) -> tuple[str, ...]:
         """The forms that this shape allows: only the parallel one knows TQ other than TK.
