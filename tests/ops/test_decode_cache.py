@@ -54,6 +54,18 @@ scale = "rsqrt(d)"
 mask = "causal & documents(ids)"
 inputs.ids = { shape = ["b", "t"] }
 
+[blind]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+mask = "causal & ~causal & documents(ids)"
+inputs.ids = { shape = ["b", "t"] }
+
+[blind_term]
+terms = [
+  { feature_map = "softmax", mask = "causal & (i < j)", scale = 1.0 },
+  { feature_map = "taylor(2)", mask = "i - j >= 3", scale = 1.0 },
+]
+
 [lookahead]
 feature_map = "softmax"
 scale = "rsqrt(d)"
@@ -115,7 +127,7 @@ terms = [
 """  # noqa: E501
 )
 VARIANTS = {**shipped(), **DRAWN}
-REFUSED = {"lookahead", "by_head", "kept", "weighed"}
+REFUSED = {"lookahead", "by_head", "kept", "weighed", "blind"}
 SHIPPED = {"flash", "flash_alibi", "flash_softcap", "flash_window"}
 NAMES = sorted(SHIPPED | {n for n, v in DRAWN.items() if v.family == "softmax"} - REFUSED)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -213,6 +225,18 @@ def held_to_the_reference(name, options, dtype, prefilled, tokens=TOKENS):
         assert verdict.sound, str(verdict)
     assert state.lengths.tolist() == [tokens] * 2 and state.tokens == tokens
     return state
+
+
+@pytest.mark.parametrize("capacity", [40, 600])
+def test_a_row_that_no_key_is_shown_to_is_zeros(capacity):
+    op, x = compile_op(VARIANTS["blind"]), drawn("blind", torch.float32)
+    state = cache_of(op, x, capacity=capacity)
+    out, lse = decoded(op, x, state, (20,))
+    assert not out.any() and (lse == float("-inf")).all()
+
+
+def test_a_term_that_no_key_is_shown_to_leaves_the_others_alone():
+    held_to_the_reference("blind_term", {"capacity": 40}, "fp32", (20,))
 
 
 @pytest.mark.parametrize("name", ["flash", "sunk", "reaching", "hybrid"])

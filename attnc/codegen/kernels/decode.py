@@ -226,6 +226,8 @@ def _fold_values(builder: GraphBuilder, cache: str, weights: str, v_mask: str) -
 
 def _shared(ranges: KeyRange, *, split: bool) -> KeyRange:
     """The walk of one row: what it sees is one masked loop, or this split's share of it."""
+    if not ranges.loops:
+        return ranges  # a mask that shows nothing
     start, stop = ranges.loops[0].start, ranges.loops[-1].stop
     lines, runs = _used(ranges.lines), ranges.runs
     if runs is not None:
