@@ -240,8 +240,8 @@ class _Checker:
     def _decodes(self, shape: Shape) -> bool:
         """Whether steps are taken too; no 8-bit tensors have any.
 
-        Each kind of step is a kernel more, to compile or to interpret: shapes of many tokens have
-        them, but not so many that another as long as one of them shows no more.
+        Each kind of step is a kernel more, to compile or to interpret: short sequences show little
+        in it, and very long ones no more than those of a thousand tokens.
         """
         asked = self.steps and not self.variant.scaled
         return asked and decodes(shape) and shape.tq in _DECODED_TOKENS
