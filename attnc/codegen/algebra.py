@@ -194,7 +194,7 @@ def _analyse_sum(variant: Variant) -> Algebra:
 
     Its normaliser is kept as its log, as a softmax's is.
     """
-    apart = "its terms see different keys, and a state of some of them is not handed over yet"
+    apart = "its terms see different keys: calls hand over no state, decode keeps one by a ring"
     number, reach = folded_term(variant) or (None, 0)
     return Algebra(
         family=variant.family,

@@ -225,7 +225,8 @@ def test_a_sum_of_terms_keeps_no_state_and_says_why(ops):
         op(q, k, v, mix=torch.zeros(2), return_state=True)
     assert str(refused.value) == (
         "error[A300]: 'windowed' has no state: it is a sum of terms\n"
-        "  note: its terms see different keys, and a state of some of them is not handed over yet\n"
+        "  note: its terms see different keys: calls hand over no state, "
+        "decode keeps one by a ring\n"
         "  hint: return_lse=True gives what combines with another call's keys"
     )
     with pytest.raises(PlanError, match="'windowed' has no recurrent form"):
