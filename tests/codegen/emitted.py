@@ -38,12 +38,26 @@ terms = [
   { feature_map = "elu(x) + 1", mask = "i - j >= 64", scale = 0.125, factor = "exp(mix[h])" },
 ]
 sink = "z[h]"
+
+# a union too long for a line, and another whose lists of blocks read one end of each block
+[listed]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+mask = "(window(37, 11) & (2*i - j >= -4) | prefix(n[b])) & blocks(kept, 64)"
+inputs.n = { shape = ["b"] }
+inputs.kept = { shape = ["i/64", "j/64"] }
+
+[listed_prefix]
+feature_map = "softmax"
+scale = "rsqrt(d)"
+mask = "prefix(20) & blocks(kept, 64)"
+inputs.kept = { shape = ["i/64", "j/64"] }
 """  # noqa: E501
 )
 
 
 def all_variants() -> dict[str, Variant]:
-    """Those shipped of q, k and v, each meaning once, gates of both kinds, and a sum of terms."""
+    """Those shipped of q, k and v, each meaning once, and what none of them shows."""
     once = {variant.digest: variant for variant in reversed(attentions().values())}
     return {variant.name: variant for variant in (*reversed(once.values()), *DRAWN.values())}
 

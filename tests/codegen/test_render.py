@@ -185,11 +185,17 @@ def test_a_loop_without_a_mask_has_no_mask_code():
          ["long_name = tl.sum(", f"    {'a' * 70}, 0", f") + tl.sum({'b' * 70}, 0)"]),
         (f"tl.sum({'a' * 40}, 0) + {'b' * 35}",
          ["long_name = (", f"    tl.sum({'a' * 40}, 0) + {'b' * 35}", ")"]),
+        (f"b_m & (({'a' * 60}) | ({'b' * 50}))",
+         ["long_name = b_m & (", f"    ({'a' * 60})", f"    | ({'b' * 50})", ")"]),
+        (f"{'a' * 50} * tl.where(x, {'c' * 30}, 0.0) / ({'b' * 30} + c)",
+         ["long_name = (", f"    {'a' * 50}", f"    * tl.where(x, {'c' * 30}, 0.0)",
+          f"    / ({'b' * 30} + c)", ")"]),
         (f"{'a' * 60} | b[c | d] | ({'e' * 40} & f)",
          ["long_name = (", f"    {'a' * 60}", "    | b[c | d]", f"    | ({'e' * 40} & f)", ")"]),
     ],
     ids=["fits", "load", "one line", "two operands", "a long first operand", "a call",
-         "a call behind", "two calls", "a call before a name", "three operands"],
+         "a call behind", "two calls", "a call before a name", "two lines in brackets",
+         "a quotient", "three operands"],
 )  # fmt: skip
 def test_a_long_assignment_is_broken_as_the_formatter_breaks_it(value, lines):
     text = broken(f"def f():\n    long_name = {value}\n    return long_name\n")

@@ -51,7 +51,7 @@ def list_kernel(variant: Variant, algebra: Algebra, lists: TileLists) -> Kernel:
     graph = builder.build()
     bounds = tuple(map(load_bound, mask.bounds))
     texts = (text for node in graph.nodes() for text in (node.address, *node.lines))
-    read = set(re.findall(r"i_\w+", " ".join((*texts, *bounds))))
+    read = set(re.findall(r"\bi_\w+|\bfirst\b|\blast\b", " ".join((*texts, *bounds))))
     setup = (*_setup(lists, read), *bounds)
     return Kernel(lists.name, "", tuple(tensors), scalars, ("BN",), graph, setup, (loop,))
 
@@ -74,7 +74,7 @@ def _axis(letter: str) -> str:
 def _setup(lists: TileLists, read: set[str]) -> tuple[str, ...]:
     """Which block of which head, the positions that it holds, and where its list stands.
 
-    `read` are the program indices that the kernel goes on to use.
+    `read` are the program indices that the kernel goes on to use, and its ends of the held block.
     """
     held, streamed = ("TQ", "TK") if lists.of_rows else ("TK", "TQ")
     what = "rows" if lists.of_rows else "keys"
@@ -96,8 +96,10 @@ def _setup(lists: TileLists, read: set[str]) -> tuple[str, ...]:
         lines.append("i_b = (tl.program_id(0) // NT).to(tl.int64)")
         lines.append("p_list = " + lists.name + " + (i_b * NT + i_t) * (NB + 2)")
     shift = " + TK - TQ" if lists.of_rows else ""
-    lines.append(f"first = i_t * {lists.held}{shift}")
-    lines.append(f"last = tl.minimum(first + {lists.held}, TK) - 1")
+    if read & {"first", "last"}:
+        lines.append(f"first = i_t * {lists.held}{shift}")
+    if "last" in read:
+        lines.append(f"last = tl.minimum(first + {lists.held}, TK) - 1")
     return tuple(lines)
 
 
@@ -122,12 +124,16 @@ def _positions(builder: GraphBuilder, mask: MaskForm, lists: TileLists) -> None:
     size = lists.streamed
     shift = "" if lists.of_rows else " + TK - TQ"
     whole = f"(o_n + 1) * {size} <= {'TK' if lists.of_rows else 'TQ'}"
-    lines = [f"b_left = o_n * {size}{shift}", f"b_right = tl.minimum(b_left + {size}, TK) - 1"]
     some, every = "m_n", f"{whole}"
     if mask.clauses != ((),):
         some = f"m_n & {_clauses(mask, lists, some=True)}"
         every = f"({whole}) & {_clauses(mask, lists, some=False)}"
-    lines += [f"b_some = {some}", f"b_every = {every}"]
+    lines = [f"b_some = {some}", f"b_every = {every}"]
+    # a half-plane has two corners of a block, and a mask may read one end alone
+    if "b_right" in some + every:
+        lines.insert(0, f"b_right = tl.minimum(b_left + {size}, TK) - 1")
+    if mask.documents or "b_left" in "".join(lines):
+        lines.insert(0, f"b_left = o_n * {size}{shift}")
     note = "whether some pair of a block is visible, and whether all are"
     builder.map("b_some", STEP, ("BN",), *lines, name="positions", dtype="i1", note=note)
 
@@ -137,8 +143,9 @@ def _clauses(mask: MaskForm, lists: TileLists, *, some: bool) -> str:
     for clause in mask.clauses:
         planes = [plane if lists.of_rows else plane.mirrored for plane in clause]
         texts = [_corner(plane, some=some) for plane in planes]
-        clauses.append(" & ".join(f"({text})" for text in texts))
-    return f"({' | '.join(f'({text})' for text in clauses)})" if len(clauses) > 1 else clauses[0]
+        joined = " & ".join(f"({text})" for text in texts)
+        clauses.append(f"({joined})" if len(texts) > 1 < len(mask.clauses) else joined)
+    return f"({' | '.join(clauses)})" if len(clauses) > 1 else clauses[0]
 
 
 def _corner(plane: HalfPlane, *, some: bool) -> str:

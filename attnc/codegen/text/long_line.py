@@ -8,10 +8,8 @@ from collections.abc import Iterator
 _COLUMNS = 100
 _STATEMENT = re.compile(r"( +)(\w+ = )(.+)\Z")
 _LOAD = re.compile(r"([tg]l)\.load\((.+)\)(\.to\([\w.]+\))\Z")
-# an operand up to its bracket: (..), or a call
-_OPENING = re.compile(r"([|&+*] )?[\w.]*\(")
 # what binds least comes first
-_OPERATORS = ("|", "&", "+", "*")
+_OPERATORS = (("|",), ("&",), ("+", "-"), ("*", "/"))
 
 
 def broken(text: str) -> str:
@@ -40,22 +38,38 @@ def _pieces(line: str) -> Iterator[str]:
         return
     operands = _operands(value)
     # one operand, or two: the brackets of the last take the break, or those of the first
-    for opened in _opened(operands):
-        lines = [f"{indent}{target}{opened[0]}", f"{indent}    {opened[1]}", f"{indent}{opened[2]}"]
+    for before, inner, after in _opened(operands):
+        lines = [f"{indent}{target}{before}", *_inside(inner, indent), f"{indent}{after}"]
         if max(map(len, lines)) <= _COLUMNS:
             yield from lines
             return
     yield f"{indent}{target}("
-    fits = len(indent) + 4 + len(value) <= _COLUMNS
-    for part in (value,) if fits else operands:
-        yield f"{indent}    {part}"
+    yield from _inside(value, indent)
     yield f"{indent})"
+
+
+def _inside(value: str, indent: str) -> Iterator[str]:
+    """What stands in brackets that begin at an indent: on one line, or an operand a line."""
+    indent = f"{indent}    "
+    operands = [value] if len(indent) + len(value) <= _COLUMNS else _operands(value)
+    for operand in operands:
+        if len(indent) + len(operand) <= _COLUMNS:
+            yield f"{indent}{operand}"
+            continue
+        for before, inner, after in _opened([operand]):
+            yield f"{indent}{before}"
+            yield from _inside(inner, indent)
+            yield f"{indent}{after}"
+            break
+        else:
+            yield f"{indent}{operand}"
 
 
 def _operands(value: str) -> list[str]:
     """The operands of what binds least outside of brackets, each behind its operator."""
-    for operator in _OPERATORS:
-        places = [at for at in _outside(value) if value[at : at + 3] == f" {operator} "]
+    for level in _OPERATORS:
+        marks = {f" {operator} " for operator in level}
+        places = [at for at in _outside(value) if value[at : at + 3] in marks]
         if places:
             ends = [*places[1:], len(value)]
             rest = [value[at + 1 : end] for at, end in zip(places, ends, strict=True)]
@@ -67,15 +81,26 @@ def _opened(operands: list[str]) -> Iterator[tuple[str, str, str]]:
     """The text cut at the brackets that end the last of two operands, then of the first."""
     if len(operands) > 2:
         return
-    for number in (len(operands) - 1, 0):
-        before, operand, after = operands[:number], operands[number], operands[number + 1 :]
-        start = _OPENING.match(operand)
-        if start is None or (after and start[0] != "(" and not after[0].endswith(")")):
-            # a formatter opens no call in front of a plain name
-            continue
-        bracket = start.end() - 1
-        if next(_outside(operand[bracket:])) == len(operand) - 1 - bracket:
-            yield " ".join([*before, start[0]]), operand[bracket + 1 : -1], " ".join([")", *after])
+    *before, last = operands
+    if last.endswith(")"):
+        start = _start(last)
+        yield " ".join([*before, last[: start + 1]]), last[start + 1 : -1], ")"
+    for first in before:
+        # a formatter opens no call in front of a plain name
+        bracket = first.find("(") if first.endswith(")") else -1
+        opens = bracket == 0 or (bracket > 0 and last.endswith(")"))
+        if opens and _start(first) == bracket:
+            yield first[: bracket + 1], first[bracket + 1 : -1], f") {last}"
+
+
+def _start(value: str) -> int:
+    """Where the bracket opens that closes at the end."""
+    depth = 0
+    for at in reversed(range(len(value))):
+        depth += (value[at] in ")]") - (value[at] in "([")
+        if not depth:
+            return at
+    raise AssertionError(f"{value!r} closes more brackets than it opens")
 
 
 def _outside(value: str) -> Iterator[int]:
