@@ -22,7 +22,7 @@ import sympy
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.differentiate import differentiate
-from attnc.codegen.index import scalar_names
+from attnc.codegen.index import name_with, scalar_names
 from attnc.codegen.symbolic import ref_symbol, symbol
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared, Variant
@@ -35,18 +35,21 @@ VALUE = "_value"
 class Partial:
     """One derivative by a declared tensor: where it is read, and the derivative there.
 
-    `where` tells apart the places of a tensor that more than one expression reads.
+    `where` tells apart the places of a tensor that more than one expression reads; `beside` are
+    the names of all tensors that have gradients.
     """
 
     declared: Declared
     index: tuple[str, ...]
     slope: sympy.Expr
     where: str = ""
+    beside: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """The name of its accumulator; a tensor read at two places has two."""
-        return f"{self.declared.name}{''.join(f'_{letter}' for letter in self.index)}{self.where}"
+        suffix = "".join(f"_{letter}" for letter in self.index) + self.where
+        return name_with(suffix, self.declared.name, self.beside)
 
     def __str__(self) -> str:
         index = f"[{', '.join(self.index)}]" if self.index else ""
@@ -193,6 +196,6 @@ def _partials(
     places = [(ref.name, ref.index, ref_symbol(ref)) for ref in refs if ref.name in by_name]
     places += [(name, (), symbol(name)) for name in sorted(scalars)]
     return tuple(
-        Partial(by_name[name], tuple(index), differentiate(expr, by), where)
+        Partial(by_name[name], tuple(index), differentiate(expr, by), where, tuple(by_name))
         for name, index, by in places
     )

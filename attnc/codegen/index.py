@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -60,11 +60,20 @@ def load_refs(
         several = sum(other.name == ref.name for other in wanted) > 1
         # u_ is for what the user declared: no other name of a kernel starts with it
         suffix = f"_{''.join(ref.index)}" if several else ""
-        buffer = f"{stem}{ref.name}{suffix}"
+        buffer = f"{stem}{name_with(suffix, ref.name, by_name)}"
         node, text = _load(ref, tensor, buffer, axes, two_lanes)
         nodes.append(node)
         bindings[ref_symbol(ref).name if ref.index else ref.name] = text
     return Loaded(tuple(nodes), bindings, tuple(tensors.values()))
+
+
+def name_with(suffix: str, name: str, declared: Collection[str]) -> str:
+    """A declared tensor's name with a suffix that no other of the `declared` names runs into.
+
+    Where one goes on as the suffix may, `a_h` beside `a`, it is in capitals, which no name has.
+    """
+    longer = any(other.startswith(f"{name}_") for other in declared)
+    return name + (suffix.upper() if longer else suffix)
 
 
 def scalar_names(expression: sympy.Expr, declared: tuple[Declared, ...]) -> frozenset[str]:

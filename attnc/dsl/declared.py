@@ -58,6 +58,7 @@ def declared_tensors(fields: Fields) -> tuple[Declared, ...]:
                         )
     for tensor in found.values():
         _check_declared(fields, tensor)
+        _check_rows(fields, tensor, found)
     return tuple(sorted(found.values(), key=lambda tensor: (tensor.kind != "param", tensor.name)))
 
 
@@ -130,3 +131,15 @@ def _check_declared(fields: Fields, tensor: Declared) -> None:
             )
     if len(set(tensor.shape)) != len(tensor.shape):
         raise fields.refuse(label, f"an axis stands twice in the shape of {tensor.name!r}")
+
+
+def _check_rows(fields: Fields, tensor: Declared, found: Mapping[str, Declared]) -> None:
+    """Refuse the name that kernels of a filter have for a row of another tensor."""
+    other = tensor.name[:-2]
+    if fields.weight is None or other not in found or tensor.name[-2:] not in {"_a", "_b"}:
+        return
+    raise fields.refuse(
+        f"{tensor.kind}s.{tensor.name}",
+        f"{tensor.name!r} is taken: kernels call the rows of {other!r} {other}_a and {other}_b",
+        hints=("choose another name",),
+    )
