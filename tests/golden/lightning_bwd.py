@@ -660,8 +660,9 @@ def lightning_dquery(
         # gradient of the scores
         b_ds = b_dw * b_e
 
-        # gradient of the exponents, by rows
-        b_r = tl.sum(b_dw * b_p, 1)
+        # gradient of the exponents, by rows; a token with itself has no decay
+        b_x = tl.where(r_c[:, None] == r_c[None, :], 0.0, b_dw * b_p)
+        b_r = tl.sum(b_x, 1)
 
         # [BC, BC] @ [BC, BK]
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k)
@@ -821,7 +822,8 @@ def lightning_dkey(
         )
 
         # gradient of the exponents: what each row gained less what each key lost
-        b_r = b_r - tl.sum(b_dw * b_p, 1)
+        b_x = tl.where(r_c[:, None] == r_c[None, :], 0.0, b_dw * b_p)
+        b_r = b_r - tl.sum(b_x, 1)
 
         # [BC, BC] @ [BC, BK]
         b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk)

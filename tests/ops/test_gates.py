@@ -74,3 +74,56 @@ def test_the_logarithm_of_a_gate_that_vanishes_in_fp32_is_a_number(form):
     size = float(ref.abs().max())
     assert size > 0.1
     torch.testing.assert_close(found, ref, rtol=1e-3, atol=2e-5 * size)
+
+
+STRONG = """
+[by_token]
+feature_map = "identity"
+scale = 0.25
+mask = "causal"
+log_decay = "-g[b,t,h]"
+normalize = "none"
+inputs.g = { shape = ["b", "t", "h"], grad = true }
+
+[by_head]
+feature_map = "taylor(2)"
+scale = 0.25
+mask = "causal"
+log_decay = "-g[h]"
+normalize = "none"
+params.g = { shape = ["h"], grad = true }
+
+[within_a_window]
+feature_map = "elu(x) + 1"
+scale = 1.0
+mask = "causal & window(20)"
+log_decay = "-g[b,t]"
+normalize = "none"
+inputs.g = { shape = ["b", "t"], grad = true }
+"""
+
+
+@pytest.mark.parametrize("strength", [0.1, 15])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((name, form) for name in ("by_token", "by_head") for form in ("chunked", "recurrent")),
+        *((name, "parallel") for name in ("by_token", "by_head", "within_a_window")),
+    ],
+)
+def test_the_gradient_of_a_strong_gate_keeps_its_digits(name, form, strength):
+    """It is as small as the decay: a token with itself, which has none, must not drown it."""
+    op = compile_op(loads(STRONG)[name])
+    # in the parallel form queries may start at any key, and tiles touch the diagonal at a corner
+    rows = 58 if name == "within_a_window" else 75
+    q, k = torch.randn(1, rows, 2, 16), torch.randn(1, 75, 1, 16)
+    v = torch.randn(1, 75, 1, 24)
+    (declared,) = (*op.variant.params, *op.variant.inputs)
+    sizes = {"b": 1, "t": 75, "h": 2}
+    g = strength + torch.rand([sizes[axis] for axis in declared.shape])
+    g.requires_grad_()
+    incoming = torch.randn(1, rows, 2, 24)
+    (found,) = torch.autograd.grad(op(q, k, v, g=g, form=form), g, incoming)
+    (ref,) = torch.autograd.grad(op.reference(q, k, v, g=g), g, incoming.double())
+    assert float(ref.abs().max()) > 0
+    assert float((found - ref).norm() / ref.norm()) < 1e-4

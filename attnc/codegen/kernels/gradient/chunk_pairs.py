@@ -69,9 +69,8 @@ def _product(left: str, right: str, channels: str) -> tuple[Operand, Operand]:
 def row_gradients(builder: GraphBuilder, facts: GradientFacts) -> None:
     """dq from the chunk's own keys; where a decay has a gradient, each row's exponents first."""
     if facts.derivation.decay:
-        line = "b_r = tl.sum(b_dw * b_p, 1)"
-        note = "gradient of the exponents, by rows"
-        builder.map("b_r", STEP, ("BC",), line, reads=("b_dw", "b_p"), note=note)
+        note = "gradient of the exponents, by rows; a token with itself has no decay"
+        builder.map("b_r", STEP, ("BC",), *_apart("b_r = "), reads=("b_dw", "b_p"), note=note)
     square = Operand("b_ds", "b_ds.to(b_k.dtype)", SQUARE)
     builder.dot(
         "b_dq", STEP, ("BC", "BK"), square, Operand("b_k", "b_k", ("BC", "BK")),
@@ -86,9 +85,19 @@ def key_exponents(builder: GraphBuilder, facts: GradientFacts) -> None:
             "b_r", STEP, ("BC",), tensor="drows", guard="m_t", reads=("p_q",),
             address=f"drows + (i_b * HQ + i_h) * {facts.tokens} + o_t",
         )  # fmt: skip
-        line = "b_r = b_r - tl.sum(b_dw * b_p, 1)"
         note = "gradient of the exponents: what each row gained less what each key lost"
         builder.map(
-            "b_r", STEP, ("BC",), line, name="keys' exponents", reads=("b_dw", "b_p", "b_r"),
-            note=note,
+            "b_r", STEP, ("BC",), *_apart("b_r = b_r - "), name="keys' exponents",
+            reads=("b_dw", "b_p", "b_r"), note=note,
         )  # fmt: skip
+
+
+def _apart(start: str) -> tuple[str, ...]:
+    """Sum the exponents' gradients of each pair of two tokens.
+
+    A token with itself would stand in both sums, where gates are strong larger than all else.
+    """
+    return (
+        "b_x = tl.where(r_c[:, None] == r_c[None, :], 0.0, b_dw * b_p)",
+        f"{start}tl.sum(b_x, 1)",
+    )

@@ -213,8 +213,13 @@ def add_rate(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
         line = f"b_dc = b_dc + tl.sum(b_x * {apart}, 1)"
         builder.fold("b_dc", STEP, rows, line, name="fold b_dc", reads=("b_dc", "b_x"))
     elif facts.algebra.decay == "gated":
-        line = "b_r = b_r + tl.sum(b_x, 1)"
-        builder.fold("b_r", STEP, rows, line, name="fold b_r", reads=("b_r", "b_x"))
+        # a token with itself would stand in both sums, where gates are strong larger than all else
+        lines = (
+            f"m_a = b_i{side.i} != o_s{side.j}",
+            "b_r = b_r + tl.sum(tl.where(m_a, b_x, 0.0), 1)",
+        )
+        note = "a token with itself has no decay"
+        builder.fold("b_r", STEP, rows, *lines, name="fold b_r", reads=("b_r", "b_x"), note=note)
 
 
 def store_rate(
