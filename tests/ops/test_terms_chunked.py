@@ -97,7 +97,8 @@ def test_both_forms_of_a_sum_pass_verify_and_agree(name, tokens, dtype, ops):
     variant = ops[name].variant
     report = verify(variant, dtypes=(dtype,), shapes=shapes, seed=5, gradients=False)
     assert report.passed, str(report)
-    assert [row.what for row in report.rows] == [
+    of_calls = [row.what for row in report.rows if "decode" not in row.what]
+    assert of_calls == [
         "online form", "lse", "chunked form", "lse", "chunked against online",
     ]  # fmt: skip
 
