@@ -118,7 +118,7 @@ def gated_state(
 
         # log2 decay from the chunk's start through each token
         b_g = tl.cumsum(b_a, 0)
-        b_gl = tl.sum(b_a, 0)
+        b_gl = tl.sum(tl.where(r_c == BC - 1, b_g, 0.0), 0)
 
         # decay from each token to the chunk's end, and over the whole chunk
         b_u = tl.exp2(b_gl - b_g)
@@ -289,7 +289,7 @@ def gated_output(
 
         # log2 decay from the chunk's start through each token
         b_g = tl.cumsum(b_a, 0)
-        b_gl = tl.sum(b_a, 0)
+        b_gl = tl.sum(tl.where(r_c == BC - 1, b_g, 0.0), 0)
 
         # inside the chunk: [BC, BK] @ [BK, BC]
         b_s = tl.dot(b_q, tl.trans(b_k))

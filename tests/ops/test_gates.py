@@ -127,3 +127,14 @@ def test_the_gradient_of_a_strong_gate_keeps_its_digits(name, form, strength):
     (ref,) = torch.autograd.grad(op.reference(q, k, v, g=g), g, incoming.double())
     assert float(ref.abs().max()) > 0
     assert float((found - ref).norm() / ref.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("form", ["chunked", "recurrent"])
+def test_the_last_token_of_a_chunk_enters_the_state_whole_however_strong_the_gates(form):
+    """Nothing decays it: what a sum over the chunk rounds must not."""
+    op = compile_op(loads(STRONG)["by_token"])
+    q, k, v = torch.randn(1, 200, 2, 16), torch.randn(1, 200, 1, 16), torch.randn(1, 200, 1, 24)
+    g = 5 + 20 * torch.randn(1, 200, 2).abs()
+    _, state = op(q, k, v, g=g, form=form, return_state=True)
+    _, ref = op.reference(q, k, v, g=g, return_state=True)
+    assert float((state - ref).norm() / ref.norm()) < 2e-6

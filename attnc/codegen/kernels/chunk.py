@@ -281,7 +281,9 @@ def decay_step(
         builder.map("b_a", STEP, ("BC",), *gate, reads=reads, note="log2 decay of each token")
         builder.scan("b_g", STEP, ("BC",), "b_g = tl.cumsum(b_a, 0)", reads=("b_a",), note=note)
         if total:
-            builder.reduce("b_gl", STEP, (), "b_gl = tl.sum(b_a, 0)", reads=("b_a",))
+            # the last of them itself: a sum rounds another way, which the last token would feel
+            last = "b_gl = tl.sum(tl.where(r_c == BC - 1, b_g, 0.0), 0)"
+            builder.reduce("b_gl", STEP, (), last, reads=("b_g",))
 
 
 def gate_lines(
