@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import sympy
 
-from attnc.codegen.symbolic import refs_of, symbol, to_sympy
+from attnc.codegen.expression.symbolic import refs_of, symbol, to_sympy
 from attnc.dsl.expr import Expr, Ref
 from attnc.dsl.mask import MaskForm
 from attnc.dsl.proof import is_causal, is_full, within_causal

@@ -21,9 +21,9 @@ from fractions import Fraction
 import sympy
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.differentiate import differentiate
+from attnc.codegen.expression.differentiate import differentiate
+from attnc.codegen.expression.symbolic import ref_symbol, symbol
 from attnc.codegen.index import name_with, scalar_names
-from attnc.codegen.symbolic import ref_symbol, symbol
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared, Variant
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import sympy
 
+from attnc.codegen.expression.symbolic import ref_symbol
 from attnc.codegen.graph import HEAD, REGIONS, SETUP, Node
 from attnc.codegen.kernel import TensorArgument
-from attnc.codegen.symbolic import ref_symbol
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared
 

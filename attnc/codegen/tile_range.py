@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.codegen.text.plane_text import bound_name, greater, lesser
+from attnc.codegen.expression.plane_text import bound_name, greater, lesser
 from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.dsl.half_plane import HalfPlane
 from attnc.dsl.mask import MaskForm

@@ -8,8 +8,8 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnc.codegen.symbolic import log1p, sigmoid, softplus, to_sympy
-from attnc.codegen.text.printer import LINE_WIDTH, Printer, number
+from attnc.codegen.expression.printer import LINE_WIDTH, Printer, number
+from attnc.codegen.expression.symbolic import log1p, sigmoid, softplus, to_sympy
 from attnc.dsl.variant import Variant
 from tests.strategies import SCORES
 

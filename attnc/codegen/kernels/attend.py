@@ -7,6 +7,7 @@ Source: FlashAttention-2 (arXiv 2307.08691), algorithm 1; the parallel form is i
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.features import MIN_TILE
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
@@ -42,7 +43,6 @@ from attnc.codegen.kernels.value import (
     with_tensors,
 )
 from attnc.codegen.kernels.visible import document_refs, masked_documents
-from attnc.codegen.text.printer import Printer
 from attnc.codegen.tile_range import key_range
 from attnc.dsl.variant import Variant
 

@@ -10,10 +10,10 @@ import re
 from dataclasses import replace
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.plane_text import plane_text
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import tensor_argument
 from attnc.codegen.kernel import Kernel, TensorArgument
-from attnc.codegen.text.plane_text import plane_text
 from attnc.codegen.tile_lists import TileLists
 from attnc.codegen.tile_range import KeyLoop, load_bound
 from attnc.dsl.half_plane import HalfPlane

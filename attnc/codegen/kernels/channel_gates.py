@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer, number
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.decay import LOG2E, index_bindings
 from attnc.codegen.kernels.sequences import in_sequences
-from attnc.codegen.text.printer import Printer, number
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
 

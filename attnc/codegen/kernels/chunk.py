@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import sympy
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer, number
 from attnc.codegen.features import Features
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
@@ -24,7 +25,6 @@ from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
 from attnc.codegen.kernels.monomials import column_text
 from attnc.codegen.kernels.operand import join_guards, load_tile, map_features, ragged_columns
 from attnc.codegen.kernels.value import CHUNKED, load_value, map_value, setup_nodes
-from attnc.codegen.text.printer import Printer, number
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.features import Features
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.channel_gates import chunk_gates_kernel
@@ -13,7 +14,6 @@ from attnc.codegen.kernels.output import global_output_kernel, output_kernel
 from attnc.codegen.kernels.scan import scan_kernel
 from attnc.codegen.kernels.state import state_kernel
 from attnc.codegen.kernels.sum_output import sum_output_kernel
-from attnc.codegen.text.printer import Printer
 from attnc.dsl.variant import Variant
 
 

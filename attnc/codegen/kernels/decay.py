@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import sympy
 
-from attnc.codegen.text.printer import Printer, number
+from attnc.codegen.expression.printer import Printer, number
 
 LOG2E = 1.4426950408889634
 

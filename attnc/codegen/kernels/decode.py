@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.features import Features
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
 from attnc.codegen.index import Axis, Loaded
@@ -34,7 +35,6 @@ from attnc.codegen.kernels.terms import (
     term_step,
 )
 from attnc.codegen.kernels.token_features import TokenFacts
-from attnc.codegen.text.printer import Printer
 from attnc.codegen.tile_range import KeyLoop, KeyRange, Runs, key_range
 from attnc.dsl.variant import Variant
 

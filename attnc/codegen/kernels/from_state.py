@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import number
 from attnc.codegen.graph import GraphBuilder, Operand
 from attnc.codegen.kernels.terms import Part, inverse
-from attnc.codegen.text.printer import number
 
 
 def read_tile(

@@ -7,13 +7,13 @@ gates fp32 sums would lose them.
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.chunk import TOKEN_AXES, gate_lines
 from attnc.codegen.kernels.decay import index_bindings
 from attnc.codegen.kernels.sequences import in_sequences
-from attnc.codegen.text.printer import Printer
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
 

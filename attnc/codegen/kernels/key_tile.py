@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.graph import STEP, GraphBuilder, Operand
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.operand import load_tile, map_features
 from attnc.codegen.kernels.value import map_value
-from attnc.codegen.text.printer import Printer
 
 
 def load_keys(builder: GraphBuilder, algebra: Algebra, printer: Printer, k_mask: str) -> None:

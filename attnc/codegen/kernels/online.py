@@ -8,13 +8,13 @@ from __future__ import annotations
 import sympy
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer, number
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import LOG2E, index_bindings
 from attnc.codegen.kernels.scales import SCORE_SCALE, UNSCALED, score_scale
 from attnc.codegen.kernels.sink import sink_node
 from attnc.codegen.kernels.visible import visible_lines
-from attnc.codegen.text.printer import Printer, number
 
 
 def start_online(builder: GraphBuilder, algebra: Algebra, loaded: Loaded, printer: Printer) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sympy
 
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.graph import Node
-from attnc.codegen.text.printer import Printer
 
 
 def load_tile(

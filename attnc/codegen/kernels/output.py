@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.codegen.expression.printer import number
 from attnc.codegen.graph import STEP, GraphBuilder, Operand
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.channel_pairs import SQUARE, pairs_address, pairs_argument
@@ -20,7 +21,6 @@ from attnc.codegen.kernels.monomials import selection_nodes, tile_nodes
 from attnc.codegen.kernels.state_fold import decay_value, fold_tile, load_state
 from attnc.codegen.kernels.value import with_tensors
 from attnc.codegen.kernels.weight import horner
-from attnc.codegen.text.printer import number
 
 
 def output_kernel(facts: ChunkFacts) -> Kernel:

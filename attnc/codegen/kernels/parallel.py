@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer, number
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import constant_decay, index_bindings
 from attnc.codegen.kernels.visible import visible_lines
 from attnc.codegen.kernels.weight import horner
-from attnc.codegen.text.printer import Printer, number
 
 
 def start_parallel(builder: GraphBuilder, algebra: Algebra) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer, number
+from attnc.codegen.expression.symbolic import ref_symbol
 from attnc.codegen.features import Features
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
@@ -19,8 +21,6 @@ from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
 from attnc.codegen.kernels.operand import join_guards
 from attnc.codegen.kernels.token_features import TokenFacts, feature_tables, token_features
 from attnc.codegen.kernels.value import setup_nodes, with_tensors
-from attnc.codegen.symbolic import ref_symbol
-from attnc.codegen.text.printer import Printer, number
 from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.variant import Variant
 

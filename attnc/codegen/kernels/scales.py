@@ -7,9 +7,9 @@ one factor as it has without them, and a row of the output is multiplied once.
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import number
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs
-from attnc.codegen.text.printer import number
 from attnc.dsl.expr import Ref
 from attnc.dsl.scale_names import SCALES
 from attnc.dsl.variant import Variant

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer, number
 from attnc.codegen.graph import SETUP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernels.decay import LOG2E, index_bindings
 from attnc.codegen.kernels.visible import document_refs, masked_documents
-from attnc.codegen.text.printer import Printer, number
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared
 

@@ -18,6 +18,8 @@ from fractions import Fraction
 from math import log2
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer, number
+from attnc.codegen.expression.symbolic import ref_symbol
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel
@@ -26,8 +28,6 @@ from attnc.codegen.kernels.online import fold_weights, new_maximum, online_step
 from attnc.codegen.kernels.operand import map_features
 from attnc.codegen.kernels.visible import bound_arguments, visible_lines
 from attnc.codegen.kernels.weight import horner
-from attnc.codegen.symbolic import ref_symbol
-from attnc.codegen.text.printer import Printer, number
 from attnc.codegen.tile_range import KeyRange
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared, Variant

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.features import Features
 from attnc.codegen.graph import SETUP, GraphBuilder, Node
 from attnc.codegen.kernels.monomials import column_text
-from attnc.codegen.text.printer import Printer
 from attnc.dsl.variant import Variant
 
 

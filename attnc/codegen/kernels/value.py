@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Axis, Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.decay import index_bindings
-from attnc.codegen.text.printer import Printer
 from attnc.dsl.variant import Declared, Variant
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.plane_text import condition
+from attnc.codegen.expression.symbolic import ref_symbol
 from attnc.codegen.graph import STEP
 from attnc.codegen.index import Loaded, tensor_argument
 from attnc.codegen.kernel import TensorArgument
-from attnc.codegen.symbolic import ref_symbol
-from attnc.codegen.text.plane_text import condition
 from attnc.codegen.tile_range import KeyRange
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from attnc.codegen.text.printer import number
+from attnc.codegen.expression.printer import number
 
 
 def horner(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sympy
 
+from attnc.codegen.expression.printer import Printer
+from attnc.codegen.expression.symbolic import is_polynomial_in
 from attnc.codegen.features import MIN_TILE, Features, power_of_two
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.scales import LEAST_CHANNELS
 from attnc.codegen.plan import Cost, PassPlan, Request
 from attnc.codegen.planning.cost import estimate
 from attnc.codegen.planning.work import pass_work
-from attnc.codegen.symbolic import is_polynomial_in
-from attnc.codegen.text.printer import Printer
 
 # the passes of a candidate, and its place among those of equal rank
 Found = list[tuple[tuple[PassPlan, ...], tuple[int, ...]]]

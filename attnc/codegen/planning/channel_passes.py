@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.channel_gates import channel_gates_kernel
 from attnc.codegen.kernels.gates import gates_kernel
 from attnc.codegen.plan import PassPlan, Request
 from attnc.codegen.planning.candidate import pass_plan
-from attnc.codegen.text.printer import Printer
 
 # tokens a step where a program of a backward sums all channels
 CHANNEL_TOKENS = 32

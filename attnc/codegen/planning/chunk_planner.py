@@ -7,6 +7,7 @@ from itertools import product
 from math import ceil
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.features import MIN_TILE, Features, features_of
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.chunked import chunk_kernels
@@ -22,7 +23,6 @@ from attnc.codegen.planning.candidate import (
 )
 from attnc.codegen.planning.channel_passes import inside_pass
 from attnc.codegen.planning.ranked_passes import least_channels
-from attnc.codegen.text.printer import Printer
 
 
 def chunk_features(request: Request, algebra: Algebra) -> Features:

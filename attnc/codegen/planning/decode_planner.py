@@ -6,6 +6,7 @@ from itertools import product
 from math import ceil
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.features import Features, features_of, power_of_two
 from attnc.codegen.kernels.combine import combine_kernel
 from attnc.codegen.kernels.decode import decode_kernel
@@ -13,7 +14,6 @@ from attnc.codegen.plan import PassPlan, Rejected, Request
 from attnc.codegen.planning.candidate import pass_plan, refuse, state_too_large, tile_dims
 from attnc.codegen.planning.ring import folded_ring_size
 from attnc.codegen.planning.visibility import visible_fraction, walked_terms
-from attnc.codegen.text.printer import Printer
 from attnc.dsl.mask import union_of
 from attnc.errors import PlanError
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.features import MIN_TILE
 from attnc.codegen.kernel import Kernel
 from attnc.codegen.kernels.attend import attend_kernel
@@ -20,7 +21,6 @@ from attnc.codegen.planning.candidate import (
     tile_dims,
 )
 from attnc.codegen.planning.channel_passes import gates_pass
-from attnc.codegen.text.printer import Printer
 from attnc.codegen.tile_lists import tile_lists
 
 

@@ -6,11 +6,11 @@ from itertools import product
 from math import ceil
 
 from attnc.codegen.algebra import Algebra
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.features import Features, features_of, power_of_two
 from attnc.codegen.kernels.recurrent import recurrent_kernel
 from attnc.codegen.plan import PassPlan, Rejected, Request
 from attnc.codegen.planning.candidate import pass_plan, refuse, state_too_large
-from attnc.codegen.text.printer import Printer
 
 # fewer columns than this a row and loads of the state fill no sector of 32 bytes
 _COLUMNS = (64, 32, 16)

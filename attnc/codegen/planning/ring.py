@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sympy
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.symbolic import symbol
+from attnc.codegen.expression.symbolic import symbol
 from attnc.dsl.variant import Variant
 
 

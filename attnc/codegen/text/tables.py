@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import factorial
 
+from attnc.codegen.expression.printer import number
 from attnc.codegen.plan import Plan
-from attnc.codegen.text.printer import number
 
 
 def feature_tables(plan: Plan) -> dict[str, object] | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from attnc.codegen.derive import Partial
+from attnc.codegen.expression.printer import number
+from attnc.codegen.expression.symbolic import ref_symbol
 from attnc.codegen.graph import GraphBuilder
 from attnc.codegen.index import Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import TensorArgument
@@ -14,8 +16,6 @@ from attnc.codegen.kernels.decay import index_bindings
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.pairs import shared_lines
 from attnc.codegen.kernels.gradient.partial_sums import partial_sum
-from attnc.codegen.symbolic import ref_symbol
-from attnc.codegen.text.printer import number
 
 
 def channel_sum_arguments(facts: GradientFacts) -> list[TensorArgument]:

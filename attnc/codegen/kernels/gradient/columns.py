@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from attnc.codegen.expression.printer import number
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder, Operand
 from attnc.codegen.index import Axis, Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
@@ -58,7 +59,6 @@ from attnc.codegen.kernels.value import (
     value_axes,
     with_tensors,
 )
-from attnc.codegen.text.printer import number
 
 _VALUES = value_axes(Axis("o_s", "row", guard="m_s", tile="BS"), HEAD)
 GROUP = "for i_g in range(HQ // HKV):"

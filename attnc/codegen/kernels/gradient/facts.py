@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.derive import Derivation
+from attnc.codegen.expression.printer import Printer
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.operand import ragged_columns
 from attnc.codegen.kernels.terms import Part, parts_of
-from attnc.codegen.text.printer import Printer
 from attnc.dsl.variant import Declared, Variant
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from attnc.codegen.expression.printer import number
 from attnc.codegen.graph import STEP, GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernel import Kernel, TensorArgument
@@ -40,7 +41,6 @@ from attnc.codegen.kernels.state import store_state
 from attnc.codegen.kernels.state_fold import fold_tile, load_state, start_state
 from attnc.codegen.kernels.terms import inverse
 from attnc.codegen.kernels.value import with_tensors
-from attnc.codegen.text.printer import number
 from attnc.codegen.tile_range import KeyLoop
 
 # the rows that enter what keys before them meet, weighed as their normaliser says

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from attnc.codegen.expression.printer import number
 from attnc.codegen.graph import FINISH, SETUP, GraphBuilder
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.kernels.gradient.border import pair_constants
 from attnc.codegen.kernels.gradient.delta import make_delta
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.operand import join_guards, load_tile
-from attnc.codegen.text.printer import number
 
 _SHAPE = ("BT", "BK")
 _SUM = "p_dq_sum + r_t[:, None] * HQ * K + o_k[None, :]"

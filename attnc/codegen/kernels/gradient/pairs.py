@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import sympy
 
 from attnc.codegen.border_range import border_line
+from attnc.codegen.expression.plane_text import condition
+from attnc.codegen.expression.printer import Printer, number
 from attnc.codegen.graph import SETUP, STEP, GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernels.decay import LOG2E, constant_decay, index_bindings
@@ -21,8 +23,6 @@ from attnc.codegen.kernels.gradient.side import Side
 from attnc.codegen.kernels.terms import Part, weight_lines
 from attnc.codegen.kernels.visible import document_lines
 from attnc.codegen.kernels.weight import horner
-from attnc.codegen.text.plane_text import condition
-from attnc.codegen.text.printer import Printer, number
 
 
 def pair_setup(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> Loaded:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attnc.codegen.derive import VALUE, Partial
+from attnc.codegen.expression.printer import number
 from attnc.codegen.graph import FINISH, HEAD, SETUP, STEP, TAIL, GraphBuilder
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernels.gradient.channel_tiles import (
@@ -20,7 +21,6 @@ from attnc.codegen.kernels.gradient.channel_tiles import (
 )
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.side import ROWS, Side
-from attnc.codegen.text.printer import number
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.codegen.expression.printer import number
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder, Operand
 from attnc.codegen.index import Loaded, load_refs, scalar_names
 from attnc.codegen.kernel import Kernel, TensorArgument
@@ -54,7 +55,6 @@ from attnc.codegen.kernels.value import (
     with_tensors,
 )
 from attnc.codegen.kernels.visible import document_refs, masked_documents
-from attnc.codegen.text.printer import number
 
 
 def rows_kernel(facts: GradientFacts) -> Kernel:

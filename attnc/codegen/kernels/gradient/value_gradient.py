@@ -6,6 +6,7 @@ A program sums d o/d value of one query head in `b_dvh`, then multiplies by the 
 from __future__ import annotations
 
 from attnc.codegen.derive import Partial
+from attnc.codegen.expression.printer import number
 from attnc.codegen.graph import GraphBuilder
 from attnc.codegen.index import Loaded
 from attnc.codegen.kernel import TensorArgument
@@ -13,7 +14,6 @@ from attnc.codegen.kernels.decay import index_bindings
 from attnc.codegen.kernels.gradient.facts import GradientFacts
 from attnc.codegen.kernels.gradient.pairs import shared_lines
 from attnc.codegen.kernels.gradient.partial_sums import partial_sum
-from attnc.codegen.text.printer import number
 
 
 def value_accumulator(facts: GradientFacts) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from attnc.codegen.symbolic import log1p, relu, sigmoid, softplus
+from attnc.codegen.expression.symbolic import log1p, relu, sigmoid, softplus
 
 LINE_WIDTH = 92
 _SUM, _PRODUCT, _UNARY, _ATOM = 1, 2, 3, 4

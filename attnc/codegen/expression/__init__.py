@@ -1,0 +1,1 @@
+"""Expressions as sympy has them, and as the text of a kernel."""
