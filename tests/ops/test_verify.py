@@ -89,6 +89,13 @@ def test_prefills_and_steps_are_held_too_from_each_kind_of_state(name, kinds, mo
     assert failed == {f"decode, {kind}" for kind in kinds}
 
 
+def test_a_state_that_no_tile_holds_takes_no_steps_and_is_told():
+    shape = Shape(1, 101, 101, 1, 1, 80, 80)
+    report = verify(shipped()["based"], shapes=[shape], dtypes=["fp32"], gradients=False)
+    assert report.passed, str(report)
+    assert any(text.startswith(f"decode, fp32 {shape}: no tile") for text in report.skipped)
+
+
 def test_one_nan_fails_and_is_named(monkeypatch):
     sabotage(monkeypatch, lambda out: out[0, 5, 1, 7].fill_(float("nan")))
     report = verify(shipped()["flash"], shapes=SHAPES[:1], dtypes=["fp32"], gradients=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.dsl.variant import Variant
-from attnc.errors import AttncError, PlanError
+from attnc.errors import InputError, PlanError
 from attnc.ops.decode.beginning import State
 from attnc.ops.decode.kv_cache import KVCache
 from attnc.ops.decode.matrix_state import MatrixState
@@ -67,7 +67,9 @@ def _states(op: Op, inputs: Inputs, shape: Shape) -> Iterator[tuple[str, State]]
             )  # fmt: skip
         except PlanError:
             return  # it has no decode, and the gallery says why
-        except AttncError:
+        except InputError:
+            if options:
+                raise
             continue  # a cache without a capacity is a ring, which not every mask allows
         cache = state.cache if isinstance(state, SumState) else state
         if isinstance(cache, KVCache):
