@@ -31,7 +31,7 @@ __all__ = [
     "BlockedLayout", "DotOperandLayout", "NVMMADistributedLayout", "NVMMASharedLayout",
     "SliceLayout", "SwizzledSharedLayout", "abs", "allocate_shared_memory", "arange", "atomic_add",
     "bfloat16", "cast", "cdiv", "constexpr", "convert_layout", "exp", "exp2", "float16", "float32",
-    "float64", "full", "inline_asm_elementwise", "int1", "int16", "int32", "int64", "int8", "load",
+    "float64", "floor", "full", "inline_asm_elementwise", "int1", "int16", "int32", "int64", "int8", "load",
     "log", "log2", "max", "maximum", "min", "minimum", "num_programs", "program_id",
     "rsqrt", "sqrt", "static_range", "store", "sum", "warp_specialize", "where", "zeros",
     "zeros_like",
@@ -201,6 +201,11 @@ def rsqrt(value: Tile) -> Tile:
 def abs(value: Tile) -> Tile:
     """The magnitude."""
     return _mapped(np.abs, value)
+
+
+def floor(value: Tile) -> Tile:
+    """The largest whole number that is no larger."""
+    return _mapped(np.floor, value)
 
 
 def static_range(*bounds: int) -> Any:
