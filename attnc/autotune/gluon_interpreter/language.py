@@ -31,8 +31,8 @@ __all__ = [
     "BlockedLayout", "DotOperandLayout", "NVMMADistributedLayout", "NVMMASharedLayout",
     "SliceLayout", "SwizzledSharedLayout", "abs", "allocate_shared_memory", "arange", "atomic_add",
     "bfloat16", "cast", "cdiv", "constexpr", "convert_layout", "exp", "exp2", "float16", "float32",
-    "float64", "floor", "full", "inline_asm_elementwise", "int1", "int16", "int32", "int64", "int8", "load",
-    "log", "log2", "max", "maximum", "min", "minimum", "num_programs", "program_id",
+    "float64", "floor", "full", "inline_asm_elementwise", "int1", "int16", "int32", "int64",
+    "int8", "load", "log", "log2", "max", "maximum", "min", "minimum", "num_programs", "program_id",
     "rsqrt", "sqrt", "static_range", "store", "sum", "warp_specialize", "where", "zeros",
     "zeros_like",
 ]  # fmt: skip
