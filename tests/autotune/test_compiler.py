@@ -255,7 +255,7 @@ print(verdict.registers > 0, before, {"torch", "triton"} & set(sys.modules))
     assert done.stdout == "True set() set()\n", done.stderr
 
 
-def test_an_interrupted_map_ends_its_workers(monkeypatch):
+def test_an_interrupted_map_ends_its_workers(monkeypatch, interruptible):
     slow = store_module("import time\ntime.sleep(60)\n", "slow")
     started = []
     worker_process = compiler.WorkerProcess

@@ -189,7 +189,7 @@ def test_the_last_words_of_a_worker_that_aborts_are_in_the_error():
     assert "note: LLVM ERROR: out of tea" in str(caught.value)
 
 
-def test_a_call_that_is_interrupted_takes_its_worker_along():
+def test_a_call_that_is_interrupted_takes_its_worker_along(interruptible):
     plain("same", 1)
     pid = worker_pid()
     main = threading.main_thread().ident
