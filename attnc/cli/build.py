@@ -23,6 +23,7 @@ from attnc.codegen.convolution.launch import most_tokens
 from attnc.codegen.plan import Plan
 from attnc.codegen.planning.choice import choice_of
 from attnc.codegen.planning.planner import plans
+from attnc.codegen.text.gradient_launch import wanted_names
 from attnc.dsl.convolution import Convolution
 from attnc.dsl.scale_names import SCALED_DTYPE
 from attnc.dsl.variant import Variant
@@ -217,6 +218,13 @@ def _size(plan: Plan) -> str:
     return f"{plan.dims[0]},{plan.dims[1]}"
 
 
+def _declared(plan: Plan) -> str:
+    """What gradients are of beside q, k and v: a wheel has a backward with, and one without."""
+    if plan.derivation is None or isinstance(plan.variant, Convolution):
+        return ""
+    return "".join(f" +{name}" for name in wanted_names(plan))
+
+
 def _print(built: Sequence[Fitted], manifest: Path) -> None:
     figures = ("shared B", "gap", "regs", "spilled B")
     rows = table("kernel", "target", "dtype", "K,V or T", figures=figures)
@@ -225,7 +233,7 @@ def _print(built: Sequence[Fitted], manifest: Path) -> None:
         for step, compiled in zip(plan.passes, item.compiled, strict=True):
             spilled = spilled_bytes(compiled)
             rows.add_row(
-                compiled.kernel,
+                compiled.kernel + _declared(plan),
                 str(compiled.target),
                 plan.dtype,
                 _size(plan),

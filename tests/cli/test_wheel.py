@@ -27,14 +27,27 @@ import my_kernels
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def built(tmp_path_factory):
+    """A wheel, and what was printed of it."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "attnc", "build", "linear", "flash_alibi", "--target",
                "cuda:80", "--dim", "16", "--wheel", "my_kernels", "-o", str(folder)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = folder.iterdir()
-    return path
+    return path, done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return built[0]
+
+
+def test_a_backward_with_gradients_of_declared_tensors_is_told_from_one_without(built):
+    kernels = [
+        line.split("cuda:80")[0].strip() for line in built[1].splitlines() if "cuda:" in line
+    ]
+    assert kernels.count("flash_alibi_dq") == kernels.count("flash_alibi_dq +slope") == 1
 
 
 @pytest.fixture
