@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import reduce
+from operator import or_
 
 from attnc.dsl.digest import declared_facts, digest_of, meaning_facts
-from attnc.dsl.expr import Expr, Logic
+from attnc.dsl.expr import Expr
 from attnc.dsl.mask import CAUSAL, causal, union_of
 from attnc.dsl.proof import distance
 from attnc.dsl.text import to_text
@@ -133,13 +135,16 @@ def folded_alone(variant: Variant, number: int) -> Variant:
     return Variant.from_checked({**_facts_of(variant), **parts})
 
 
+def terms_but(variant: Variant, number: int) -> tuple[Variant, ...]:
+    """The terms of a sum but for one."""
+    return tuple(term for n, term in enumerate(variant.terms) if n != number)
+
+
 def without_term(variant: Variant, number: int) -> Sum:
     """A sum without one of its terms, the sink still there; one term may be all that is left."""
-    kept = tuple(term for n, term in enumerate(variant.terms) if n != number)
+    kept = terms_but(variant, number)
     form = union_of(term.mask_form for term in kept)
-    mask = kept[0].mask
-    for term in kept[1:]:
-        mask = Logic("|", (mask, term.mask))
+    mask = reduce(or_, (term.mask for term in kept))
     meaning = replace(variant.meaning, mask_form=form, terms=kept)
     parts = {"name": f"{variant.name}_near", "mask": mask, "meaning": meaning}
     near = Sum.from_checked({**_facts_of(variant), **parts})

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields as dataclass_fields
 from difflib import get_close_matches
 from fractions import Fraction
+from functools import reduce
+from operator import or_
 
 from attnc.dsl.check import (
     DECAY_NAMES,
@@ -16,7 +18,7 @@ from attnc.dsl.check import (
 )
 from attnc.dsl.decay import interval
 from attnc.dsl.declared import declared_tensors
-from attnc.dsl.expr import Expr, Logic, Name
+from attnc.dsl.expr import Expr, Name
 from attnc.dsl.facts import read_dim, read_heads, read_scale
 from attnc.dsl.feature import FeatureMap, nonnegative
 from attnc.dsl.fields import Fields, check_name
@@ -132,9 +134,7 @@ def checked_sum(fields: Fields) -> dict[str, object]:
         sink = read_expression(fields, "sink", fields.sink, DECAY_NAMES, by_name)
     read = [expr for term in terms for expr in (term.score, term.factor)]
     check_grad(fields, declared, value, sink, *read)
-    mask = terms[0].mask
-    for term in terms[1:]:
-        mask = Logic("|", (mask, term.mask))
+    mask = reduce(or_, (term.mask for term in terms))
     meaning = Meaning(
         feature_map=FeatureMap("terms"),
         scale=Scale(Fraction(1)),

@@ -3,7 +3,7 @@
 The term sees i - j >= N. Its key at N behind the new token enters the state first, from the ring
 that it has not left yet; then the state holds every key that the row sees of that term, so no pair
 of it is formed. Of several splits the first alone has the state, and no other program touches it.
-Source: Based (arXiv 2402.18668), section 4, for the state; LoLCATs (arXiv 2410.10254) for the sum.
+Source: Based (arXiv 2402.18668) for the state; LoLCATs (arXiv 2410.10254) for the sum.
 """
 
 from __future__ import annotations

@@ -69,8 +69,9 @@ def decode_form(request: Request, algebra: Algebra) -> tuple[str, str]:
                     notes=(why,),
                     hints=("a cache with a capacity keeps every key",),
                 )
-            term = f"term {algebra.folded + 1}" if algebra.folded is not None else ""
-            return "online", f"a state holds {term}, one row goes over the ring of the others"
+            assert algebra.folded is not None, "a state holds a term"
+            term = algebra.folded + 1
+            return "online", f"a state holds term {term}, one row goes over the ring of the others"
         return "online", "one row over the keys of a cache, cut into splits"
     recurrent = algebra.legal("recurrent")
     if not recurrent.legal:

@@ -6,7 +6,7 @@ from math import ceil
 
 from attnc.codegen.plan import Request
 from attnc.dsl.mask import MaskForm
-from attnc.dsl.sum import folded_term
+from attnc.dsl.sum import folded_term, terms_but
 from attnc.dsl.variant import Variant
 
 _SAMPLED_ROWS = 64
@@ -59,7 +59,7 @@ def _visible_keys(mask: MaskForm, position: int, tk: int) -> int:
 
 def near_keys(variant: Variant, folded: int, tokens: int) -> float:
     """Keys a row, on average, that the terms of a sum see but for the folded one."""
-    others = (term for n, term in enumerate(variant.terms) if n != folded)
+    others = terms_but(variant, folded)
     return sum(visible_fraction(term.mask_form, tokens, tokens) for term in others) * tokens
 
 
@@ -67,4 +67,4 @@ def walked_terms(request: Request) -> tuple[Variant, ...]:
     """What a step's walks over a cache are of: all terms but one that a state holds."""
     terms = request.variant.terms or (request.variant,)
     found = folded_term(request.variant) if request.cache == "folded" else None
-    return terms if found is None else tuple(t for n, t in enumerate(terms) if n != found[0])
+    return terms if found is None else terms_but(request.variant, found[0])
