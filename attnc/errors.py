@@ -190,6 +190,12 @@ class CacheError(AttncError):
     code = "A402"
 
 
+class TritonMissing(AttncError):
+    """What compiles and interprets kernels is not installed."""
+
+    code = "A403"
+
+
 class UsageError(AttncError):
     """A wrong command line."""
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from attnc.autotune.module_cache import read_verified
 from attnc.autotune.target import KNOWN_TARGETS, Target
+from attnc.autotune.triton_here import require_triton
 from attnc.autotune.verdict import Compiled, CompileFailure, Verdict, verdict_from_json
 from attnc.autotune.verdict_cache import read_verdict, store_verdict, verdict_key
 from attnc.autotune.worker_process import WorkerDied, WorkerProcess
@@ -75,6 +76,7 @@ class CompilePool:
         self._scratch: Path | None = None
 
     def __enter__(self) -> Self:
+        require_triton("compiling kernels")
         self._scratch = Path(tempfile.mkdtemp(prefix="attnc-compile-"))
         return self
 

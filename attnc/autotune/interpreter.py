@@ -18,6 +18,7 @@ import torch
 
 from attnc.autotune.exchange import Exchange
 from attnc.autotune.module_cache import read_verified
+from attnc.autotune.triton_here import require_triton
 from attnc.autotune.worker_process import WorkerDied, WorkerProcess
 from attnc.errors import Where, WorkerError
 
@@ -47,7 +48,8 @@ def run_interpreted(
     element that no kernel writes is seen.
 
     Raises: WorkerError where the function raises, with its place in the emitted module, or where
-    the worker dies; InputError for a value that cannot be sent; CacheError for an altered module.
+    the worker dies; InputError for a value that cannot be sent; CacheError for an altered module;
+    TritonMissing.
     """
     return _INTERPRETER.run(Path(path).absolute(), function, args, kwargs, written)
 
@@ -79,6 +81,7 @@ class _Interpreter:
         written: Sequence[int],
     ) -> Any:
         read_verified(path)
+        require_triton("running kernels on a CPU")
         with self._lock:
             worker, exchange = self._ready()
             try:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from attnc.autotune.candidates import Candidate, draw_candidates
 from attnc.autotune.compiler import CompileJob, CompilePool
 from attnc.autotune.module_cache import store_module
 from attnc.autotune.target import Target
+from attnc.autotune.triton_here import require_triton
 from attnc.autotune.verdict import Compiled, Verdict
+from attnc.autotune.verdict_cache import triton_version
 from attnc.codegen.sram.peak import Release, sram_of
 from attnc.codegen.text.render import render
 
@@ -56,6 +57,7 @@ def draw_table(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Predicted and compiled SRAM of at least `count` kernels a device and dtype."""
+    require_triton("compiling kernels")
     drawn = [
         candidate
         for device in devices
@@ -70,7 +72,7 @@ def draw_table(
 
 def installed_release() -> Release:
     """The release of Triton that compiles here."""
-    major, minor = version("triton").split(".")[:2]
+    major, minor = triton_version().split(".")[:2]
     return int(major), int(minor)
 
 
@@ -114,7 +116,7 @@ def render_table(rows: Sequence[Row]) -> Group:
     """Every row, the widest gaps of a device and dtype first, and then the share within a tenth."""
     from rich.console import Group
 
-    title = f"SRAM predicted and compiled by Triton {version('triton')}, bytes a program"
+    title = f"SRAM predicted and compiled by Triton {triton_version()}, bytes a program"
     return Group(_rows_table(rows, title), _shares_table(rows))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from attnc.autotune.atomic_file import write_atomically
 from attnc.autotune.module_cache import cache_directory
 from attnc.autotune.target import Target
+from attnc.autotune.triton_here import require_triton
 from attnc.autotune.verdict import Verdict, verdict_from_json, verdict_to_json
 from attnc.codegen.kernel_spec import KernelSpec
 
@@ -73,6 +74,7 @@ def triton_version() -> str:
     try:
         return metadata.version("triton")
     except metadata.PackageNotFoundError:
+        require_triton("compiling kernels")
         import triton
 
         return str(triton.__version__)

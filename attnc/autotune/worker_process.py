@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -43,6 +42,9 @@ class WorkerProcess:
         self, module: str, arguments: Sequence[str], environment: Mapping[str, str | None]
     ) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        # Windows has no such module, and imports this one to plan
+        import fcntl
+
         # appending, so that the file may be emptied between requests
         fcntl.fcntl(self._stderr, fcntl.F_SETFL, os.O_APPEND)
         self._process = subprocess.Popen(

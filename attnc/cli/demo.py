@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 import attnc
+from attnc.autotune.triton_here import require_triton
 from attnc.autotune.verdict_cache import triton_version
 from attnc.cli.demo_layers import LAYERS, SLICE_TOKENS, Layer
 from attnc.cli.facts import Facts
@@ -64,6 +65,7 @@ def demo(only: Sequence[str], *, jobs: int) -> int:
                 notes=(f"it has {', '.join(names)}",),
                 hints=closest(name, names),
             )
+    require_triton("the demo")
     layers = [layer for layer in LAYERS if not only or layer.variant in only]
     screen = console()
     start = time.monotonic()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attnc.autotune.triton_here import has_triton
 from attnc.cli.facts import Facts
 from attnc.cli.find import find
 from attnc.cli.fit import Fitted, fit_plans
 from attnc.cli.plan_json import plan_object
 from attnc.cli.plan_view import print_plan
 from attnc.cli.progress import Waiting
-from attnc.cli.screen import console, print_json
+from attnc.cli.screen import console, print_json, print_warning
 from attnc.cli.status import OK
 from attnc.codegen.plan import Plan
 from attnc.codegen.planning.planner import plans
@@ -37,6 +38,9 @@ def settle(
     ranked: Sequence[Sequence[Plan]], *, compiled: bool, jobs: int = 2
 ) -> list[tuple[Plan, Fitted | None]]:
     """The plan of each ranking: the first, or with `compiled` the first that the compiler takes."""
+    if compiled and not has_triton():
+        print_warning("Triton is not installed, so no compiler's figures stand beside the plan's")
+        compiled = False
     if not compiled:
         return [(plans[0], None) for plans in ranked]
     with Waiting("compiling") as waiting:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from attnc.errors import AttncError, CacheError, CompileError, UsageError, WorkerError
+from attnc.errors import (
+    AttncError,
+    CacheError,
+    CompileError,
+    TritonMissing,
+    UsageError,
+    WorkerError,
+)
 
 OK = 0
 FAILED = 1
@@ -19,6 +26,6 @@ def status_of(error: AttncError) -> int:
     """The status that an error ends the command with."""
     if isinstance(error, UsageError):
         return USAGE
-    if isinstance(error, CacheError | CompileError | WorkerError):
+    if isinstance(error, CacheError | CompileError | TritonMissing | WorkerError):
         return UNABLE
     return REFUSED

@@ -17,6 +17,7 @@ from attnc.autotune.first_call import compile_passes
 from attnc.autotune.launcher import Driver, LaunchError
 from attnc.autotune.module_cache import load_module, store_module
 from attnc.autotune.native_build import native_launcher
+from attnc.autotune.triton_here import require_triton
 from attnc.codegen.device import Device
 from attnc.codegen.plan import Plan
 from attnc.codegen.text.launch import box_sides, constant
@@ -162,6 +163,7 @@ def _otherwise(built: Built) -> Callable[..., Any] | None:
 
 def first_launch(built: Built, q: torch.Tensor, arguments: list[torch.Tensor]) -> Any:
     """Compile on this device; a plan that the compiler refuses gives way to the next."""
+    require_triton("compiling kernels")
     from triton.runtime.errors import OutOfResources
 
     for rank in range(built.rank, len(built.plans)):

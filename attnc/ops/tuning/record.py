@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import attnc
 from attnc.autotune.measure import Trial
 from attnc.autotune.tuning_store import Tuned
+from attnc.autotune.verdict_cache import triton_version
 from attnc.codegen.plan import Plan
 from attnc.codegen.planning.choice import Bucket, choice_of, kernel_key
 from attnc.codegen.text.render import render
@@ -73,7 +73,7 @@ def answer_of(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Tuned:
         noise=trial.noise,
         measured=sum(bool(t.samples) for t in trials),
         candidates=len(trials),
-        triton=version("triton"),
+        triton=triton_version(),
         attnc=attnc.__version__,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
     )
