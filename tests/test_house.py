@@ -91,7 +91,7 @@ def test_the_changelog_names_the_version():
 def test_the_constraints_are_within_the_declared_bounds():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     floors = dict(
-        re.fullmatch(r"(\w+)>=([\d.]+)", requirement).groups()
+        re.fullmatch(r"(\w+)>=([\d.]+)(?:; .*)?", requirement).groups()
         for requirement in project["dependencies"]
     )
     oldest = pins(ROOT / "constraints-oldest.txt")
