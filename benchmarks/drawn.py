@@ -27,7 +27,8 @@ from attnc.dsl.toml_file import loads
 from attnc.errors import AttncError
 from attnc.ops.verification.draw import Shape
 from benchmarks.record import write
-from tests.strategies import HIGH_DEGREE, declarations, shapes
+from tests.drawn_calls import shapes
+from tests.strategies import HIGH_DEGREE, declarations
 
 
 def drawn(count: int, seed: int) -> list[dict[str, Any]]:

@@ -10,18 +10,8 @@ from hypothesis import strategies as st
 
 from attnc.dsl.toml_file import loads
 from attnc.ops.verification.draw import draw_inputs
-from tests.strategies import (
-    DTYPES,
-    INPUTS,
-    NONNEGATIVE,
-    PARAMS,
-    SINKS,
-    VALUES,
-    Call,
-    data_masks,
-    scores,
-    shapes,
-)
+from tests.drawn_calls import Call, shapes
+from tests.strategies import DTYPES, INPUTS, NONNEGATIVE, PARAMS, SINKS, VALUES, data_masks, scores
 
 FACTORS = ("", "", "0.25", "exp(bias[h])", "sigmoid(shared[hkv])", "gain", "0.1 + slope[h]**2")
 # degrees whose weights leave fp16 at the scores that are drawn

@@ -154,8 +154,10 @@ def test_what_a_mutation_breaks_stands_once_in_its_file(mutation):
     assert text.count(mutation.old) == 1
 
 
-def test_a_file_of_the_package_stays_short_enough_to_read_in_one_go():
+def test_a_file_of_ours_stays_short_enough_to_read_in_one_go():
     files = [path for end in ("py", "jinja", "c") for path in (ROOT / "attnc").rglob(f"*.{end}")]
+    written = (path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    files += [path for path in written if path.parent.name != "golden"]
     long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
-    assert len(files) > 300
+    assert len(files) > 450
     assert not [f"{name}: {lines} lines" for name, lines in long.items() if lines > 300]

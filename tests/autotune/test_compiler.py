@@ -27,7 +27,7 @@ from attnc.autotune.module_cache import store_module
 from attnc.autotune.verdict import verdict_from_json, verdict_to_json
 from attnc.autotune.verdict_cache import read_verdict, verdict_key
 from attnc.codegen.kernel_spec import Argument, KernelSpec
-from attnc.errors import CacheError, CompileError, UsageError
+from attnc.errors import CacheError, CompileError
 from tests.autotune.emitted import ABORTS, ADD, MATMUL, PLAIN, SPILLS
 from tests.test_house import ROOT
 
@@ -279,25 +279,3 @@ def test_an_interrupted_map_ends_its_workers(monkeypatch, interruptible):
         pool.map([CompileJob(slow, add_spec(), Target.parse("cuda:80"))], interrupt)
     assert time.monotonic() - begin < 20
     assert [worker.alive for worker in started] == [False]
-
-
-def test_a_target_is_written_as_it_is_read():
-    for text in compiler.KNOWN_TARGETS:
-        assert str(Target.parse(text)) == text
-    sizes = {str(t): t.warp_size for t in map(Target.parse, ("cuda:90", "hip:gfx942"))}
-    assert sizes == {"cuda:90": 32, "hip:gfx942": 64}
-    assert Target.parse("hip:gfx1100").warp_size == 32
-
-
-def test_an_unknown_target_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(UsageError) as caught:
-        Target.parse("cuda:91")
-    assert str(caught.value) == (
-        "error[A500]: unknown target 'cuda:91'\n"
-        "  note: the known ones are cuda:80, cuda:86, cuda:87, cuda:89, cuda:90, cuda:100, "
-        "cuda:103, cuda:120, cuda:121, hip:gfx90a, hip:gfx942, hip:gfx950, hip:gfx1100, "
-        "hip:gfx1201\n"
-        "  hint: did you mean 'cuda:90'?"
-    )
-    with pytest.raises(UsageError, match="unknown target ''"):
-        Target.parse("")

@@ -21,9 +21,10 @@ from attnc.ops.reference.gradient import Incoming, reference_gradients
 from attnc.ops.verification.criterion import check, check_agreement, check_gradient, check_state
 from attnc.ops.verification.draw import Inputs, Shape, draw_inputs
 from attnc.ops.verification.gradients import op_gradients
+from tests.drawn_calls import calls
 from tests.ops.test_gradients import hold_exactly
 from tests.ops.test_property import SETTINGS, hold
-from tests.strategies import calls, channel_declarations
+from tests.strategies import channel_declarations
 
 VARIANTS = loads(
     """

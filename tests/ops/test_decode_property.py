@@ -14,7 +14,8 @@ from attnc.ops.reference.attend import attend
 from attnc.ops.verification.conditioning import allowance
 from attnc.ops.verification.decoding import decode_rows, decodes
 from tests import sums
-from tests.strategies import Call, calls, channel_declarations, declarations
+from tests.drawn_calls import Call, calls
+from tests.strategies import channel_declarations, declarations
 
 SETTINGS = settings(
     max_examples=12,

@@ -14,7 +14,7 @@ from attnc.ops import built as built_module
 from attnc.ops.op import compile as compile_op
 from attnc.ops.reference.attend import pt
 from attnc.ops.verification.criterion import Verdict, check, check_lse, check_state
-from tests.strategies import Call, calls
+from tests.drawn_calls import Call, calls
 
 SETTINGS = settings(
     max_examples=25,

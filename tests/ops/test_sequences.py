@@ -17,11 +17,12 @@ from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.verification.draw import Shape
 from attnc.ops.verification.verify import verify
+from tests.drawn_calls import shapes
 from tests.ops.test_gradients import hold_exactly
 from tests.ops.test_property import SETTINGS
 from tests.ops.test_verify import sabotage
 from tests.packed import starts
-from tests.strategies import channel_declarations, declarations, shapes
+from tests.strategies import channel_declarations, declarations
 
 DECLARED = """
 [plain]
