@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import comb
 
 from attnc.codegen.algebra import Algebra
@@ -29,17 +30,28 @@ class FeatureTile:
     padded: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Features:
     """All features of one variant at one head dim.
 
-    `degrees` lists (degree, coefficient, count), descending; `tiles` cover `padded_count` columns.
+    `degrees` lists (degree, coefficient, count), descending; `tiles` cover `padded_count` columns,
+    each of `narrowest` to `widest`, and are cut when first read: a polynomial of a high degree has
+    more of them than any program, or list, could hold.
     """
 
     direct: bool
     count: int
     degrees: tuple[tuple[int, Fraction, int], ...]
-    tiles: tuple[FeatureTile, ...]
+    narrowest: int
+    widest: int
+
+    @cached_property
+    def tiles(self) -> tuple[FeatureTile, ...]:
+        """The features by columns, the widest tile first."""
+        if not self.direct:
+            return _cut(self.count, self.degrees, self.narrowest, self.widest)
+        width = max(self.narrowest, power_of_two(self.count))
+        return (FeatureTile(0, width, self.count, 1, width != self.count),)
 
     @property
     def padded_count(self) -> int:
@@ -66,16 +78,14 @@ def features_of(
     """
     if algebra.direct:
         degrees: tuple[tuple[int, Fraction, int], ...] = ((1, algebra.coefficients[1], head_dim),)
-        width = max(channels, power_of_two(head_dim))
-        tile = FeatureTile(0, width, head_dim, 1, width != head_dim)
-        return Features(True, head_dim, degrees, (tile,))
+        return Features(True, head_dim, degrees, channels, widest)
     degrees = tuple(
         (degree, algebra.coefficients[degree], comb(head_dim + degree - 1, degree))
         for degree in range(algebra.degree, -1, -1)
         if algebra.coefficients[degree] != 0
     )
     count = sum(columns for _, _, columns in degrees)
-    return Features(False, count, degrees, _cut(count, degrees, narrowest, widest))
+    return Features(False, count, degrees, narrowest, widest)
 
 
 def power_of_two(size: int) -> int:

@@ -12,12 +12,15 @@ from attnc.codegen.kernels.scales import LEAST_CHANNELS
 from attnc.codegen.plan import Cost, PassPlan, Request
 from attnc.codegen.planning.cost import estimate
 from attnc.codegen.planning.work import pass_work
+from attnc.errors import PlanError
 
 # the passes of a candidate, and its place among those of equal rank
 Found = list[tuple[tuple[PassPlan, ...], tuple[int, ...]]]
 
 # the first capability with an instruction for tanh
 _TANH = 75
+# the fewest columns of v that a program of the recurrent form holds a state by
+LEAST_COLUMNS = 16
 # more carried words a thread than this and the compiler spills on every target
 _REGISTER_LIMIT = 232
 
@@ -59,14 +62,27 @@ def state_too_large(request: Request, features: Features, *, columns: int | None
     `columns` are the fewest of v that a program may hold; the device's, where products read them.
     """
     columns = columns or request.device.min_columns
-    nbytes = features.padded_count * columns * 4
     registers = request.device.register_file * 4
     limit = registers * 3 // 4
+    # too many to fit are too many to cut into tiles
+    count = features.count if features.count * columns * 4 > limit else features.padded_count
+    nbytes = count * columns * 4
     if nbytes <= limit:
         return ""
     return (
         f"{features.count:,} features by {columns} columns of v in fp32 take {nbytes:,} B, "
         f"a state may take {limit:,} of the {registers:,} B of registers of a program"
+    )
+
+
+def no_state_fits(request: Request, why: str, free: str) -> PlanError:
+    """The refusal of a state that no program can carry; `free` is the form that keeps none."""
+    head_dim, value_dim = request.dims
+    name = request.variant.name
+    return PlanError(
+        f"no tile of {name!r} at K={head_dim}, V={value_dim}, {request.dtype} holds its state",
+        notes=(why,),
+        hints=(f"the {free} form keeps no state; or use a smaller K or a lower order",),
     )
 
 

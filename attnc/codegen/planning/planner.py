@@ -19,6 +19,7 @@ from attnc.codegen.plan import PassPlan, Plan, Rejected, Request
 from attnc.codegen.planning.any_order import with_order_told
 from attnc.codegen.planning.backend import Backend, choose_backend, portable
 from attnc.codegen.planning.candidate import (
+    no_state_fits,
     pass_plan,
     printer_for,
     tile_dims,
@@ -182,7 +183,7 @@ def _helpers(request: Request, algebra: Algebra, form: str) -> tuple[str, ...]:
     if algebra.family == "softmax":
         pair_kernel(request, algebra, printer)
     else:
-        if algebra.legal("chunked").legal and (form == "chunked" or not algebra.terms):
+        if form == "chunked":
             features = chunk_features(request, algebra)
             pass_kernels(request, algebra, features, printer)
         pair_kernel(request, algebra, printer)
@@ -196,13 +197,8 @@ def _no_fit(request: Request, rejected: tuple[Rejected, ...]) -> PlanError:
     head_dim, value_dim = request.dims
     algebra = analyse(request.variant)
     if rejected and rejected[-1].candidate in {"any chunk", "any columns"}:
-        why = rejected[-1].reason
         free = "online" if algebra.has_lse else "parallel"
-        return PlanError(
-            f"no tile of {name!r} at K={head_dim}, V={value_dim}, {request.dtype} holds its state",
-            notes=(why,),
-            hints=(f"the {free} form keeps no state; or use a smaller K or a lower order",),
-        )
+        return no_state_fits(request, rejected[-1].reason, free)
     smallest = _smallest_pass(request, algebra)
     if rejected and smallest.cost.sram_bytes <= request.device.sram_bytes:
         chunked = "the parallel form keeps no state; or use a smaller K or a lower order"

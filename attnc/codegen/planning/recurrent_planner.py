@@ -10,10 +10,10 @@ from attnc.codegen.expression.printer import Printer
 from attnc.codegen.features import Features, features_of, power_of_two
 from attnc.codegen.kernels.recurrent import recurrent_kernel
 from attnc.codegen.plan import PassPlan, Rejected, Request
-from attnc.codegen.planning.candidate import pass_plan, refuse, state_too_large
+from attnc.codegen.planning.candidate import LEAST_COLUMNS, pass_plan, refuse, state_too_large
 
 # fewer columns than this a row and loads of the state fill no sector of 32 bytes
-_COLUMNS = (64, 32, 16)
+_COLUMNS = (64, 32, LEAST_COLUMNS)
 # words of the state a thread: fewer leave the memory idle, more leave few programs resident
 _WORDS = 32
 
@@ -28,7 +28,7 @@ def recurrent_passes(
 ) -> tuple[list[tuple[tuple[PassPlan, ...], tuple[int, ...]]], tuple[Rejected, ...]]:
     """The legal candidates, each with what orders them, and the rejected ones."""
     features = recurrent_features(request, algebra)
-    too_large = state_too_large(request, features, columns=_COLUMNS[-1])
+    too_large = state_too_large(request, features, columns=LEAST_COLUMNS)
     if too_large:
         return [], (Rejected("any columns", too_large),)
     kernel = recurrent_kernel(

@@ -10,6 +10,7 @@ import torch
 
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.features import features_of
+from attnc.codegen.planning.candidate import LEAST_COLUMNS, no_state_fits, state_too_large
 from attnc.codegen.planning.decode_planner import decode_form
 from attnc.codegen.planning.ring import ring_size
 from attnc.dsl.sum import folded_alone, without_term
@@ -37,9 +38,19 @@ class Beginning(Planned, ABC):
     def state_shape(
         self, batch: int, hq: int, hkv: int, head_dim: int, value_dim: int
     ) -> tuple[int, int, int, int]:
-        """[B, HS, F, V] of the state, V + 1 columns where a normaliser goes with it."""
+        """[B, HS, F, V] of the state, V + 1 columns where a normaliser goes with it.
+
+        Raises:
+            PlanError: no program of any form could carry so many features.
+        """
         kept = self._algebra.state
         features = features_of(kept, head_dim)
+        if not torch.compiler.is_compiling():
+            # told here, before anything of that size is allocated
+            request = self.request((head_dim, value_dim), "fp32", None, False)
+            too_large = state_too_large(request, features, columns=LEAST_COLUMNS)
+            if too_large:
+                raise no_state_fits(request, too_large, "parallel")
         heads = hq if kept.heads_differ else hkv
         columns = value_dim + (1 if kept.normalize == "sum" else 0)
         return (batch, heads, features.count, columns)
