@@ -10,7 +10,7 @@ import torch
 from attnc.errors import InputError
 from attnc.ops.convolution_autograd import CONVOLVE, Filtering, FilterOp
 from attnc.ops.convolution_inputs import check_filter, check_tokens
-from attnc.ops.gradients import autocast, check_gradients, needs_gradient
+from attnc.ops.gradients import apart, autocast, check_gradients, needs_gradient
 from attnc.ops.tap_transforms import transformed
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def run_filter(
     op: FilterOp, v: torch.Tensor, values: list[torch.Tensor], form: str | None, precision: str
 ) -> torch.Tensor:
     """o of checked inputs: with a backward where one is wanted, as an operator where one traces."""
+    if torch.compiler.is_compiling():
+        v, *values = apart(v, *values)
     if needs_gradient(v, *values):
         return Filtering.apply(  # type: ignore[no-any-return, no-untyped-call]
             op.key, form or "", precision, v, *values

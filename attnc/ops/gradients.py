@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd import forward_ad
@@ -63,6 +63,18 @@ def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t.to(dtype) if t.dtype == torch.float32 else t for t in tensors)
+
+
+def apart(*tensors: Any) -> list[Any]:
+    """Tensors or None, each as an object of its own: keys that are the values too, say.
+
+    Dynamo traces no autograd.Function that is given one tensor twice.
+    """
+    found: list[Any] = []
+    for tensor in tensors:
+        twice = tensor is not None and any(tensor is other for other in found)
+        found.append(tensor.view_as(tensor) if twice else tensor)
+    return found
 
 
 def gradient_arguments(

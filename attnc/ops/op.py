@@ -22,6 +22,7 @@ from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.decode.decode_plans import DecodePlans
 from attnc.ops.gradients import (
+    apart,
     autocast,
     check_gradients,
     needs_gradient,
@@ -134,9 +135,6 @@ class Op(Launched):
         folds = stateful or one_length(sizes, given)
         if self._algebra.family == "state" and form is None and not folds:
             form = "parallel"
-        if "cu_seqlens_q" in given and torch.compiler.is_compiling():
-            # Dynamo traces no autograd.Function that is given one tensor twice
-            given["cu_seqlens_q"] = given["cu_seqlens_q"].view(-1)
         if 0 in (q.numel(), v.numel()):
             raise InputError(f"empty input: q is {list(q.shape)}, v is {list(v.shape)}")
         state: torch.Tensor | None = None
@@ -146,6 +144,8 @@ class Op(Launched):
             shape = self.state_shape(entries, sizes.hq, sizes.hkv, sizes.head_dim, sizes.value_dim)
             state = check_state(self.variant, initial_state, shape, q)
         values = list(given.values())
+        if torch.compiler.is_compiling():
+            q, k, v, state, *values = apart(q, k, v, state, *values)
         if self.variant.scaled:
             check_scaled(self.variant, q, k, v, given)
         if needs_gradient(q, k, v, state, *values):

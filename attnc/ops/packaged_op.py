@@ -15,6 +15,7 @@ import torch
 from attnc.errors import InputError
 from attnc.ops.autograd import Attention, eager
 from attnc.ops.gradients import (
+    apart,
     autocast,
     check_gradients,
     gradient_arguments,
@@ -132,6 +133,8 @@ class PackagedOp:
             shape = self._state_shape(q, k, v)
             state = check_state(self.variant, initial_state, shape, q)  # type: ignore[arg-type]
         values = list(given.values())
+        if torch.compiler.is_compiling():
+            q, k, v, state, *values = apart(q, k, v, state, *values)
         if needs_gradient(q, k, v, state, *values):
             check_gradients(self.variant, given)  # type: ignore[arg-type]
             results = Attention.apply(self.key, "", "fp32", q, k, v, state, *values)  # type: ignore[no-untyped-call]
