@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import factorial
 
-from attnc.dsl.expr import Binary, Call, Expr, Name, Number, walk
+from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number, walk
+from attnc.dsl.grammar import FUNCTIONS
 from attnc.dsl.limits import MAX_POWER_OF_TEN
-from attnc.dsl.parse import parse
+from attnc.dsl.parse import is_condition, parse
 from attnc.dsl.polynomial import MAX_DEGREE, DegreeTooHigh, NotPolynomial, coefficients
 from attnc.dsl.source import Scope, Source
 from attnc.dsl.text import number_text, to_text
 from attnc.errors import LimitExceeded, NoFamily
 
-_X_FUNCTIONS = frozenset({"exp", "relu", "elu", "silu", "sigmoid", "tanh", "softplus", "abs"})
-_S_FUNCTIONS = frozenset({"taylor"})
-_EVERY_FUNCTION = _X_FUNCTIONS | _S_FUNCTIONS | {"log", "log1p", "sqrt", "min", "max", "softcap"}
+_X_FUNCTIONS = frozenset(FUNCTIONS) - {"window", "prefix", "documents", "blocks", "taylor"}
+_EVERY_FUNCTION = _X_FUNCTIONS | {"taylor"}
 _GRAMMAR = (
     'a feature map is "softmax", "identity", "taylor(p)", a polynomial in s, or an expression in x'
 )
@@ -160,6 +160,12 @@ def _polynomial(value: Expr, source: Source) -> FeatureMap:
 
 
 def _check_map(value: Expr, source: Source) -> Expr:
+    if is_condition(value):
+        raise NoFamily(
+            f"the feature map {source.text!r} is a condition, not a number",
+            where=source.at(None),
+            hints=("write where(condition, a, b)",),
+        )
     for node in walk(value):
         if isinstance(node, Call) and node.function not in _X_FUNCTIONS:
             raise NoFamily(
@@ -167,9 +173,7 @@ def _check_map(value: Expr, source: Source) -> Expr:
                 where=source.at(node.span),
                 notes=(f"functions of x: {', '.join(sorted(_X_FUNCTIONS))}, and powers",),
             )
-        if not isinstance(node, Number | Name | Binary | Call) and type(node).__name__ not in {
-            "Negate"
-        }:
+        if not isinstance(node, Number | Name | Binary | Call | Negate | Compare | Logic):
             raise NoFamily(
                 f"{to_text(node)!r} is no part of a feature map",
                 where=source.at(getattr(node, "span", None)),
@@ -207,8 +211,14 @@ def _map_sign(phi: Expr) -> int:
     match phi:
         case Number():
             return 1
-        case Call(function="exp" | "relu" | "sigmoid" | "softplus" | "abs"):
+        case Call(function="exp" | "relu" | "sigmoid" | "softplus" | "abs" | "sqrt"):
             return 1
+        case Call(function="max", args=args):
+            return max(map(_map_sign, args))
+        case Call(function="min", args=args) | Call(function="where", args=(_, *args)):
+            return min(map(_map_sign, args))
+        case Call(function="log1p" | "tanh" | "silu" | "softcap", args=args):
+            return min(map(_map_sign, args))
         case Binary(op="+", left=Call(function="elu"), right=Number(value=value)) if value >= 1:
             return 1
         case Binary(op="+", left=Number(value=value), right=Call(function="elu")) if value >= 1:

@@ -19,7 +19,11 @@ def load_keys(builder: GraphBuilder, algebra: Algebra, printer: Printer, k_mask:
             guard=k_mask, edge_guard="m_s[:, None]", start="i_s",
         )
     )  # fmt: skip
-    builder.extend(map_features("b_k", algebra.phi, shape, STEP, printer, guard=k_mask))
+    # hidden scores are taken out whole, but where each channel decays one by one
+    rows = "m_s[:, None]" if algebra.by_channel else ""
+    builder.extend(
+        map_features("b_k", algebra.phi, shape, STEP, printer, guard=k_mask, edge_guard=rows)
+    )
 
 
 def score_keys(builder: GraphBuilder, query: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import sympy
 
 from attnc.codegen.expression.printer import Printer
+from attnc.codegen.expression.symbolic import symbol
 from attnc.codegen.graph import Node
 
 
@@ -58,12 +61,14 @@ def map_features(
     printer: Printer,
     *,
     guard: str,
+    edge_guard: str = "",
     source: str = "",
 ) -> tuple[Node, ...]:
     """phi of a loaded tile, in the accumulator's precision; padding is zero after phi.
 
     The tile is `source`, `buffer` itself where that is not given. phi(0) need not be 0: elu(0) + 1
-    is 1, and a padded column of ones would count.
+    is 1, and a padded column of ones would count. Padded rows, of which `edge_guard` tells, meet
+    zeros in a product: they are zeroed where phi(0) is no number, as 1/0 and log(0) are none.
     """
     if phi is None:
         return ()
@@ -85,7 +90,13 @@ def map_features(
         note="phi, in the accumulator's precision",
         lines=tuple(lines),
     )
-    return (node,)
+    if not edge_guard or phi.subs(symbol("x"), 0).is_finite:
+        return (node,)
+    rows = replace(
+        node, name=f"phi {buffer} of padding", reads=(buffer,), masked_only=True,
+        note="phi(0) is no number", lines=(f"{buffer} = tl.where({edge_guard}, {buffer}, 0.0)",),
+    )  # fmt: skip
+    return (node, rows)
 
 
 def ragged_columns(mask: str, dim: int, narrowest: int = 16) -> str:

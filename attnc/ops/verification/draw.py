@@ -20,6 +20,8 @@ from attnc.ops.reference.evaluate import Scope, evaluate
 from attnc.ops.reference.run import Run
 from attnc.ops.verification.draw_scaled import draw_scaled
 
+_GRID = torch.linspace(-8, 8, 321, dtype=torch.float64)  # where maps and weights are looked at
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -103,8 +105,9 @@ def draw_inputs(
     if scales:
         # scale * q.k then has a standard deviation of 1, whatever the scale
         k = k / max(1e-6, *(abs(scale) * sqrt(shape.qk) for scale in scales))
-    if variant.normalize == "sum" and any(_may_vanish(w) for w in weights):
-        # a sum of weights that comes near 0 survives no arithmetic: of both signs, or of s**2
+    vanishes = variant.normalize == "sum" and any(map(_may_vanish, weights))
+    # a sum of weights that comes near 0 survives no arithmetic: of both signs, or of s**2
+    if vanishes or any(map(_of_positive, weights)):
         q, k = q.abs(), k.abs()
     if variant.normalize == "none":
         v = v / sqrt(shape.tk)  # or fp16 overflows at long lengths
@@ -125,15 +128,22 @@ def _may_vanish(variant: Variant) -> bool:
     """Whether a weight, or a channel of phi, is negative somewhere, or a polynomial of s 0."""
     if variant.family == "softmax":
         return False
-    grid = torch.linspace(-8, 8, 321, dtype=torch.float64)
-    scope = Scope({"x": grid}, lambda ref: grid, torch.float64, grid.device)
     if variant.feature_map.phi is not None:
-        values = evaluate(variant.feature_map.phi, scope)
-    else:
-        powers = enumerate(variant.feature_map.coefficients)
-        values = sum((float(c) * grid**m for m, c in powers), torch.zeros_like(grid))
-        return bool((values <= 0).any())
-    return bool((values < 0).any())
+        return bool((_map_values(variant.feature_map.phi) < 0).any())
+    powers = enumerate(variant.feature_map.coefficients)
+    values = sum((float(c) * _GRID**m for m, c in powers), torch.zeros_like(_GRID))
+    return bool((values <= 0).any())
+
+
+def _of_positive(variant: Variant) -> bool:
+    """Whether phi has no value at some negative channel, as log and sqrt have none."""
+    phi = variant.feature_map.phi
+    return phi is not None and bool(_map_values(phi).isnan().any())
+
+
+def _map_values(phi: Expr) -> Tensor:
+    scope = Scope({"x": _GRID}, lambda ref: _GRID, torch.float64, _GRID.device)
+    return evaluate(phi, scope)
 
 
 def _strided(x: Tensor) -> Tensor:

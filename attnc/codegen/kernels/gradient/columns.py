@@ -181,7 +181,9 @@ def _load_queries(builder: GraphBuilder, facts: GradientFacts, own: GradientFact
     )  # fmt: skip
     # padded rows of phi(q) meet do = 0
     phi, guard = own.algebra.phi, facts.k_mask
-    builder.extend(map_features("b_q", phi, shape, STEP, facts.printer, guard=guard))
+    builder.extend(
+        map_features("b_q", phi, shape, STEP, facts.printer, guard=guard, edge_guard="m_t[:, None]")
+    )
     shape = ("BT", "BV")
     builder.add(
         load_tile(

@@ -219,7 +219,9 @@ def _load_keys(builder: GraphBuilder, facts: GradientFacts, values: Loaded) -> N
         )
     )  # fmt: skip
     phi, guard = facts.algebra.phi, facts.k_mask
-    builder.extend(map_features("b_k", phi, shape, STEP, facts.printer, guard=guard))
+    builder.extend(
+        map_features("b_k", phi, shape, STEP, facts.printer, guard=guard, edge_guard="m_s[:, None]")
+    )
     builder.add(
         load_tile(
             "b_v", "p_v", ("stride_v_t", "stride_v_v"), ("r_s", "o_v"), ("BS", "BV"), STEP,
