@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 
+from attnc.dsl.check import ELEMENTWISE
 from attnc.dsl.convolution import Filter
 from attnc.dsl.declared import declared_tensors
 from attnc.dsl.expr import COMPARED, Expr, Name, Ref
@@ -38,6 +39,11 @@ _SHOWN = {
     "postgate": "g[b, t, c]",
     "outer": "F1[z, k1, n1]",
     "inner": "F2[z, k2, n2]",
+}
+_FORMULA = {
+    "weight": "a filter that is a formula is evaluated once a step, and its taps handed over",
+    "pregate": "a gate that is a formula is evaluated before the call, and handed over",
+    "postgate": "a gate that is a formula is evaluated before the call, and handed over",
 }
 
 
@@ -102,16 +108,15 @@ def _ref(fields: Fields, field: str, value: object, declared: Mapping[str, Decla
     if not isinstance(text, str):
         raise fields.refuse(field, f"{label} is {value!r}, not an expression")
     source = fields.source(field, text)
-    ref = parse(source, Scope(frozenset(), frozenset(), declared))
+    # what is a formula is read, for an error that says what to do
+    ref = parse(source, Scope(frozenset(), ELEMENTWISE, declared))
     if isinstance(ref, Ref) and ref.index == _INDEX[field]:
         return ref
     kind = NoFamily if field == "weight" else FieldError
     raise kind(
         f"{label} is {to_text(ref)}, and has to be a declared tensor like {_SHOWN[field]}",
         where=source.at(None),
-        notes=("a filter that is a formula is evaluated once a step, and its taps handed over",)
-        if field == "weight"
-        else (),
+        notes=(_FORMULA[field],) if field in _FORMULA else (),
         hints=(f"declare a tensor of shape [{', '.join(_axes(field))}] and name it",),
     )
 
@@ -152,7 +157,7 @@ def _mask(fields: Fields) -> Expr:
     label = f"mask of {fields.name!r}"
     text = limited_text(lifted(value), label) if isinstance(value, Expr) else value
     instead = "the mask of a convolution takes numbers alone"
-    scope = Scope(_MASK_NAMES, frozenset({"window"}), {}, instead)
+    scope = Scope(_MASK_NAMES, frozenset({"window", "prefix"}), {}, instead)
     return parse(fields.source("mask", text), scope)
 
 

@@ -148,6 +148,24 @@ class _Parser:
             hints=hints,
         )
 
+    def _no_function(self, node: ast.expr, name: str) -> SyntaxRefused | UnknownName:
+        if name in {*self.scope.names, *self.scope.declared}:
+            axes = ", ".join(getattr(self.scope.declared.get(name), "shape", ()))
+            times = name if name in {"causal", "full"} else f"{name} * (...)"
+            instead = f"{name}[{axes}]" if axes else times
+            return self.syntax.refuse(node, f"{name!r} is no function", f"write {instead}")
+        here = sorted(self.scope.functions)
+        known = name in FUNCTIONS
+        close = [] if known else get_close_matches(name, here, 1, 0.7)
+        told = f"{name!r} has no meaning" if known else f"unknown function {name!r}"
+        kind = SyntaxRefused if known else UnknownName
+        return kind(
+            f"{told} in {self.source.label}",
+            where=self.source.at(self.syntax.span(node)),
+            notes=(f"functions here: {', '.join(here) or 'none'}",),
+            hints=tuple(f"did you mean {other!r}?" for other in close),
+        )
+
     def _arithmetic(self, op: str, left: ast.expr, right: ast.expr, span: Span) -> Expr:
         first, second = self._value(left), self._value(right)
         if op == "/" and constant_value(second) == 0:
@@ -219,11 +237,7 @@ class _Parser:
             raise self.syntax.refuse(node, "only the grammar's functions can be called")
         name = node.func.id
         if name not in self.scope.functions:
-            if name in FUNCTIONS:
-                raise self.syntax.refuse(
-                    node.func, f"{name!r} has no meaning in {self.source.label}"
-                )
-            raise self._unknown(node.func, name)
+            raise self._no_function(node.func, name)
         if node.keywords:
             raise self.syntax.refuse(node, f"{name} takes no keywords")
         least, most = FUNCTIONS[name]
