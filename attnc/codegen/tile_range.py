@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.codegen.expression.plane_text import bound_name, greater, lesser
+from attnc.codegen.expression.plane_text import bound_lines, greater, lesser
 from attnc.codegen.tile_lists import TileLists, tile_lists
 from attnc.dsl.half_plane import HalfPlane
 from attnc.dsl.mask import MaskForm
@@ -101,7 +101,7 @@ def range_over(mask: MaskForm, walk: Course) -> KeyRange:
     found = _positions_range(mask, walk) if lists is None else _listed_range(lists, walk)
     bounds = mask.bounds if found.loops else ()
     return KeyRange(
-        (*map(load_bound, bounds), *found.lines),
+        (*bound_lines(bounds), *found.lines),
         found.loops,
         found.runs,
         tuple(dict.fromkeys(bound[0] for bound in bounds)),
@@ -133,13 +133,6 @@ def _listed_range(lists: TileLists, walk: Course) -> KeyRange:
                 (f"{start} = tl.load(p_list + NB + 1 - {step}) {inside}",)),
     )  # fmt: skip
     return KeyRange(lines, loops)
-
-
-def load_bound(bound: tuple[str, ...]) -> str:
-    """The statement that loads a declared number."""
-    name, *letters = bound
-    place = "".join(f" + i_{letter} * stride_u_{name}_{letter}" for letter in letters)
-    return f"{bound_name(bound)} = tl.load(u_{name}{place}).to(tl.int32)"
 
 
 def _positions_range(mask: MaskForm, walk: Course) -> KeyRange:

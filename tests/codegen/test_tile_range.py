@@ -15,8 +15,8 @@ from tests.strategies import data_masks
 class _Number(int):
     """What a load gives."""
 
-    def to(self, _kind: object) -> int:
-        return int(self)
+    def to(self, _kind: object) -> _Number:
+        return self
 
 
 class _Loader(int):
@@ -29,10 +29,10 @@ class _Loader(int):
 class _Integers:
     """What the bounds call of triton.language, on integers."""
 
-    minimum = staticmethod(min)
-    maximum = staticmethod(max)
+    minimum = staticmethod(lambda *values: _Number(min(values)))
+    maximum = staticmethod(lambda *values: _Number(max(values)))
     load = _Number
-    int32 = None
+    float32 = int32 = None
 
     @staticmethod
     def cdiv(a: int, b: int) -> int:

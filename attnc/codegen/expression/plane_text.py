@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from attnc.dsl.half_plane import HalfPlane
+from collections.abc import Iterable, Iterator
+
+from attnc.dsl.half_plane import MAX_CONSTANT, HalfPlane
 from attnc.dsl.mask import MaskForm
 
 
@@ -75,3 +77,16 @@ def _affine(
 def bound_name(bound: tuple[str, ...]) -> str:
     """What a kernel calls a declared number that bounds the mask."""
     return f"n_u_{bound[0]}"
+
+
+def bound_lines(bounds: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Load declared numbers; "no bound" may be a number whose sum with a position overflows."""
+    for bound in bounds:
+        name, *letters = bound
+        place = "".join(f" + i_{letter} * stride_u_{name}_{letter}" for letter in letters)
+        held = bound_name(bound)
+        yield f"{held} = tl.load(u_{name}{place}).to(tl.float32)"
+        yield (
+            f"{held} = tl.minimum(tl.maximum({held}, -{MAX_CONSTANT}.0), {MAX_CONSTANT}.0)"
+            ".to(tl.int32)"
+        )

@@ -10,12 +10,12 @@ import re
 from dataclasses import replace
 
 from attnc.codegen.algebra import Algebra
-from attnc.codegen.expression.plane_text import plane_text
+from attnc.codegen.expression.plane_text import bound_lines, plane_text
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
 from attnc.codegen.index import tensor_argument
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.tile_lists import TileLists
-from attnc.codegen.tile_range import KeyLoop, load_bound
+from attnc.codegen.tile_range import KeyLoop
 from attnc.dsl.half_plane import HalfPlane
 from attnc.dsl.mask import MaskForm
 from attnc.dsl.variant import Declared, Variant
@@ -49,7 +49,7 @@ def list_kernel(variant: Variant, algebra: Algebra, lists: TileLists) -> Kernel:
     loop = KeyLoop("0", "NB", True, f"blocks of {lists.streamed}, BN at a time")
     scalars = ("TQ", "TK", "HQ", "HKV")
     graph = builder.build()
-    bounds = tuple(map(load_bound, mask.bounds))
+    bounds = tuple(bound_lines(mask.bounds))
     texts = (text for node in graph.nodes() for text in (node.address, *node.lines))
     read = set(re.findall(r"\bi_\w+|\bfirst\b|\blast\b", " ".join((*texts, *bounds))))
     setup = (*_setup(lists, read), *bounds)
