@@ -22,6 +22,17 @@ DTYPE_NAMES = {
     torch.float8_e4m3fn: "e4m3",
 }
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 256
+# arguments of other libraries, and what to do instead
+_DROPOUT = ("dropout is not supported: apply it to the output, or to the inputs",)
+_SCALES = ("scales come with torch.float8_e4m3fn tensors: multiply others by theirs",)
+_MASK = ('the declaration says it: mask = "causal", and more in docs/masks.md',)
+_SCALE = ("the declaration says it: scale = 0.125",)
+_INSTEAD = {
+    **dict.fromkeys(("dropout", "dropout_p"), _DROPOUT),
+    **dict.fromkeys(("q_scale", "k_scale", "v_scale"), _SCALES),
+    **dict.fromkeys(("mask", "attn_mask", "causal", "is_causal", "window_size"), _MASK),
+    **dict.fromkeys(("scale", "softmax_scale", "sm_scale"), _SCALE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +158,7 @@ def check_tensors(
         if name not in declared:
             close = get_close_matches(name, declared, 1)
             known = ", ".join(declared) or "none"
-            hint = (f"did you mean {close[0]!r}?",) if close else ()
-            if name == "dropout_p" or name == "dropout":
-                hint = ("dropout is not supported: apply it to the output, or to the inputs",)
-            if name in {"q_scale", "k_scale", "v_scale"}:
-                hint = ("scales come with torch.float8_e4m3fn tensors: multiply others by theirs",)
+            hint = _INSTEAD.get(name) or tuple(f"did you mean {other!r}?" for other in close)
             raise InputError(
                 f"{variant.name!r} takes no argument {name!r}",
                 notes=(f"declared params and inputs: {known}",),
@@ -263,6 +270,12 @@ def check_state(
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     if state is None:
         return torch.zeros(shape, dtype=dtype, device=q.device)
+    if not isinstance(state, torch.Tensor):
+        raise InputError(
+            f"initial_state is a {type(state).__name__}, not a tensor",
+            notes=(f"the state of {variant.name!r} is {list(shape)}; see docs/state.md",),
+            hints=("a state of decode hands it over by .packed()",),
+        )
     if tuple(state.shape) != shape:
         raise InputError(
             f"initial_state has shape {_shape(state)}, expected {list(shape)}",

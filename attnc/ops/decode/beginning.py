@@ -16,6 +16,12 @@ from attnc.codegen.planning.ring import ring_size
 from attnc.dsl.sum import folded_alone, without_term
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError
+from attnc.ops.decode.beginning_sizes import (
+    check_counts,
+    check_state_dtype,
+    head_counts,
+    head_dims,
+)
 from attnc.ops.decode.decode_plans import DecodePlans
 from attnc.ops.decode.kv_cache import KVCache
 from attnc.ops.decode.kv_decode import cache_kind, check_pages
@@ -86,9 +92,9 @@ class Beginning(Planned, ABC):
             PlanError: the variant has no decode; the text says why.
         """
         decode_form(self.request(None, "bf16", None, False), self._algebra)
-        hq, hkv = (heads, heads) if isinstance(heads, int) else heads
-        if hkv < 1 or hq % hkv:
-            raise InputError(f"{hq} query heads are not a multiple of {hkv} key/value heads")
+        check_counts(batch=batch)
+        check_state_dtype(dtype)
+        hq, hkv = head_counts(heads)
         head_dim, value_dim = self._head_dims(dim)
         place = torch.device(device)
         if not self._over_cache:
@@ -147,7 +153,7 @@ class Beginning(Planned, ABC):
         if dim is None:
             assert declared is not None
             return declared.qk, declared.v
-        return (dim, dim) if isinstance(dim, int) else dim
+        return head_dims(dim)
 
     def _matrix(
         self,

@@ -14,6 +14,7 @@ from attnc.dsl.convolution import Convolution
 from attnc.errors import InputError
 from attnc.ops.built import launch
 from attnc.ops.convolution_inputs import check_filter, check_tokens
+from attnc.ops.decode.beginning_sizes import check_counts, check_state_dtype
 from attnc.ops.decode.decode_plans import DecodePlans
 from attnc.ops.decode.filter_state import FilterState
 from attnc.ops.gradients import needs_gradient
@@ -49,12 +50,14 @@ class FilterDecoding(Planned, ABC):
 
         Raises:
             PlanError: the filter weighs tokens that come later.
-            InputError: a size that is not positive.
+            InputError: a size that is not positive, or a dtype that no v has.
         """
         check_decodes(self.variant)
+        check_counts(batch=batch, channels=channels, taps=taps)
+        check_state_dtype(dtype)
         low, high = self.variant.filter.offsets(taps)
-        if min(batch, channels, taps) < 1 or high < low:
-            raise InputError(f"no state for {batch} sequences, {channels} channels, {taps} taps")
+        if high < low:
+            raise InputError(f"the mask of {self.variant.name!r} leaves none of {taps} taps")
         ring = torch.zeros((batch, channels, high + 1), dtype=dtype, device=device)
         return FilterState(ring, torch.zeros(batch, dtype=torch.int32, device=device))
 
