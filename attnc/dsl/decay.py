@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from attnc.dsl.expr import Binary, Call, Expr, Name, Negate, Number, Ref, walk
-from attnc.dsl.feature import FeatureMap
 from attnc.dsl.mask import MaskForm
 from attnc.dsl.proof import within_causal
 from attnc.dsl.source import Source
 from attnc.errors import DecayRefused
+
+if TYPE_CHECKING:
+    from attnc.dsl.feature import FeatureMap
 
 Interval = tuple[float, float]
 _ANY: Interval = (-math.inf, math.inf)
@@ -69,7 +72,7 @@ def check_channels(name: str, log_decay: Expr, source: Source, feature: FeatureM
 
 
 def interval(expr: Expr) -> Interval:
-    """Bounds of an expression: h in [0, H - 1], H at least 1, tensors unknown."""
+    """Bounds of an expression: h in [0, H - 1], H at least 1, tensors and channels unknown."""
     match expr:
         case Number(value=value):
             return float(value), float(value)
@@ -149,6 +152,10 @@ def _call(function: str, args: list[Interval]) -> Interval:
             return min(a for a, _ in args), min(b for _, b in args)
         case "max":
             return max(a for a, _ in args), max(b for _, b in args)
+        case "softcap":
+            # it has the sign of its first argument, and no more than the size of the second
+            cap = max(map(abs, args[1]))
+            return (0.0 if low >= 0 else -cap), (0.0 if high <= 0 else cap)
         case "where":
             return min(args[1][0], args[2][0]), max(args[1][1], args[2][1])
     return _ANY

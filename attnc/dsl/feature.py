@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import factorial
 
+from attnc.dsl.decay import interval
 from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number, walk
 from attnc.dsl.grammar import FUNCTIONS
 from attnc.dsl.limits import MAX_POWER_OF_TEN
@@ -187,7 +188,8 @@ def nonnegative(feature: FeatureMap, scale_sign: int) -> bool:
     if feature.kind == "softmax":
         return True
     if feature.phi is not None:
-        return scale_sign >= 0 and _map_sign(feature.phi) >= 0
+        bounded = _map_sign(feature.phi) >= 0 or interval(feature.phi)[0] >= 0
+        return scale_sign >= 0 and bounded
     return _polynomial_nonnegative(feature.coefficients)
 
 

@@ -55,13 +55,17 @@ def test_verify_draws_what_a_logarithm_has_a_value_of():
 
 @pytest.mark.parametrize(
     "text", ["max(x, 0)", "min(relu(x), 6)", "sqrt(x**2 + 1)", "where(x > 0, x**2, 0)",
-             "log1p(exp(x))", "max(tanh(x), 0) + 1", "relu(silu(x))"],
+             "log1p(exp(x))", "max(tanh(x), 0) + 1", "relu(silu(x))", "tanh(x) + 1",
+             "2 + softcap(x, 2)", "1 - sigmoid(x)", "log(1 + exp(x))",
+             "softcap(relu(x), 3)", "max(x, -1) + 1"],
 )  # fmt: skip
 def test_these_maps_are_provably_nowhere_negative(text):
     assert nonnegative(declared(text).feature_map, 1)
 
 
-@pytest.mark.parametrize("text", ["min(x, 0)", "where(x > 0, 1, x)", "log(1 + exp(x))"])
+@pytest.mark.parametrize(
+    "text", ["min(x, 0)", "where(x > 0, 1, x)", "tanh(x) + 0.9", "1.5 - softcap(x, 2)"]
+)
 def test_of_these_maps_nothing_is_proved(text):
     assert not nonnegative(declared(text).feature_map, 1)
 
