@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from attnc.ops.gradients import PLAIN
+from attnc.ops.gradients import PLAIN, once
 from attnc.ops.operators import BACKWARD, FORWARD, backward_now, forward_now, op_named
 
 
@@ -60,10 +60,8 @@ class Attention(torch.autograd.Function):
         dq, dk, dv, *others = results
         of_names = dict(zip(names, others, strict=False))
         of_state = others[-1] if initial_state is not None else None
-        return (
-            None, None, None, dq, dk, dv, of_state,
-            *(of_names.get(name) for name in op.tensor_names),
-        )  # fmt: skip
+        found = [dq, dk, dv, of_state, *(of_names.get(name) for name in op.tensor_names)]
+        return (None, None, None, *once(ctx.key, found, (*ctx.saved_tensors, *gradients)))
 
 
 class ByPosition(inspect.Signature):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from attnc.ops.autograd import by_position, eager
+from attnc.ops.gradients import once
 
 
 class FilterOp(Protocol):
@@ -127,8 +128,9 @@ class Filtering(torch.autograd.Function):
             dv, *others = run(
                 ctx.key, v, tensors, incoming, " ".join(wanted), ctx.form, ctx.precision
             )
-        found = dict(zip(wanted, others, strict=True))
-        return (None, None, None, dv, *(found.get(name) for name in names))
+        of_names = dict(zip(wanted, others, strict=True))
+        found = [dv, *(of_names.get(name) for name in names)]
+        return (None, None, None, *once(ctx.key, found, (v, *tensors, incoming)))
 
 
 by_position(Filtering.forward)

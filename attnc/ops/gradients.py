@@ -111,3 +111,50 @@ def gradient_results(
         found[name] if name in found else torch.zeros_like(tensors[name]) for name in wanted
     ]
     return [*results[:3], *declared, *([results[-1]] if stateful else [])]
+
+
+class _First(torch.autograd.Function):
+    """Gradients as they are; their own gradients are refused, where autograd would leave them out.
+
+    `sources` are what the gradients were made of, so that autograd knows what they depend on.
+    """
+
+    @staticmethod
+    def forward(name: str, count: int, *gradients_and_sources: torch.Tensor) -> Any:
+        return tuple(x.view_as(x) for x in gradients_and_sources[:count])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise InputError(
+            f"{ctx.name!r} has first derivatives, no second ones",
+            notes=("a gradient taken with create_graph=True was differentiated again",),
+            hints=(
+                "detach the gradient, or leave create_graph out",
+                "op.reference(...) is eager, and has derivatives of any order",
+            ),
+        )
+
+
+def once(
+    key: str,
+    gradients: Sequence[torch.Tensor | None],
+    sources: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor | None]:
+    """Gradients that no one differentiates again unawares; `key` starts with the variant's name.
+
+    Autograd records what a backward does where a graph is asked for, and kernels leave no record:
+    a gradient penalty would silently have no part in a gradient.
+    """
+    # a traced backward is refused a second derivative by PyTorch's compiler
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return list(gradients)
+    own = [x for x in sources if x is not None and x.requires_grad]
+    found = [x for x in gradients if x is not None]
+    if not own or not found:
+        return list(gradients)
+    kept = iter(_First.apply(key.split("-")[0], len(found), *found, *own))  # type: ignore[no-untyped-call]
+    return [None if x is None else next(kept) for x in gradients]
