@@ -242,6 +242,16 @@ def walk(node: Expr) -> list[Expr]:
     return found
 
 
+def is_condition(expr: Expr) -> bool:
+    """Whether an expression is true or false, rather than a number."""
+    match expr:
+        case Compare() | Logic() | Name(id="causal" | "full"):
+            return True
+        case Call(function="window" | "prefix" | "documents" | "blocks"):
+            return True
+    return False
+
+
 def eq(left: object, right: object) -> Expr:
     """The comparison left == right; Python's own == compares trees."""
     return Compare("==", lift(left), lift(right))

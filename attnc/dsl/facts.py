@@ -33,6 +33,9 @@ def read_scale(fields: Fields) -> Scale:
             "scale",
             f"scale of {fields.name!r} is {shown(value)}",
             notes=('a scale is a finite number, or "rsqrt(d)" for 1/sqrt(K)',),
+            hints=('a scale that is learned stands in the score: scale = 1.0, score = "s*tau"',)
+            if isinstance(value, str) and value.isidentifier()
+            else (),
         )
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         raise fields.refuse("scale", f"scale of {fields.name!r} is {value!r}, not a finite number")

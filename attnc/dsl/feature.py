@@ -7,10 +7,21 @@ from fractions import Fraction
 from math import factorial
 
 from attnc.dsl.decay import interval
-from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number, walk
+from attnc.dsl.expr import (
+    Binary,
+    Call,
+    Compare,
+    Expr,
+    Logic,
+    Name,
+    Negate,
+    Number,
+    is_condition,
+    walk,
+)
 from attnc.dsl.grammar import FUNCTIONS
 from attnc.dsl.limits import MAX_POWER_OF_TEN
-from attnc.dsl.parse import is_condition, parse
+from attnc.dsl.parse import parse
 from attnc.dsl.polynomial import MAX_DEGREE, DegreeTooHigh, NotPolynomial, coefficients
 from attnc.dsl.source import Scope, Source
 from attnc.dsl.text import number_text, to_text

@@ -83,10 +83,16 @@ def check_name(fields: Fields, name: object, what: str) -> None:
     filtered = fields.weight is not None and what != "variant"
     pattern = _FILTER_TENSOR if filtered else _NAME
     if not isinstance(name, str) or not pattern.match(name) or keyword.iskeyword(name):
-        raise FieldError(
+        word = isinstance(name, str) and keyword.iskeyword(name)
+        raise fields.refuse(
+            "" if what == "variant" else f"{what}s.{name}",
             f"{name!r} is no name for {'an' if what == 'input' else 'a'} {what}",
             notes=("a name is a lowercase identifier: it becomes part of the emitted source",),
-            hints=("use a to z, 0 to 9 and _, a letter first",),
+            hints=(
+                "choose another name: this is a word of Python's"
+                if word
+                else "use a to z, 0 to 9 and _, a letter first",
+            ),
         )
     limit = 40 if what == "variant" else 24
     if len(name) > limit:

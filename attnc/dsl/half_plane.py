@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import floor, gcd, lcm
 from types import MappingProxyType
 
-from attnc.dsl.expr import Binary, Expr, Name, Negate, Number, Ref, Span
+from attnc.dsl.expr import Binary, Call, Expr, Name, Negate, Number, Ref, Span
 from attnc.dsl.text import to_text
 from attnc.errors import LimitExceeded, MaskNotAffine
 
@@ -173,10 +173,15 @@ def _affine(expr: Expr) -> _Affine:
             if not any(second[:2]) and second[2]:
                 i, j, c = (part / second[2] for part in first)
                 return i, j, c
+    hint = "write a term that depends on data into the score"
+    if data_bound(expr):
+        hint = f"a bound that is data is window({to_text(expr)}) or prefix({to_text(expr)})"
+    elif isinstance(expr, Call) and expr.function == "abs":
+        hint = "what lies within 4 tokens of a query, both ways, is window(4, 4)"
     raise MaskProblem(
         MaskNotAffine,
         f"{to_text(expr)!r} is not affine in i and j",
         getattr(expr, "span", None),
         "a mask compares sums of i, j and numbers, so that its tiles have closed-form bounds",
-        "write a term that depends on data into the score",
+        hint,
     )

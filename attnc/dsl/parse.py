@@ -19,6 +19,7 @@ from attnc.dsl.expr import (
     Number,
     Ref,
     Span,
+    is_condition,
 )
 from attnc.dsl.grammar import FUNCTIONS, INDEX_NAMES, OFFSET, full_index
 from attnc.dsl.limits import (
@@ -121,7 +122,9 @@ class _Parser:
             return Name(name, span, declared)
         raise self._unknown(node, name)
 
-    def _unknown(self, node: ast.expr, name: str, axes: tuple[str, ...] = ("h",)) -> UnknownName:
+    def _unknown(
+        self, node: ast.expr, name: str, axes: tuple[str, ...] = ("h",), kind: str = "param"
+    ) -> UnknownName:
         if name in FUNCTIONS:
             raise self.syntax.refuse(node, f"{name!r} is a function", f"write {name}(...)")
         offered = [*sorted(self.scope.names - self.scope.hidden), *self.scope.declared]
@@ -136,11 +139,13 @@ class _Parser:
             hints = ()  # s, x, t and the like cannot be declared
         elif name in self.scope.words:
             hints = (f"{name!r} stands alone, and is no part of an expression",)
+        elif name in {"inf", "nan"}:
+            hints = ("a pair that no row may see is hidden by the mask",)
         elif not close and self.scope.instead:
             hints = (self.scope.instead,)
         elif not close and name.isidentifier() and not name.startswith("__"):
             shape = ", ".join(f'"{axis}"' for axis in axes)
-            hints = (f"declare it: params.{name} = {{ shape = [{shape}] }}",)
+            hints = (f"declare it: {kind}s.{name} = {{ shape = [{shape}] }}",)
         return UnknownName(
             f"unknown name {name!r} in {self.source.label}",
             where=self.source.at(self.syntax.span(node)),
@@ -246,6 +251,11 @@ class _Parser:
             raise self.syntax.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
         if name == "documents":
             ids = node.args[0]
+            if isinstance(ids, ast.Name) and ids.id not in {
+                *self.scope.names,
+                *self.scope.declared,
+            }:
+                raise self._unknown(ids, ids.id, ("b", "t"), "input")
             whole = None if named_tensor(ids, self.scope) else self.convert(ids)
             return Call(name, (documents_of(ids, self.syntax, self.scope, whole),), span)
         if name == "blocks":
@@ -288,13 +298,3 @@ class _Parser:
                 notes=(note,),
             )
         return Ref(name, index, span, declared)
-
-
-def is_condition(expr: Expr) -> bool:
-    """Whether an expression is true or false, rather than a number."""
-    match expr:
-        case Compare() | Logic() | Name(id="causal" | "full"):
-            return True
-        case Call(function="window" | "prefix" | "documents" | "blocks"):
-            return True
-    return False

@@ -11,7 +11,9 @@ from typing import Any
 
 import sympy
 
-from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number, Ref
+from attnc.dsl.expr import Binary, Call, Compare, Expr, Logic, Name, Negate, Number, Ref, walk
+from attnc.dsl.text import to_text
+from attnc.errors import SyntaxRefused
 
 
 class _Real(sympy.Function):  # type: ignore[misc]
@@ -130,11 +132,27 @@ _COMPARISONS = {
     "==": sympy.Eq,
     "!=": sympy.Ne,
 }
+_NO_NUMBER = (sympy.zoo, sympy.nan, sympy.oo, -sympy.oo, sympy.I)
 _LOGIC = {"&": sympy.And, "|": sympy.Or, "~": sympy.Not}
 
 
 def to_sympy(expr: Expr) -> sympy.Expr:
-    """Rebuild a checked expression in sympy; a comparison used as a number counts 1 or 0."""
+    """Rebuild a checked expression in sympy; a comparison used as a number counts 1 or 0.
+
+    Raises:
+        SyntaxRefused: a part that is no real number for any tensors, such as 1/(h - h).
+    """
+    found = _rebuilt(expr)
+    if found.has(*_NO_NUMBER):
+        part = next(part for part in reversed(list(walk(expr))) if _rebuilt(part).has(*_NO_NUMBER))
+        raise SyntaxRefused(
+            f"{to_text(part)} has no value",
+            notes=("whatever the tensors are, it divides by 0 or is no real number",),
+        )
+    return found
+
+
+def _rebuilt(expr: Expr) -> sympy.Expr:
     match expr:
         case Number(value=value):
             return sympy.Rational(value.numerator, value.denominator)
@@ -143,15 +161,15 @@ def to_sympy(expr: Expr) -> sympy.Expr:
         case Ref():
             return ref_symbol(expr)
         case Negate(operand=operand):
-            return -to_sympy(operand)
+            return -_rebuilt(operand)
         case Binary(op=op, left=left, right=right):
-            return _binary(op, to_sympy(left), to_sympy(right))
+            return _binary(op, _rebuilt(left), _rebuilt(right))
         case Call(function="where", args=(condition, yes, no)):
             return sympy.Piecewise(
-                (to_sympy(yes), to_condition(condition)), (to_sympy(no), sympy.true)
+                (_rebuilt(yes), to_condition(condition)), (_rebuilt(no), sympy.true)
             )
         case Call(function=function, args=args):
-            return _FUNCTIONS[function](*(to_sympy(arg) for arg in args))
+            return _FUNCTIONS[function](*(_rebuilt(arg) for arg in args))
         case Compare() | Logic():
             return sympy.Piecewise((1, to_condition(expr)), (0, sympy.true))
     raise AssertionError(f"no sympy form for {expr!r}")
