@@ -29,6 +29,7 @@ from attnc.ops.gradients import (
 )
 from attnc.ops.inputs import check_qkv, check_state, check_tensors
 from attnc.ops.launched import Launched
+from attnc.ops.mask_numbers import check_numbers
 from attnc.ops.operators import FORWARD, register
 from attnc.ops.options import check_options, forms_with_kernels, one_length
 from attnc.ops.reference.attend import reference
@@ -148,6 +149,8 @@ class Op(Launched):
             q, k, v, state, *values = apart(q, k, v, state, *values)
         if self.variant.scaled:
             check_scaled(self.variant, q, k, v, given)
+        if q.device.type == "cpu" and self.variant.mask_tensors and eager(q, *given.values()):
+            check_numbers(self.variant, tensors)
         if needs_gradient(q, k, v, state, *values):
             check_gradients(self.variant, given)
             results = Attention.apply(  # type: ignore[no-untyped-call]
