@@ -72,9 +72,12 @@ def device_named(name: str) -> Device:
     """Look a device up; an unknown name lists the known ones."""
     try:
         return DEVICES[name.lower()]
-    except KeyError:
+    except (AttributeError, KeyError):
         raise PlanError(
             f"unknown device {name!r}",
             notes=(f"known devices: {', '.join(DEVICES)}",),
-            hints=("name one of them, and give its budget with --sram BYTES if it differs",),
+            hints=(
+                "name one of them, and give its budget with --sram BYTES if it differs",
+                "an op that is given none plans for the device of each call's tensors",
+            ),
         ) from None

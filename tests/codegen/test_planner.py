@@ -167,7 +167,8 @@ def test_a_device_that_nobody_knows_lists_the_known_ones():
     assert caught.value.render() == (
         "error[A200]: unknown device 'h1000'\n"
         "  note: known devices: h100, h200, a100, l4, rtx4090, b200, mi300x\n"
-        "  hint: name one of them, and give its budget with --sram BYTES if it differs"
+        "  hint: name one of them, and give its budget with --sram BYTES if it differs\n"
+        "  hint: an op that is given none plans for the device of each call's tensors"
     )
 
 

@@ -36,6 +36,12 @@ def cache_kind(
     Raises:
         InputError: no capacity, and a mask whose rows see more and more keys.
     """
+    for what, number in (("capacity", capacity), ("page_size", page_size)):
+        if number is not None and not isinstance(number, int):
+            raise InputError(
+                f"{what} is {number!r}, no number of tokens",
+                hints=(f"pass a whole number, {what}=1024",),
+            )
     if page_size is not None and page_size < 1:
         raise InputError(f"a page of {page_size} tokens holds none")
     if capacity is not None:
