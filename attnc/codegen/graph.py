@@ -13,6 +13,8 @@ from typing import Any
 
 import networkx as nx
 
+from attnc.codegen.unread import drop_unread
+
 # a kernel may walk its tiles once a head of a group: HEAD stands before that walk, TAIL after
 SETUP, HEAD, STEP, TAIL, FINISH = "setup", "head", "step", "tail", "finish"
 REGIONS = (SETUP, HEAD, STEP, TAIL, FINISH)
@@ -261,7 +263,11 @@ class GraphBuilder:
             self.add(node)
 
     def build(self) -> KernelGraph:
-        """Freeze what was collected."""
+        """Freeze what was collected, without what no other statement reads.
+
+        An expression loads every tensor that it names, and a derivative of it may need fewer.
+        """
+        drop_unread(self.flow)
         return KernelGraph(self.kernel, nx.freeze(self.flow), self.loop)
 
 

@@ -39,6 +39,25 @@ terms = [
 ]
 sink = "z[h]"
 
+# derivatives that need less than what they are derived from
+[halved]
+feature_map = "0.5*s - 1"
+scale = 1.0
+log_decay = "-0.1 / (1 + h)"
+mask = "causal"
+normalize = "none"
+
+[offered]
+feature_map = "identity"
+scale = 1.0
+value = "v + gain[c]"
+log_decay = "-rate - g[b,t,h]**2"
+mask = "causal & window(20)"
+normalize = "none"
+params.gain = { shape = ["c"], grad = true }
+params.rate = { shape = [], grad = true }
+inputs.g = { shape = ["b", "t", "h"], grad = true }
+
 # a union too long for a line, and another whose lists of blocks read one end of each block
 [listed]
 feature_map = "softmax"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import networkx as nx
 import pytest
 
-from attnc.codegen.graph import STEP, GraphBuilder, KernelGraph, Node, elements
+from attnc.codegen.graph import SETUP, STEP, GraphBuilder, KernelGraph, Node, elements
 from attnc.codegen.plan import Plan, Request
 from attnc.codegen.planning.candidate import pass_plan
 from attnc.codegen.text.render import render
@@ -88,10 +88,12 @@ def test_a_graph_prints_region_operation_shape_and_readers():
     builder = GraphBuilder("small")
     builder.load("b_k", STEP, ("BS", "BK"), dtype="io", address="p_k", tensor="k")
     builder.map("b_x", STEP, ("BS", "BK"), "b_x = b_k * 2.0", reads=("b_k",))
+    builder.store(STEP, ("BS", "BK"), "b_x", address="p_o", reads=("b_x",), tensor="o")
     assert str(builder.build()).splitlines() == [
-        "small: 2 operations",
+        "small: 3 operations",
         "  step   load   load b_k       [BS, BK] io            -> map b_x",
-        "  step   map    map b_x        [BS, BK] acc           -> -",
+        "  step   map    map b_x        [BS, BK] acc           -> store o",
+        "  step   store  store o        [BS, BK] acc           -> -",
     ]
 
 
@@ -106,3 +108,19 @@ def test_a_graph_refuses_two_statements_of_one_name():
 
 def test_elements_multiply_tile_letters_and_numbers():
     assert elements(("BT", "64"), {"BT": 32}) == 2048
+
+
+def test_what_nothing_reads_is_not_in_the_graph():
+    builder = GraphBuilder("kernel")
+    builder.load("b_x", SETUP, ("BT",), address="p_x + o_t", tensor="x")
+    builder.load("b_y", SETUP, ("BT",), address="p_y + b_m", lines=("b_m = o_t + 1",), tensor="y")
+    builder.map("b_z", SETUP, ("BT",), "b_w = b_y + 1.0", "b_z = b_w * b_y", reads=("b_y",))
+    builder.fold("b_a", SETUP, ("BT",), "b_n = 2.0", "b_a = tl.zeros([BT], ACC)")
+    builder.map("b_e", STEP, ("BT",), "b_f = b_x + b_x", "b_e = b_x * 2.0", reads=("b_x",))
+    builder.store(STEP, ("BT",), "b_e", address="p_o + o_t", reads=("b_e",), tensor="o")
+    graph = builder.build()
+    # b_z is read by nothing, then neither are b_y and what its address is made of
+    assert [node.buffer for node in graph.nodes()] == ["b_x", "b_a", "b_e", ""]
+    assert graph.node("map b_e").lines == ("b_e = b_x * 2.0",)
+    # what a loop carries stays: its readers come around again
+    assert graph.node("start b_a").lines == ("b_a = tl.zeros([BT], ACC)",)

@@ -696,8 +696,6 @@ def based_walk_dq(
 
         # factor 1 of features 0: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_q, b_e01)
-        b_p0 = b_x0 * b_x1 * b_w0[None, :]
-        b_p0 = b_p0.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_do, tl.trans(b_h0.to(v.dtype.element_ty)))
@@ -742,8 +740,6 @@ def based_walk_dq(
 
         # factor 1 of features 64: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_q, b_e11)
-        b_p1 = b_x0 * b_x1 * b_w1[None, :]
-        b_p1 = b_p1.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_do, tl.trans(b_h1.to(v.dtype.element_ty)))
@@ -790,8 +786,6 @@ def based_walk_dq(
 
         # factor 1 of features 128: [BC, BK] @ [BK, 64]
         b_x1 = tl.dot(b_q, b_e21) + b_u21[None, :]
-        b_p2 = b_x0 * b_x1 * b_w2[None, :]
-        b_p2 = b_p2.to(v.dtype.element_ty)
 
         # [BC, BV] @ [BV, 64]
         b_df = tl.dot(b_do, tl.trans(b_h2.to(v.dtype.element_ty)))

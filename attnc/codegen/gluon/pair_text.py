@@ -16,11 +16,17 @@ from attnc.codegen.gluon.pair_schedule import (
     Product,
     pair_schedule,
 )
-from attnc.codegen.gluon.pass_statements import COPIED, constants_stated, statements
+from attnc.codegen.gluon.pass_statements import (
+    COPIED,
+    constants_stated,
+    statements,
+    without_line,
+)
 from attnc.codegen.gluon.statement import Layouts
 from attnc.codegen.gluon.walk import tile_walk
 from attnc.codegen.graph import FINISH, HEAD, SETUP, TAIL
 from attnc.codegen.kernel import Kernel
+from attnc.codegen.kernels.gradient.columns import HEAD_OF_GROUP
 from attnc.codegen.plan import FUSED, PassPlan, Plan
 from attnc.codegen.text.statement import Statement
 from attnc.codegen.text.template import render_text
@@ -105,6 +111,10 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         for run, loop in zip(runs, kernel.loops, strict=True)
     )
     names |= _words(run.header for run in runs)
+    finds_head = walk.by_head or fused
+    if not finds_head and "i_h" not in _words(text for text in body if text != HEAD_OF_GROUP):
+        # it moved the pointers that the copy engine does without
+        head = tuple(without_line(statement, HEAD_OF_GROUP) for statement in head)
     found = list(ids) if walk.by_head else [*ids, *walk.found]
     copied = [*COPIED, *kept]
     read = [tensor for tensor in kernel.tensors if tensor.name not in copied]

@@ -43,6 +43,11 @@ def statements(
     return tuple(found)
 
 
+def without_line(statement: Statement, line: str) -> Statement:
+    """The statement less one of its lines."""
+    return replace(statement, lines=tuple(own for own in statement.lines if own != line))
+
+
 def _pointer(line: str) -> str:
     """The tensor whose pointer a line moves; empty for other lines."""
     found = _POINTER.match(line)

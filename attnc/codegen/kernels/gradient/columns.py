@@ -62,6 +62,7 @@ from attnc.codegen.kernels.value import (
 
 _VALUES = value_axes(Axis("o_s", "row", guard="m_s", tile="BS"), HEAD)
 GROUP = "for i_g in range(HQ // HKV):"
+HEAD_OF_GROUP = "i_h = i_hkv * (HQ // HKV) + i_g"
 
 
 def columns_kernel(facts: GradientFacts, *, fused: bool = False) -> Kernel:
@@ -148,7 +149,7 @@ def _load_keys(builder: GraphBuilder, facts: GradientFacts) -> None:
 
 
 def _head(builder: GraphBuilder, facts: GradientFacts) -> None:
-    lines = ["i_h = i_hkv * (HQ // HKV) + i_g"]
+    lines = [HEAD_OF_GROUP]
     lines.append("p_q = q + i_b * stride_q_b + i_h * stride_q_h")
     lines.append("p_do = do + i_b * stride_do_b + i_h * stride_do_h")
     for name in [name for name in statistics(facts) if name != "gates"]:
