@@ -66,6 +66,12 @@ def run(case: Case, phases: list[str], *, with_peers: bool) -> Iterator[Row]:
     runs: dict[str, Callable[..., Tensor]] = {
         "attnc": lambda q, k, v: op(q, k, v, **declared),
     }
+    if case.variant == "based":
+        # a call's length chooses between these two
+        runs |= {
+            f"attnc {form}": lambda q, k, v, form=form: op(q, k, v, form=form)
+            for form in ("parallel", "chunked")
+        }
     if with_peers:
         runs |= peers(case, declared)
     for who, call in runs.items():
@@ -125,7 +131,8 @@ def table(rows: list[Row]) -> str:
         for phase in ("forward", "backward"):
             if phase not in row:
                 continue
-            others = [other for other in rows if other["row"] == row["row"] and other is not row]
+            others = [other for other in rows if other["row"] == row["row"]]
+            others = [other for other in others if not other["who"].startswith("attnc")]
             theirs = [other[phase]["ms"] for other in others if phase in other]
             own = row[phase]
             ratio = f" {min(theirs) / own['ms']:5.2f}x of peer" if theirs else ""

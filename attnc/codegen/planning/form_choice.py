@@ -1,4 +1,4 @@
-"""Which form a request takes: the one asked for, else the family's; a sum's by its products."""
+"""Which form a request takes: the one asked for, else the family's; of monomials by products."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from attnc.errors import PlanError
 _CHUNK = 64
 # no card has timed the chunked form of a sum: it is taken where it makes half the products or less
 _WORTH = 2.0
+# an H100 made the products of all pairs at 287 TFLOP/s where it made those of a state of monomials
+# at 91 (benchmarks/NOTES.md): they are formed, and masked columns multiplied
+_PAIRS_RATE = 2.0
 
 
 def choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
@@ -55,8 +58,32 @@ def choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
     if algebra.legal("online").legal:
         return "online", algebra.legal("online").reason
     if chunked.legal:
-        return "chunked", chunked.reason
+        return _state_form(request, algebra)
     return "parallel", chunked.reason
+
+
+def _state_form(request: Request, algebra: Algebra) -> tuple[str, str]:
+    """The form of a weight that folds into a state, at a request's workload, and why."""
+    chunked = "chunked", algebra.legal("chunked").reason
+    work, mask = request.workload, request.variant.mask_form
+    # what no card has timed by pairs, or timed as slower, stays as it is
+    if algebra.direct or algebra.global_sum or algebra.decay is not None:
+        return chunked
+    # a state goes on, sequences agree with calls of their own, a package is of one form
+    if request.stateful or mask.packed or work.tq != work.tk or request.launcher == "packaged":
+        return chunked
+    features = _features(request, algebra)
+    if state_too_large(request, features):
+        return chunked
+    columns = _pair_columns(request)
+    pairs = pair_flops(request) * columns / sum(request.dims)
+    padded = ceil(work.tq / _CHUNK) * _CHUNK
+    token = _state_flops(request, features) + 2.0 * _CHUNK * columns
+    state = work.batch * work.hq * padded * token
+    if pairs < _PAIRS_RATE * state:
+        said = f"{pairs / 1e9:,.1f} GFLOP, a state of monomials {state / 1e9:,.1f}"
+        return "parallel", f"all pairs take {said}, and a GFLOP of that takes longer"
+    return chunked
 
 
 def _sum_form(request: Request, algebra: Algebra) -> tuple[str, str]:
