@@ -42,7 +42,9 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        q, k, v, initial_state, *rest = ctx.saved_tensors
+        # once: checkpointing recomputes them where they are read
+        saved = ctx.saved_tensors
+        q, k, v, initial_state, *rest = saved
         declared, _, _ = ctx.counts
         tensors, kept = rest[:declared], rest[declared:]
         op = op_named(ctx.key)
@@ -61,7 +63,7 @@ class Attention(torch.autograd.Function):
         of_names = dict(zip(names, others, strict=False))
         of_state = others[-1] if initial_state is not None else None
         found = [dq, dk, dv, of_state, *(of_names.get(name) for name in op.tensor_names)]
-        return (None, None, None, *once(ctx.key, found, (*ctx.saved_tensors, *gradients)))
+        return (None, None, None, *once(ctx.key, found, (*saved, *gradients)))
 
 
 class ByPosition(inspect.Signature):

@@ -77,12 +77,13 @@ def test_a_refused_declaration_is_one_rendered_error_and_exits_2(attnc, declare)
     )
     assert (done.status, done.out) == (2, "")
     assert done.err == (
-        "error[A104]: unknown name '__import__' in score of 'mine'\n"
+        "error[A104]: unknown function '__import__' in score of 'mine'\n"
         "  --> mine.toml:4:10\n"
         "   |\n"
         " 4 | score = \"__import__('os')\"\n"
         "   |          ^^^^^^^^^^\n"
-        "  note: names here: H, b, d, h, hkv, i, j, s\n"
+        "  note: functions here: abs, elu, exp, log, log1p, max, min, relu, sigmoid, silu, "
+        "softcap, softplus, sqrt, tanh, where\n"
     )
 
 

@@ -48,7 +48,7 @@ error[A300]: a cache of 'two_far' needs a capacity
 == too many features
 error[A300]: a cache of 'hybrid' needs a capacity
   note: its mask is no window: a row sees all keys before it
-  note: 2,145 features by 64 columns of v in fp32 take 552,960 B, a state may take 196,608 of the 262,144 B of registers of a program
+  note: 2,145 features by 64 columns of v in fp32 take 549,120 B, a state may take 196,608 of the 262,144 B of registers of a program
   hint: pass capacity=..., the most tokens that a sequence may have
 == pages
 error[A300]: a cache of 'hybrid' needs a capacity

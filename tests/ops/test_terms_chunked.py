@@ -258,7 +258,7 @@ error[A300]: cu_seqlens_q and cu_seqlens_k differ, and a fold over tokens takes 
   hint: the online form takes any lengths; it is chosen when form is left out
 == a large state
 error[A200]: no tile of 'windowed' at K=64, V=64, fp32 holds its state
-  note: 2,145 features by 64 columns of v in fp32 take 557,056 B, a state may take 196,608 of the 262,144 B of registers of a program
+  note: 2,145 features by 64 columns of v in fp32 take 549,120 B, a state may take 196,608 of the 262,144 B of registers of a program
   hint: the online form keeps no state; or use a smaller K or a lower order
 """  # noqa: E501
 EXPECTED = dict(part.rstrip("\n").split("\n", 1) for part in TEXTS.split("\n== ")[1:])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.codegen.algebra import analyse
+from attnc.codegen.planning.decode_planner import decode_form
 from attnc.dsl.variant import Variant
 from attnc.errors import InputError, PlanError
 from attnc.ops.decode.beginning import State
@@ -55,7 +57,14 @@ def decode_rows(
 
 
 def _states(op: Op, inputs: Inputs, shape: Shape) -> Iterator[tuple[str, State]]:
-    """Each kind of state before the first token, the memory of caches NaN."""
+    """Each kind of state before the first token, the memory of caches NaN.
+
+    Raises: PlanError where the variant decodes, and no program holds the state of these sizes.
+    """
+    try:
+        decode_form(op.request(None, "bf16", None, False), analyse(op.variant))
+    except PlanError:
+        return  # it has no decode, and the gallery says why
     kinds: list[dict[str, Any]] = [{}]
     if op.variant.has_lse:
         kinds.append({"capacity": shape.tq})
@@ -65,8 +74,6 @@ def _states(op: Op, inputs: Inputs, shape: Shape) -> Iterator[tuple[str, State]]
                 shape.batch, (shape.hq, shape.hkv), dim=(shape.qk, shape.v),
                 dtype=inputs.q.dtype, device=inputs.q.device, **options,
             )  # fmt: skip
-        except PlanError:
-            return  # it has no decode, and the gallery says why
         except InputError:
             if options:
                 raise
