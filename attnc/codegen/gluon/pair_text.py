@@ -26,7 +26,7 @@ from attnc.codegen.gluon.statement import Layouts
 from attnc.codegen.gluon.walk import tile_walk
 from attnc.codegen.graph import FINISH, HEAD, SETUP, TAIL
 from attnc.codegen.kernel import Kernel
-from attnc.codegen.kernels.gradient.columns import HEAD_OF_GROUP
+from attnc.codegen.kernels.gradient.facts import HEAD_OF_GROUP
 from attnc.codegen.plan import FUSED, PassPlan, Plan
 from attnc.codegen.text.statement import Statement
 from attnc.codegen.text.template import render_text

@@ -15,7 +15,7 @@ from attnc.codegen.kernels.gradient.chunk_gradient import (
     start_accumulator,
     store_columns,
 )
-from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.facts import HEAD_OF_GROUP, GradientFacts
 from attnc.codegen.kernels.gradient.value_gradient import (
     finish_value,
     start_value,
@@ -36,7 +36,7 @@ def channel_dvalue_kernel(chunk: ChunkFacts, facts: GradientFacts) -> Kernel:
         load_keys(builder, chunk, SETUP, keys=False)
     start_accumulator(builder, "dv", "BV")
     lines = [
-        "i_h = i_hkv * (HQ // HKV) + i_g",
+        HEAD_OF_GROUP,
         "p_do = do + i_b * stride_do_b + i_h * stride_do_h",
         f"p_gates = gates + (i_b * HS + i_h // (HQ // HS)) * {chunk.tokens} * K",
         *([f"p_norm = norm + (i_b * HQ + i_h) * {chunk.tokens}"] if chunk.summed else []),

@@ -30,7 +30,7 @@ from attnc.codegen.kernels.gradient.chunk_pairs import (
     pairs_inside,
     row_gradients,
 )
-from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.facts import HEAD_OF_GROUP, GradientFacts
 from attnc.codegen.kernels.gradient.feature_gradient import chain
 from attnc.codegen.kernels.gradient.state_terms import (
     dkey_from_state,
@@ -207,7 +207,7 @@ def _head(
     delta: bool = True,
 ) -> Loaded:
     lines = [
-        "i_h = i_hkv * (HQ // HKV) + i_g",
+        HEAD_OF_GROUP,
         *(["i_hs = i_h // (HQ // HS)"] if states else []),
         *(["p_q = q + i_b * stride_q_b + i_h * stride_q_h"] if queries else []),
         "p_do = do + i_b * stride_do_b + i_h * stride_do_h",

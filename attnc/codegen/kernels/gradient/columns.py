@@ -21,7 +21,7 @@ from attnc.codegen.kernels.gradient.border import (
     rows_of,
 )
 from attnc.codegen.kernels.gradient.channel_tiles import fold_channels
-from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.facts import HEAD_OF_GROUP, GradientFacts
 from attnc.codegen.kernels.gradient.feature_gradient import chain, gradient_buffers
 from attnc.codegen.kernels.gradient.fused_rows import row_sum
 from attnc.codegen.kernels.gradient.packed import packed_pass
@@ -62,7 +62,6 @@ from attnc.codegen.kernels.value import (
 
 _VALUES = value_axes(Axis("o_s", "row", guard="m_s", tile="BS"), HEAD)
 GROUP = "for i_g in range(HQ // HKV):"
-HEAD_OF_GROUP = "i_h = i_hkv * (HQ // HKV) + i_g"
 
 
 def columns_kernel(facts: GradientFacts, *, fused: bool = False) -> Kernel:

@@ -12,6 +12,9 @@ from attnc.codegen.kernels.operand import ragged_columns
 from attnc.codegen.kernels.terms import Part, parts_of
 from attnc.dsl.variant import Declared, Variant
 
+# where a program walks the query heads of a group
+HEAD_OF_GROUP = "i_h = i_hkv * (HQ // HKV) + i_g"
+
 
 @dataclass(frozen=True, slots=True)
 class GradientFacts:

@@ -19,7 +19,7 @@ from attnc.codegen.kernels.gradient.chunk_gradient import (
     store_keys,
     store_queries,
 )
-from attnc.codegen.kernels.gradient.facts import GradientFacts
+from attnc.codegen.kernels.gradient.facts import HEAD_OF_GROUP, GradientFacts
 from attnc.codegen.kernels.gradient.state_terms import (
     dkey_from_state,
     dvalue_from_state,
@@ -114,5 +114,5 @@ _DCARRIED = TensorArgument("dcarried", (), "acc", "[B, HQ, SLOT]: gradient of th
 
 
 def _head(builder: GraphBuilder, *lines: str) -> None:
-    head = "i_h = i_hkv * (HQ // HKV) + i_g"
+    head = HEAD_OF_GROUP
     builder.map("p_q", STEP, (), head, *lines, name="head")
