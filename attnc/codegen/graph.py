@@ -69,16 +69,21 @@ class KernelGraph:
     kernel: str
     flow: nx.DiGraph = field(compare=False)
     loop: str = ""
+    _sorted: tuple[Node, ...] = field(init=False, repr=False, compare=False)
+    _walks: tuple[KernelGraph, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # made once: planning, measuring and printing ask for them hundreds of times
+        facts = self.flow.nodes
+        order = nx.lexicographical_topological_sort(self.flow, lambda name: facts[name]["order"])
+        object.__setattr__(self, "_sorted", tuple(facts[name]["node"] for name in order))
+        object.__setattr__(self, "_walks", tuple(self._each_walk()))
 
     def nodes(
         self, region: str | None = None, *, masked: bool = True, walk: int | None = None
     ) -> Iterator[Node]:
         """Nodes in dependence order, ties by program order; of all walks where `walk` is None."""
-        order = nx.lexicographical_topological_sort(
-            self.flow, key=lambda name: self.flow.nodes[name]["order"]
-        )
-        for name in order:
-            node: Node = self.flow.nodes[name]["node"]
+        for node in self._sorted:
             if region not in {None, node.region} or (node.masked_only and not masked):
                 continue
             if walk is None or node.region != STEP or node.walk == walk:
@@ -87,13 +92,14 @@ class KernelGraph:
     @property
     def walks(self) -> tuple[KernelGraph, ...]:
         """The graph as each walk runs it, without the steps of the others."""
+        return self._walks or (self,)
+
+    def _each_walk(self) -> Iterator[KernelGraph]:
         steps = {node.name: node.walk for node in self.nodes(STEP)}
         numbers = sorted(set(steps.values()))
-        if len(numbers) < 2:
-            return (self,)
-        return tuple(
-            replace(self, flow=nx.freeze(_without(self.flow, steps, number))) for number in numbers
-        )
+        if len(numbers) > 1:
+            for number in numbers:
+                yield replace(self, flow=nx.freeze(_without(self.flow, steps, number)))
 
     def node(self, name: str) -> Node:
         """The node of one statement."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cache
+from itertools import product
+from typing import Any
 
 from attnc.codegen.plan import Plan
 from attnc.dsl.toml_file import loads
 from attnc.dsl.variant import Variant
+from attnc.ops.op import Op
 from attnc.ops.op import compile as compile_op
 from attnc.ops.shipped import attentions
 
@@ -81,27 +84,31 @@ def all_variants() -> dict[str, Variant]:
     return {variant.name: variant for variant in (*reversed(once.values()), *DRAWN.values())}
 
 
-def all_plans() -> Iterator[tuple[str, Plan]]:
-    """A name and a plan for each: variants, dims, bf16 and fp32, forms, with a state or not."""
+@cache
+def requests() -> dict[str, tuple[Op, dict[str, Any]]]:
+    """By label, what is planned: variants, dims, bf16 and fp32, forms, with a state or not."""
+    found = {}
     for name, variant in all_variants().items():
         op = compile_op(variant, backend="triton")
-        for dims in DIMS.get(name, ((64, 64), (80, 48))):
-            for dtype in ("bf16", "fp32"):
-                for form in op.forms():
-                    states = form == "chunked" and not variant.has_lse
-                    for stateful in (False, True) if states else (False,):
-                        label = f"{name}_{form}_{dims[0]}_{dims[1]}_{dtype}"
-                        plan = op.plan(dim=dims, dtype=dtype, form=form, stateful=stateful)
-                        yield label + ("_state" if stateful else ""), plan
+        for place, dims in enumerate(DIMS.get(name, ((64, 64), (80, 48)))):
+            for dtype, form in product(("bf16", "fp32"), op.forms()):
+                label = f"{name}_{form}_{dims[0]}_{dims[1]}_{dtype}"
+                asked = {"dim": dims, "dtype": dtype, "form": form}
+                states = form == "chunked" and not variant.has_lse
+                found[label] = op, asked
+                if states:
+                    found[f"{label}_state"] = op, asked | {"stateful": True}
+                if place == (dtype == "fp32"):
+                    stateful = states and dtype == "fp32"
+                    found[f"{label}_backward"] = (
+                        op,
+                        asked | {"stateful": stateful, "backward": True},
+                    )
+    return found
 
 
-def backward_plans() -> Iterator[tuple[str, Plan]]:
-    """A name and a plan of a backward for each: variants, dims, bf16 and fp32, forms, states."""
-    for name, variant in all_variants().items():
-        op = compile_op(variant, backend="triton")
-        for dims, dtype in zip(DIMS.get(name, ((64, 64), (80, 48))), ("bf16", "fp32"), strict=True):
-            for form in op.forms():
-                stateful = form == "chunked" and dtype == "fp32" and not variant.has_lse
-                label = f"{name}_{form}_{dims[0]}_{dims[1]}_{dtype}_backward"
-                plan = op.plan(dim=dims, dtype=dtype, form=form, stateful=stateful, backward=True)
-                yield label, plan
+@cache
+def plan_of(label: str) -> Plan:
+    """The plan of one label, made once a process."""
+    op, asked = requests()[label]
+    return op.plan(**asked)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from attnc.codegen.sram.layout import Layout
@@ -49,6 +50,7 @@ class _Plan(NamedTuple):
     halvings: int
 
 
+@cache  # candidates convert the same few tiles over and over
 def scratch_bytes(
     source: Layout, target: Layout, item_bytes: int, *, matrix_stores: bool = False
 ) -> int:

@@ -62,7 +62,7 @@ def render(plan: Plan) -> str:
             kernels=kernels,
             portable=any(_is_portable(step) for step in plan.passes),
         )
-    kernels = [_render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
+    kernels = [render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
     return _render_module(
         plan, "module.jinja", _render_call, verb="emitted", helpers=plan.helpers, kernels=kernels
     )
@@ -73,7 +73,7 @@ def _gluon_kernel(plan: Plan, step: PassPlan) -> str:
     if step.kernel.name in BY_ROWS:
         return row_text(plan, step, symbol)
     if _is_portable(step):
-        return _render_kernel(plan, step).rstrip() + "\n"
+        return render_kernel(plan, step).rstrip() + "\n"
     return (pair_text if plan.phase == "backward" else kernel_text)(plan, step, symbol)
 
 
@@ -136,7 +136,8 @@ def _render_binary_call(**facts: object) -> str:
     return render_text("binary_call.jinja", **facts)
 
 
-def _render_kernel(plan: Plan, step: PassPlan) -> str:
+def render_kernel(plan: Plan, step: PassPlan) -> str:
+    """The text of one kernel in Triton's language, as `render` has it but for the last tidying."""
     kernel = step.kernel
     family = TEMPLATES.get(kernel.name, kernel.name)
     io = f"{_io_tensor(kernel)}.dtype.element_ty"
