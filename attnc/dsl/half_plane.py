@@ -177,7 +177,7 @@ def _affine(expr: Expr) -> _Affine:
     if data_bound(expr):
         hint = f"a bound that is data is window({to_text(expr)}) or prefix({to_text(expr)})"
     elif isinstance(expr, Call) and expr.function == "abs":
-        hint = "what lies within 4 tokens of a query, both ways, is window(4, 4)"
+        hint = "abs(i - j) <= 4 is window(4, 4), and abs(i - j) < 4 is window(3, 3)"
     raise MaskProblem(
         MaskNotAffine,
         f"{to_text(expr)!r} is not affine in i and j",

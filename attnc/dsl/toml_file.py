@@ -15,7 +15,6 @@ from attnc.dsl.convolution import Convolution
 from attnc.dsl.convolution_check import checked_convolution
 from attnc.dsl.fields import Fields
 from attnc.dsl.paper import toml_lines
-from attnc.dsl.source import Source
 from attnc.dsl.sum import Sum
 from attnc.dsl.terms_check import NOT_IN_A_TERM, TERM_KEYS, checked_sum, term_fields
 from attnc.dsl.text import number_text, to_text
@@ -195,19 +194,22 @@ def _sum(name: str, table: Mapping[str, Any], lines: Places) -> Variant:
 
 
 def _term(name: str, number: int, term: object, lines: Places) -> Fields:
-    """One term: a table of its own, or inline, where the line of `terms` is all that is known."""
+    """One term: a table of its own, or inline."""
     own = element(f"{name}.terms", number)
     written = term if isinstance(term, Mapping) else {}
     if own in lines.headers:
         where = {key: lines.key_where(own, key) for key in written}
         where[""] = lines.header_where(own)
         return term_fields(name, number, term, where, lines.sources(own, written))
-    place = lines.key_where(name, "terms")
+    inline = lines.inline(name, "terms", number)
+    if inline is None:
+        # a text that the scan of its lines does not follow: `terms` is all that is known
+        return term_fields(name, number, term, {"": lines.key_where(name, "terms")})
     sources = {
-        key: Source(str(value), f"{key} of term {number} of {name}", whole=place)
+        key: lines.inline_source(inline, key, value, f"{key} of term {number} of {name}")
         for key, value in written.items()
     }
-    where = dict.fromkeys(("", *written), place)
+    where = {key: lines.inline_where(inline, key) for key in ("", *written)}
     return term_fields(name, number, term, where, sources)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from attnc.dsl.inline_tables import Inline, inline_tables
 from attnc.dsl.source import Source
 from attnc.errors import Where
 
@@ -75,7 +76,8 @@ class Places:
 
     def sources(self, table: str, fields: Mapping[str, object]) -> dict[str, Source]:
         """The text of each field and its place."""
-        found: dict[str, Source] = {}
+        header = self.header_where(table)
+        found = {"": Source(table, "name", whole=header)} if header else {}
         for key, value in fields.items():
             found[key] = self._source(table, key, value)
             if key in {"params", "inputs"} and isinstance(value, Mapping):
@@ -100,6 +102,29 @@ class Places:
             offset = after + len(line[after:]) - len(line[after:].lstrip())
             text = line[offset:].rstrip()
         return Source(text, label, self.file, number + 1, line, offset)
+
+    def inline(self, table: str, key: str, number: int) -> Inline | None:
+        """Where element `number`, counted from 1, of an array of inline tables stands."""
+        first = self._find(table, key)
+        if first is None:
+            return None
+        tables = inline_tables(self.lines, first)
+        return tables[number - 1] if number <= len(tables) else None
+
+    def inline_where(self, inline: Inline, key: str) -> Where:
+        """The line of a key of an inline table, the caret under its name; of the table itself."""
+        line, column = inline.keys.get(key, (inline.line, inline.column))
+        length = len(key) if key in inline.keys else 1
+        return Where(self.lines[line], column + 1, length, self.file, line + 1)
+
+    def inline_source(self, inline: Inline, key: str, value: object, label: str) -> Source:
+        """The text of a value of an inline table and its place, of its key where it has escapes."""
+        text = str(value)
+        line, column = inline.values.get(key, (inline.line, inline.column))
+        offset = self.lines[line].find(text, column)
+        if offset < 0:
+            return Source(text, label, whole=self.inline_where(inline, key))
+        return Source(text, label, self.file, line + 1, self.lines[line], offset)
 
 
 def plain_key(key: str) -> str:
