@@ -14,6 +14,9 @@ from attnc.ops.operators import BACKWARD, FORWARD, backward_now, forward_now, op
 class Attention(torch.autograd.Function):
     """One call of an op; `setup_context` keeps what the backward reads and no more."""
 
+    # under `torch.vmap` forward and backward run with batched tensors, which the operators take
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         key: str,
@@ -25,7 +28,7 @@ class Attention(torch.autograd.Function):
         initial_state: torch.Tensor | None,
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        run = forward_now if eager(q, k, v) else FORWARD
+        run = forward_now if eager(q, k, v, initial_state, *tensors) else FORWARD
         return tuple(run(key, q, k, v, list(tensors), initial_state, form, precision))
 
     @staticmethod
@@ -53,7 +56,7 @@ class Attention(torch.autograd.Function):
         incoming = list(gradients)
         if op.keeps_row_sums and not op.softmax:
             del incoming[1]
-        run = backward_now if eager(q, *gradients) else BACKWARD
+        run = backward_now if eager(*saved, *gradients) else BACKWARD
         with torch.no_grad():
             results = run(
                 ctx.key, q, k, v, tensors, initial_state, kept, incoming, " ".join(names),

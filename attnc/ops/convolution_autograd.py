@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from attnc.ops.autograd import by_position, eager
+from attnc.ops.batching import batch_by_entry
 from attnc.ops.gradients import once
 
 
@@ -100,10 +101,15 @@ torch.library.register_fake(f"{NAMESPACE}::convolve", _fake_forward, lib=_LIBRAR
 torch.library.register_fake(f"{NAMESPACE}::convolve_backward", _fake_backward, lib=_LIBRARY)
 CONVOLVE: Any = getattr(torch.ops, NAMESPACE).convolve
 CONVOLVE_BACKWARD: Any = getattr(torch.ops, NAMESPACE).convolve_backward
+batch_by_entry(CONVOLVE, _LIBRARY)
+batch_by_entry(CONVOLVE_BACKWARD, _LIBRARY)
 
 
 class Filtering(torch.autograd.Function):
     """One call of a convolution; the inputs are all that its backward reads."""
+
+    # under `torch.vmap` forward and backward run with batched tensors, which the operators take
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -123,7 +129,7 @@ class Filtering(torch.autograd.Function):
         v, *tensors = ctx.saved_tensors
         names = _OPS[ctx.key].tensor_names
         wanted = [n for n, need in zip(names, ctx.needs_input_grad[4:], strict=True) if need]
-        run = _backward if eager(v, incoming) else CONVOLVE_BACKWARD
+        run = _backward if eager(v, *tensors, incoming) else CONVOLVE_BACKWARD
         with torch.no_grad():
             dv, *others = run(
                 ctx.key, v, tensors, incoming, " ".join(wanted), ctx.form, ctx.precision

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnc.errors import InputError
+from attnc.ops.autograd import eager
 from attnc.ops.convolution_autograd import CONVOLVE, Filtering, FilterOp
 from attnc.ops.convolution_inputs import check_filter, check_tokens
 from attnc.ops.gradients import apart, autocast, check_gradients, needs_gradient
@@ -43,14 +44,14 @@ def filter_inputs(
 def run_filter(
     op: FilterOp, v: torch.Tensor, values: list[torch.Tensor], form: str | None, precision: str
 ) -> torch.Tensor:
-    """o of checked inputs: with a backward where one is wanted, as an operator where one traces."""
+    """o of checked inputs: with a backward where one is wanted, as an operator where seen."""
     if torch.compiler.is_compiling():
         v, *values = apart(v, *values)
     if needs_gradient(v, *values):
         return Filtering.apply(  # type: ignore[no-any-return, no-untyped-call]
             op.key, form or "", precision, v, *values
         )
-    if torch.compiler.is_compiling():
+    if not eager(v, *values):
         return CONVOLVE(op.key, v, values, form or "", precision)  # type: ignore[no-any-return]
     return op.filtered(v, values, form, precision)
 

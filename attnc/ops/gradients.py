@@ -119,6 +119,8 @@ class _First(torch.autograd.Function):
     `sources` are what the gradients were made of, so that autograd knows what they depend on.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(name: str, count: int, *gradients_and_sources: torch.Tensor) -> Any:
         return tuple(x.view_as(x) for x in gradients_and_sources[:count])

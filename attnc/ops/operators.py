@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from attnc.ops.batching import batch_by_entry
+
 
 class Op(Protocol):
     """What the operators and autograd ask of an op, compiled here or shipped as binaries."""
@@ -167,3 +169,5 @@ torch.library.register_fake(f"{NAMESPACE}::forward", _fake_forward, lib=_LIBRARY
 torch.library.register_fake(f"{NAMESPACE}::backward", _fake_backward, lib=_LIBRARY)
 FORWARD: Any = getattr(torch.ops, NAMESPACE).forward
 BACKWARD: Any = getattr(torch.ops, NAMESPACE).backward
+batch_by_entry(FORWARD, _LIBRARY)
+batch_by_entry(BACKWARD, _LIBRARY)
