@@ -10,7 +10,8 @@ import torch
 
 from attnc.dsl.butterfly import INNER_SIZES, OUTER_SIZES, axis_of, block_of
 from attnc.errors import InputError
-from attnc.ops.inputs import DTYPE_NAMES, Sizes, check_tensors
+from attnc.ops.given_tensors import check_tensors
+from attnc.ops.inputs import DTYPE_NAMES, Sizes, empty
 
 if TYPE_CHECKING:
     from attnc.dsl.convolution import Convolution
@@ -47,7 +48,7 @@ def check_tokens(variant: Convolution, v: torch.Tensor) -> None:
             ),
         )
     if 0 in v.shape:
-        raise InputError(f"empty input: v is {list(v.shape)}")
+        raise empty(v=v)
     if v.dtype not in DTYPE_NAMES or v.dtype.itemsize == 1:
         raise InputError(
             f"v is {v.dtype}; kernels exist for fp16, bf16 and fp32",

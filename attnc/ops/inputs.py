@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from attnc.errors import InputError
 
 if TYPE_CHECKING:
-    from attnc.dsl.variant import Declared, Variant
+    from attnc.dsl.variant import Variant
 
 DTYPE_NAMES = {
     torch.float16: "fp16",
@@ -22,17 +21,6 @@ DTYPE_NAMES = {
     torch.float8_e4m3fn: "e4m3",
 }
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 256
-# arguments of other libraries, and what to do instead
-_DROPOUT = ("dropout is not supported: apply it to the output, or to the inputs",)
-_SCALES = ("scales come with torch.float8_e4m3fn tensors: multiply others by theirs",)
-_MASK = ('the declaration says it: mask = "causal", and more in docs/masks.md',)
-_SCALE = ("the declaration says it: scale = 0.125",)
-_INSTEAD = {
-    **dict.fromkeys(("dropout", "dropout_p"), _DROPOUT),
-    **dict.fromkeys(("q_scale", "k_scale", "v_scale"), _SCALES),
-    **dict.fromkeys(("mask", "attn_mask", "causal", "is_causal", "window_size"), _MASK),
-    **dict.fromkeys(("scale", "softmax_scale", "sm_scale"), _SCALE),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +73,7 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Sizes:
             raise InputError(f"{name} is a {type(tensor).__name__}, not a tensor")
         if tensor.dim() != 4:
             raise InputError(
-                f"{name} has {tensor.dim()} dimensions, not 4: shape {_shape(tensor)}",
+                f"{name} has {tensor.dim()} dimensions, not 4: shape {list(tensor.shape)}",
                 notes=(f"{name} is {letters}, the layout of flash-attn and fla",),
                 hints=("a [B, H, T, D] tensor becomes one by .transpose(1, 2)",),
             )
@@ -95,9 +83,9 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Sizes:
     for name, tensor in (("k", k), ("v", v)):
         if tuple(tensor.shape) != expected[name]:
             raise InputError(
-                f"{name} has shape {_shape(tensor)}, expected {list(expected[name])}",
+                f"{name} has shape {list(tensor.shape)}, expected {list(expected[name])}",
                 notes=(
-                    f"q is {_shape(q)}, k is {_shape(k)}, v is {_shape(v)}",
+                    f"q is {list(q.shape)}, k is {list(k.shape)}, v is {list(v.shape)}",
                     "B and K come from q, TK and HKV must agree between k and v",
                 ),
             )
@@ -145,124 +133,6 @@ def _check_types(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         raise InputError("fp64 runs in the interpreter alone, to check gradients")
 
 
-def check_tensors(
-    variant: Variant, given: Mapping[str, torch.Tensor | float], sizes: Sizes, q: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The declared params and inputs, each of its declared shape, in declared order.
-
-    Raises:
-        InputError: one is missing, unknown, of a wrong shape, dtype or device.
-    """
-    declared = {tensor.name: tensor for tensor in (*variant.params, *variant.inputs)}
-    for name in given:
-        if name not in declared:
-            close = get_close_matches(name, declared, 1)
-            known = ", ".join(declared) or "none"
-            hint = _INSTEAD.get(name) or tuple(f"did you mean {other!r}?" for other in close)
-            raise InputError(
-                f"{variant.name!r} takes no argument {name!r}",
-                notes=(f"declared params and inputs: {known}",),
-                hints=hint,
-            )
-    missing = [name for name in declared if name not in given]
-    if missing:
-        first = declared[missing[0]]
-        raise InputError(
-            f"{variant.name!r} needs {first.kind} {first.name!r}",
-            notes=(f"declared with shape {_letters(first)} = {_lengths(first, sizes)}",),
-            hints=(f"pass {first.name}=... to the call",),
-        )
-    if "cu_seqlens_q" in declared:
-        sizes = _packed_sizes(given, sizes, q)
-    found = {name: _whole_numbers(variant, name, given[name]) for name in declared}
-    return {name: _tensor(tensor, found[name], sizes, q) for name, tensor in declared.items()}
-
-
-def _packed_sizes(
-    given: Mapping[str, torch.Tensor | float], sizes: Sizes, q: torch.Tensor
-) -> Sizes:
-    """How many sequences a packed call has; where they start is data, and stays on the device."""
-    if sizes.batch != 1:
-        raise InputError(
-            f"packed sequences have B = 1, not {sizes.batch}",
-            notes=("q is [1, tokens of all sequences, HQ, K]",),
-            hints=("q.flatten(0, 1)[None] packs a batch of one length",),
-        )
-    for name in ("cu_seqlens_q", "cu_seqlens_k"):
-        starts = given[name]
-        if not isinstance(starts, torch.Tensor) or starts.dtype != torch.int32 or starts.dim() != 1:
-            raise InputError(
-                f"{name} is no int32 tensor of one dimension",
-                notes=("it holds where sequences start, and where the last one ends: [N + 1]",),
-                hints=("torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))",),
-            )
-        if starts.shape[0] < 2 or not starts.is_contiguous():
-            raise InputError(
-                f"{name} has shape {_shape(starts)} and strides {list(starts.stride())}",
-                notes=("N + 1 numbers beside each other, of at least one sequence",),
-            )
-        if starts.device != q.device:
-            raise InputError(f"{name} is on {starts.device}, q is on {q.device}")
-        if q.device.type == "cpu" and not torch.compiler.is_compiling():
-            _check_starts(name, starts, sizes.tq if name == "cu_seqlens_q" else sizes.tk)
-    first, second = (given[name].shape for name in ("cu_seqlens_q", "cu_seqlens_k"))  # type: ignore[union-attr]
-    if first != second:
-        raise InputError(
-            f"cu_seqlens_q has {first[0] - 1} sequences, cu_seqlens_k has {second[0] - 1}"
-        )
-    return replace(sizes, sequences=first[0] - 1)
-
-
-def _check_starts(name: str, starts: torch.Tensor, tokens: int) -> None:
-    """Refuse sequences that are not the tokens; on a GPU looking would wait for the device."""
-    first, last = int(starts[0]), int(starts[-1])
-    if first == 0 and last == tokens and bool((starts.diff() >= 0).all()):
-        return
-    shown = f"from {first} to {last}" if (first, last) != (0, tokens) else "in falling order"
-    raise InputError(
-        f"{name} goes {shown}, and there are {tokens} tokens",
-        notes=("sequence n has the tokens from entry n to entry n + 1: 0 first, all of them last",),
-        hints=("torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))",),
-    )
-
-
-def _whole_numbers(
-    variant: Variant, name: str, value: torch.Tensor | float
-) -> torch.Tensor | float:
-    """What a mask reads, as kernels compare it: fp32 holds whole numbers up to 2**24 exactly."""
-    if name not in variant.mask_tensors or not isinstance(value, torch.Tensor):
-        return value
-    return value if value.is_floating_point() or value.is_complex() else value.to(torch.float32)
-
-
-def _tensor(
-    declared: Declared, value: torch.Tensor | float, sizes: Sizes, q: torch.Tensor
-) -> torch.Tensor:
-    if isinstance(value, int | float):
-        if declared.shape:
-            raise InputError(
-                f"{declared.name!r} is a number, its shape is {_letters(declared)}",
-                hints=(f"pass a tensor of shape {_lengths(declared, sizes)}",),
-            )
-        return torch.full((), float(value), dtype=torch.float32, device=q.device)
-    lengths = _lengths(declared, sizes)
-    if not isinstance(value, torch.Tensor):
-        raise InputError(
-            f"{declared.name!r} is a {type(value).__name__}, not a tensor",
-            hints=(f"pass a tensor of shape {lengths}",),
-        )
-    if list(value.shape) != lengths:
-        raise InputError(
-            f"{declared.name!r} has shape {_shape(value)}, expected {lengths}",
-            notes=(f"declared as {_letters(declared)}",),
-        )
-    if not value.is_floating_point() and "n" not in declared.shape:
-        raise InputError(f"{declared.name!r} is {value.dtype}, it must be floating point")
-    if value.device != q.device:
-        raise InputError(f"{declared.name!r} is on {value.device}, q is on {q.device}")
-    return value
-
-
 def check_state(
     variant: Variant, state: torch.Tensor | None, shape: tuple[int, ...], q: torch.Tensor
 ) -> torch.Tensor:
@@ -278,7 +148,7 @@ def check_state(
         )
     if tuple(state.shape) != shape:
         raise InputError(
-            f"initial_state has shape {_shape(state)}, expected {list(shape)}",
+            f"initial_state has shape {list(state.shape)}, expected {list(shape)}",
             notes=(f"the state of {variant.name!r} is [B, HS, F, columns]; see docs/state.md",),
         )
     if state.dtype != dtype:
@@ -288,13 +158,7 @@ def check_state(
     return state.contiguous()
 
 
-def _letters(declared: Declared) -> str:
-    return f"[{', '.join(declared.shape)}]"
-
-
-def _lengths(declared: Declared, sizes: Sizes) -> list[int]:
-    return sizes.lengths(declared.shape)
-
-
-def _shape(tensor: torch.Tensor) -> list[int]:
-    return list(tensor.shape)
+def empty(**tensors: torch.Tensor) -> InputError:
+    """The error of a call that has nothing to compute."""
+    sizes = ", ".join(f"{name} is {list(x.shape)}" for name, x in tensors.items())
+    return InputError(f"empty input: {sizes}", hints=("skip the call: its output is empty too",))

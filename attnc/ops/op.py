@@ -16,18 +16,19 @@ from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.dsl.scales import over_scales
 from attnc.dsl.sequences import over_sequences
 from attnc.dsl.variant import Variant
-from attnc.errors import AttncError, InputError
+from attnc.errors import AttncError
 from attnc.ops.autograd import Attention, eager
 from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.convolution import ConvolutionOp
 from attnc.ops.decode.decode_plans import DecodePlans
+from attnc.ops.given_tensors import check_tensors
 from attnc.ops.gradients import (
     apart,
     autocast,
     check_gradients,
     needs_gradient,
 )
-from attnc.ops.inputs import check_qkv, check_state, check_tensors
+from attnc.ops.inputs import check_qkv, check_state, empty
 from attnc.ops.launched import Launched
 from attnc.ops.mask_numbers import check_numbers
 from attnc.ops.operators import FORWARD, register
@@ -137,7 +138,7 @@ class Op(Launched):
         if self._algebra.family == "state" and form is None and not folds:
             form = "parallel"
         if 0 in (q.numel(), v.numel()):
-            raise InputError(f"empty input: q is {list(q.shape)}, v is {list(v.shape)}")
+            raise empty(q=q, v=v)
         state: torch.Tensor | None = None
         if stateful:
             starts = given.get("cu_seqlens_k")

@@ -14,6 +14,7 @@ import torch
 
 from attnc.errors import InputError
 from attnc.ops.autograd import Attention, eager
+from attnc.ops.given_tensors import check_tensors
 from attnc.ops.gradients import (
     apart,
     autocast,
@@ -22,7 +23,7 @@ from attnc.ops.gradients import (
     gradient_results,
     needs_gradient,
 )
-from attnc.ops.inputs import DTYPE_NAMES, check_qkv, check_state, check_tensors
+from attnc.ops.inputs import DTYPE_NAMES, check_qkv, check_state
 from attnc.ops.operators import FORWARD, register
 from attnc.ops.package_folder import Package, capability_of, runs_on, shown_module
 from attnc.ops.seen_calls import SeenCalls, call_key, run_on

@@ -99,6 +99,7 @@ error[A300]: head dim V = 257 is outside 16 to 256
   hint: split or pad the heads
 == no batch
 error[A300]: empty input: q is [0, 8, 2, 16], v is [0, 8, 2, 16]
+  hint: skip the call: its output is empty too
 == integers
 error[A300]: q is torch.int32; kernels exist for fp16, bf16 and fp32, and for e4m3 with scales
   hint: convert the tensors first
@@ -134,6 +135,7 @@ error[A300]: 'slope' is a list, not a tensor
   hint: pass a tensor of shape [2]
 == an integer param
 error[A300]: 'slope' is torch.int64, it must be floating point
+  hint: pass slope.float()
 == a param on another device
 error[A300]: 'slope' is on meta, q is on cpu
 == grad of a param

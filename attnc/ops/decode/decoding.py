@@ -21,8 +21,9 @@ from attnc.ops.decode.kv_decode import (
 from attnc.ops.decode.matrix_state import MatrixState
 from attnc.ops.decode.sum_decode import prefill_sum, step_sum
 from attnc.ops.decode.sum_state import SumState
+from attnc.ops.given_tensors import check_tensors
 from attnc.ops.gradients import autocast, needs_gradient
-from attnc.ops.inputs import Sizes, check_qkv, check_tensors
+from attnc.ops.inputs import Sizes, check_qkv
 from attnc.ops.options import check_options
 from attnc.ops.scaled import E4M3
 

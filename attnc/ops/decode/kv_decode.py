@@ -16,7 +16,8 @@ from attnc.dsl.variant import Variant
 from attnc.errors import InputError
 from attnc.ops.built import launch
 from attnc.ops.decode.kv_cache import KVCache
-from attnc.ops.inputs import Sizes, check_tensors
+from attnc.ops.given_tensors import check_tensors
+from attnc.ops.inputs import Sizes
 
 if TYPE_CHECKING:
     from attnc.ops.decode.decoding import Decoding

@@ -21,7 +21,8 @@ from attnc.ops.decode.kv_cache import KVCache
 from attnc.ops.decode.kv_decode import check_cache, prefill_cache, step_cache
 from attnc.ops.decode.matrix_state import MatrixState
 from attnc.ops.decode.sum_state import SumState
-from attnc.ops.inputs import Sizes, check_tensors
+from attnc.ops.given_tensors import check_tensors
+from attnc.ops.inputs import Sizes
 from attnc.ops.reference.evaluate import evaluate
 from attnc.ops.reference.run import Run, head_index
 
