@@ -24,7 +24,7 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from attnc.autotune import bfloat16, float8, interpreter_repairs
+    from attnc.autotune import bfloat16, float8, interpreter_repairs, interpreter_speed
     from attnc.autotune.exchange import Exchange
     from attnc.autotune.gluon_interpreter.install import gluon_interpreted
     from attnc.autotune.module_cache import load_module
@@ -39,6 +39,9 @@ def main() -> None:
     interpreter_repairs.repair_index()
     interpreter_repairs.know_tanh()
     interpreter_repairs.poison_empty()
+    interpreter_speed.leave_out_unasserted_checks()
+    interpreter_speed.find_builtins_once()
+    interpreter_speed.name_types_once()
     exchange = Exchange(folders)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
