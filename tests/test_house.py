@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_every_relative_link_of_the_docs_leads_somewhere(page):
     assert missing == []
 
 
-def fenced(language: str, *, apart: str = "\n") -> list[object]:
+def fenced(language: str, *, apart: str = "\n") -> list[Any]:
     """Every fenced block of a language in the docs, as test parameters named by page and line.
 
     Pages whose path starts with `apart` are left out.
@@ -139,12 +140,24 @@ def test_every_declaration_in_the_docs_is_a_legal_variant(text, tmp_path):
     assert set(attnc.load(path)) == set(tomllib.loads(text))
 
 
-# the gallery's calls run in tests/cli/test_gallery.py, one process for all of them
-@pytest.mark.parametrize("text", fenced("python", apart="docs/gallery/"))
-def test_every_python_example_in_the_docs_runs_from_a_plain_script(text, tmp_path):
+def test_the_first_example_of_the_readme_runs_from_a_plain_script(tmp_path):
+    """As users start: a file without a main of its own, which a worker must not run again."""
     script = tmp_path / "example.py"
-    script.write_text(text, encoding="utf-8")
+    script.write_text(fenced("python", apart="docs/")[0].values[0], encoding="utf-8")
     run_python(script.name, cwd=tmp_path)
+
+
+# the gallery's calls run in tests/cli/test_gallery.py
+def test_every_python_example_in_the_docs_runs(tmp_path):
+    """One process runs them all, each in a namespace of its own: PyTorch is imported once."""
+    scripts = []
+    for block in fenced("python", apart="docs/gallery/"):
+        script = tmp_path / re.sub(r"\W+", "_", block.id)
+        script.write_text(block.values[0], encoding="utf-8")
+        scripts.append(script.name)
+    assert len(scripts) > 5
+    run_all = f"import runpy\nfor script in {scripts}: runpy.run_path(script, run_name='__main__')"
+    run_python("-c", run_all, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
