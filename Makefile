@@ -14,7 +14,7 @@ PYTEST := -m pytest -n $(JOBS) --dist loadfile
 RELEASED := tests/autotune tests/cli $(addprefix tests/ops/test_,op.py gradients.py gradients_torch.py decode.py fft.py fp8.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-gpu mutate check fmt golden picture clean
+.PHONY: help demo test test-rest test-oldest test-gpu mutate check fmt golden picture clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,8 +22,11 @@ help: ## this list
 demo: $(VENV)/.ready ## three published variants, declared, planned, compiled, run and proved, with no GPU
 	$(BIN)/attnc demo
 
-test: check ## the checks and the whole suite, on the newest Triton
-	$(BIN)/python $(PYTEST) $(ARGS)
+test: check ## the checks, and the suite's first ten minutes, on the newest Triton; all that ARGS selects
+	$(BIN)/python $(PYTEST) $(or $(ARGS),--part first)
+
+test-rest: $(VENV)/.ready ## what `make test` leaves out: more variants, dtypes and lengths of slow tests
+	$(BIN)/python $(PYTEST) --part rest $(ARGS)
 
 test-oldest: $(OLDEST)/.ready ## what compiles, loads and runs kernels, on the oldest Triton supported
 	$(OLDEST)/bin/python $(PYTEST) $(or $(ARGS),$(RELEASED))

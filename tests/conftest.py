@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite tests/golden from what is emitted now, instead of comparing",
     )
+    parser.addoption(
+        "--part",
+        choices=("first", "rest"),
+        help="the first ten minutes of tests, or what is marked `rest`; all without it",
+    )
 
 
 def pytest_report_header() -> str:
@@ -42,8 +48,17 @@ def pytest_report_header() -> str:
     return "attnc on " + ", ".join(versions)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark GPU tests as skipped where there is no GPU; without such tests torch is not imported."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the part asked for, and skip GPU tests where there is no GPU.
+
+    Without GPU tests torch is not imported.
+    """
+    part = config.getoption("--part")
+    if part:
+        left_out = [item for item, rest in _of_the_rest(items) if rest == (part == "first")]
+        gone = set(left_out)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in gone]
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
@@ -51,6 +66,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if reason:
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _of_the_rest(items: list[pytest.Item]) -> Iterator[tuple[pytest.Item, bool]]:
+    """Each test, and whether its mark leaves it to the rest: all cases, or all but one in `keep`."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("rest")
+        if mark is None:
+            yield item, False
+            continue
+        test = item.nodeid.partition("[")[0]
+        keep = mark.kwargs.get("keep", 0)
+        yield item, keep == 0 or seen[test] % keep > 0
+        seen[test] += 1
 
 
 def _why_no_gpu() -> str | None:

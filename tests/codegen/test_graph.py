@@ -30,6 +30,7 @@ def measured(plan: Plan, step: PassPlan, graph: KernelGraph) -> PassPlan:
     return pass_plan(request, kernel, dict(step.tiles), step.num_warps, step.num_stages)
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("label", LABELS)
 def test_every_node_is_a_statement_of_the_text(label):
     """A node that the templates drop, or a statement that no node stands for, would pass here."""
@@ -54,6 +55,7 @@ def test_every_buffer_of_the_text_comes_from_the_graph(label):
     assert assigned <= made, sorted(assigned - made)
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("label", LABELS)
 def test_a_value_of_another_type_changes_the_sram_or_the_text(label):
     plan = plan_of(label)

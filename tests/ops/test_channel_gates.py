@@ -115,6 +115,7 @@ def test_the_reference_is_the_recurrence_of_the_paper(gates):
     np.testing.assert_allclose(found.state.numpy(), state, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 70])
 @pytest.mark.parametrize("name", VARIANTS)
@@ -132,6 +133,7 @@ def test_every_form_is_the_formula_and_every_other_form(name, tokens, dtype):
             assert verdict.sound, f"{form}: {verdict}"
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gates", ["strong", "mixed"])
 def test_gates_as_strong_as_minus_20_a_token_keep_every_digit(gates, dtype):
@@ -176,6 +178,7 @@ def hold_gradients(name: str, dtype: str, form: str, x: Inputs) -> dict[str, flo
     return errors
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("name", "form"),
@@ -207,6 +210,7 @@ def test_gradcheck_passes(name, form):
     assert gradcheck(call, leaves, fast_mode=True)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["gla", "shared"])
 def test_a_sequence_cut_anywhere_goes_on_from_its_state(name, dtype):

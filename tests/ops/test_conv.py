@@ -38,6 +38,7 @@ def drawn(name: str, size: tuple[int, int, int, int], dtype=torch.float32, *, st
     return draw_filter(CONVOLUTIONS[name], shape, dtype, generator, device)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_is_the_matrix_that_it_declares(name, size, ops):
@@ -68,6 +69,7 @@ def test_gradcheck_passes_for_a_convolution(name, ops):
     assert torch.autograd.gradcheck(run, (v, *tensors.values()), fast_mode=True)
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("name", ["gated", "both_sides"])
 def test_verify_holds_a_convolution_in_every_dtype(name, dtype):
@@ -131,6 +133,7 @@ def test_the_compiler_of_torch_sees_a_convolution_and_its_backward_whole(ops):
         torch.testing.assert_close(traced, eager)
 
 
+@pytest.mark.rest(keep=2)
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_kernels_of_a_convolution_compile_for_an_h100(phase):
     op = compile_op(CONVOLUTIONS["gated"], device="h100")

@@ -82,6 +82,7 @@ def decoded(op, x, prefilled, tokens, state=None):
     return torch.cat(outs, 1), state
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("prefilled", [(19, 1, 3), (5,)], ids=str)
 @pytest.mark.parametrize("name", STATES)

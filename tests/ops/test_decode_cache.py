@@ -171,6 +171,7 @@ def decoded(op, x, state, prefilled):
     return torch.cat([o for o, _ in outs], 1), torch.cat([lse for _, lse in outs], 2)
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "options",

@@ -54,6 +54,7 @@ def hold(name: str, *shapes: Shape, dtype: str = "bf16") -> None:
     assert any(row.what.startswith("d q") for row in report.rows)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_feature_is_its_formula_forward_and_backward(name):
     hold(name, Shape(1, 300, 300, 2, 1, 64, 64))
@@ -69,6 +70,7 @@ def test_wide_and_odd_heads_are_right(dim):
     hold("windowed", Shape(1, 150, 150, 2, 1, dim, dim, strided=True))
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("lengths", [(1, 300), (100, 333), (333, 100)])
 @pytest.mark.parametrize("name", ["causal", "banded", "prompted", "scattered"])
 def test_queries_stand_at_the_last_keys(name, lengths):

@@ -101,12 +101,14 @@ def function_of(op: Op, inputs: Inputs, form: str | None):
     return call, tuple(leaves)
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize(("name", "form"), forms_of_shipped())
 def test_gradcheck_passes_for_a_shipped_variant_in_every_form(name, form, ops):
     call, leaves = function_of(ops[name], wide(ops[name], Shape(1, 37, 37, 2, 1, 16, 16)), form)
     assert gradcheck(call, leaves, fast_mode=True)
 
 
+@pytest.mark.rest
 def test_gradcheck_element_by_element_passes_for_lightning(ops):
     inputs = wide(ops["lightning"], Shape(1, 3, 3, 1, 1, 16, 16))
     call, leaves = function_of(ops["lightning"], inputs, "chunked")

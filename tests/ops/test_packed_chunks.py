@@ -113,6 +113,7 @@ def ops() -> dict[str, Op]:
     return {name: compile_op(variant) for name, variant in (VARIANTS | WHOLE).items()}
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize(
     ("dtype", "state"), [(torch.float32, False), (torch.bfloat16, True)],
     ids=["from_zero", "with_states"],
@@ -123,6 +124,7 @@ def test_chunks_of_packed_sequences_are_bit_for_bit_what_they_are_alone(name, dt
     hold_bits(ops[name], LENGTHS, inputs, "chunked", state=state)
 
 
+@pytest.mark.rest
 def test_slots_are_enough_where_a_device_holds_few_segments(ops, monkeypatch):
     """Slots lie closer then: a sequence has as many as it may have segments, and no more."""
     few = replace(DEVICES["h100"], sms=3)

@@ -100,12 +100,14 @@ def ops() -> dict[str, Op]:
     return {name: compile_op(variant) for name, variant in loads(DECLARED).items()}
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("name", loads(DECLARED))
 @pytest.mark.parametrize(("tq", "tk", "hkv"), [(200, 200, 2), (90, 210, 4), (170, 60, 1)])
 def test_gradients_are_those_of_each_sequence(name, tq, tk, hkv, ops):
     hold_exactly(ops[name].over_sequences(), Shape(1, tq, tk, 4, hkv, 16, 32, sequences=5))
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", ["plain", "decayed", "gated"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_sequences_are_bit_for_bit_what_they_are_alone(name, dtype, ops):

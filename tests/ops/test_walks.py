@@ -100,6 +100,7 @@ def backward_plans(op: Op, dims: tuple[int, int], wanted: tuple[str, ...] = ()) 
     return plans(replace(request, phase="backward", wanted=wanted))
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("tokens", "heads"), [(63, (2, 1)), (530, (4, 2))])
 def test_gradients_of_a_walk_are_those_of_the_formula(name, tokens, heads, walked):
@@ -107,12 +108,14 @@ def test_gradients_of_a_walk_are_those_of_the_formula(name, tokens, heads, walke
     hold(walked[name], Shape(1, tokens, tokens, *heads, 24, 16), state=False)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tokens", [1, 530])
 def test_a_walk_starts_from_the_states_that_are_given_on_both_sides(name, tokens, walked):
     hold(walked[name], Shape(1, tokens, tokens, 2, 1, 16, 24), state=True)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_way_gives_the_same_gradients(name, split, walked, monkeypatch):
