@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _of_the_rest(items: list[pytest.Item]) -> Iterator[tuple[pytest.Item, bool]]:
-    """Each test, and whether its mark leaves it to the rest: all cases, or all but one in `keep`."""
+    """Each test, and whether it is of the rest: all of its cases, or all but one in `keep`."""
     seen: Counter[str] = Counter()
     for item in items:
         mark = item.get_closest_marker("rest")

@@ -67,6 +67,7 @@ def ops() -> dict[str, Op]:
     return {name: compile_op(variant) for name, variant in loads(DECLARED).items()}
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("name", loads(DECLARED))
 @pytest.mark.parametrize(("tq", "tk", "hkv"), [(30, 170, 4), (170, 130, 2)])
 def test_gradients_are_those_of_the_formula(name, tq, tk, hkv, ops):

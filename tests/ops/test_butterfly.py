@@ -128,6 +128,7 @@ def test_only_the_gradients_that_are_asked_for_are_made(op):
     assert relative(gradient, expected) < 5e-6
 
 
+@pytest.mark.rest
 def test_verify_holds_learned_factors_in_every_dtype():
     report = verify(LEARNED, shapes=[FilterShape.of(2, 130, 3, 131), FilterShape.of(3, 70, 2, 5)])
     assert report.passed, report.failures
@@ -149,6 +150,7 @@ def test_python_and_toml_declare_the_same_factors():
     assert "butterfly" not in compile_op(plain).forms()
 
 
+@pytest.mark.rest(keep=2)
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_kernels_of_learned_factors_compile_for_an_h100(phase):
     op = compile_op(LEARNED, device="h100")

@@ -48,6 +48,7 @@ def relative(out: torch.Tensor, expected: torch.Tensor) -> float:
     return float((out.double() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_every_choice_of_factors_gives_the_declared_matrix(name, size, ops):
@@ -66,6 +67,7 @@ def test_every_choice_of_factors_gives_the_declared_matrix(name, size, ops):
         assert relative(out, expected) < 2e-6, str(plan.passes[0])
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", ["gated", "both_sides"])
 def test_gradients_by_transforms_are_those_of_the_formula_for_every_choice(name, ops):
     size = (3, 700, 2, 701)

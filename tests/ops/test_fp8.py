@@ -104,6 +104,7 @@ def test_a_negative_scale_of_the_score_is_that_of_the_opposite_queries():
     assert float((found.double() - want).abs().max()) <= 2**-7 * float(want.abs().max())
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_every_shipped_softmax_variant_takes_bytes(name):
     report = verify(attnc.shipped()[name], dtypes=("e4m3",), shapes=None)

@@ -25,6 +25,7 @@ def shape_of(name: str) -> Shape:
     return Shape(1, tokens, tokens, 2, 1, *dims)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_shipped_variant_is_its_reference_in_every_form(name):
     report = verify(shipped()[name], shapes=[shape_of(name)], dtypes=["fp32", "bf16"])

@@ -103,6 +103,7 @@ inputs.g = { shape = ["b", "t"], grad = true }
 """
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("strength", [0.1, 15])
 @pytest.mark.parametrize(
     ("name", "form"),

@@ -46,6 +46,7 @@ def hold(name: str, *shapes: Shape, dtype: str = "bf16") -> None:
     assert rows == [f"d {label}, online form, in any order" for label in "qkv"] * len(shapes)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_feature_gives_the_gradients_of_its_formula(name):
     hold(name, Shape(1, 300, 300, 2, 1, 64, 64))

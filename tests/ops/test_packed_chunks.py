@@ -155,6 +155,7 @@ def test_packed_sequences_folded_token_by_token_are_what_they_are_alone(name, op
     hold_bits(ops[name], lengths, inputs, "recurrent", state=True)
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("state", [False, True], ids=["from_zero", "with_states"])
 def test_gradients_of_chunks_are_those_of_each_sequence(name, state, ops):
@@ -162,6 +163,7 @@ def test_gradients_of_chunks_are_those_of_each_sequence(name, state, ops):
     hold_exactly(ops[name].over_sequences(), shape, "chunked", state=state)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", ["taylor", "gated", "channels", "whole"])
 def test_gradcheck_passes_for_packed_chunks(name, ops):
     packed = ops[name].over_sequences()

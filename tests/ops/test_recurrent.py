@@ -65,6 +65,7 @@ def drawn(name, dtype, tokens=19, batch=2):
     return draw_inputs(VARIANTS[name], shape, dtype, generator, torch.device("cpu"))
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_rows_and_state_are_those_of_the_reference_wherever_the_sequence_is_cut(name, dtype):

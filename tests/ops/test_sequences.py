@@ -171,6 +171,7 @@ params.z = { shape = ["h"], grad = true }
         torch.testing.assert_close(gradient, torch.tensor([2.0, 2.0]))
 
 
+@pytest.mark.rest
 def test_verify_packs_sequences_and_an_unlike_kernel_fails(ops, monkeypatch):
     shapes = [Shape(1, 40, 40, 2, 1, 16, 16, sequences=5)]
     variant = ops["gated"].variant

@@ -106,6 +106,7 @@ def test_a_sum_of_terms_is_one_quotient_over_all_keys(ops):
         torch.testing.assert_close(found[0].double(), torch.from_numpy(wanted), rtol=0, atol=1e-5)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", loads(DECLARED))
 def test_every_tensor_of_a_sum_of_terms_has_its_gradient(name, shape, ops):
@@ -119,6 +120,7 @@ def test_gradcheck_passes_for_terms(ops):
     assert gradcheck(call, leaves, fast_mode=True)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", loads(DECLARED))
 def test_a_sum_of_terms_passes_verify_in_every_dtype(name, ops):
     shapes = (Shape(1, 37, 60, 2, 1, 24, 32, strided=True),)

@@ -85,6 +85,7 @@ def test_gradcheck_passes_by_chunks(ops, short):
     assert gradcheck(call, leaves, fast_mode=True)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize(
     ("name", "dtype"), [("mapped", "bf16"), ("twice", "fp16"), ("mapped", "fp32")]
 )

@@ -81,6 +81,7 @@ def test_rows_by_chunks_are_the_quotient_over_all_keys(windowed):
         torch.testing.assert_close(found[0].double(), torch.from_numpy(wanted), rtol=0, atol=1e-5)
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize(
     ("name", "tokens", "dtype"),
     [

@@ -49,6 +49,7 @@ def relative(out: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 # one token, one sequence, an odd batch; fewer and more taps than tokens
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize(
     ("name", "size"),
     [("gated", (2, 1, 3, 5)), ("past", (1, 257, 2, 33))]
@@ -77,6 +78,7 @@ def test_every_choice_of_factors_gives_the_same_and_a_block_that_is_full_does_no
         assert relative(out, expected) < 2e-6, str(plan.passes[1])
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", ["gated", "both_sides", "around"])
 def test_gradients_by_three_passes_are_those_of_the_formula(name, ops):
     v, tensors = drawn(name, (3, 300, 1, 301))
@@ -139,6 +141,7 @@ def test_a_module_refuses_more_tokens_than_it_was_planned_for(ops):
         launch(Built([plan], 0, store_plan(plan)), v, [v, w])
 
 
+@pytest.mark.rest(keep=2)
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_kernels_of_three_passes_compile_for_an_h100(phase):
     op = compile_op(CONVOLUTIONS["gated"], device="h100")

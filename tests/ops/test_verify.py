@@ -62,6 +62,7 @@ def test_zeros_fail_every_row_that_holds_an_output(name, monkeypatch):
     assert all(not row.passed for row in report.rows if row.what.endswith("form"))
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
@@ -105,6 +106,7 @@ def test_one_nan_fails_and_is_named(monkeypatch):
     assert json.loads(report.to_json())["rows"][0]["error"] == "inf"
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("family", ["softmax", "state"])
 @pytest.mark.parametrize("dropped", ["full", "causal & window(20)", "j <= i + 1"])
