@@ -128,7 +128,7 @@ def held_to_the_formula(variant, x, prefilled):
     return state
 
 
-@pytest.mark.rest(keep=5)
+@pytest.mark.rest(keep=4)
 @pytest.mark.parametrize(
     ("prefilled", "dtype"),
     [((), "fp32"), ((3, 2), "bf16"), ((5, 11), "fp32"), ((5, 11), "fp16"), ((16, 1), "bf16")],
