@@ -58,6 +58,16 @@ def test_every_layout_keeps_its_strides_on_the_way_there_and_back():
         assert torch.equal(back, x)
 
 
+def test_integers_wrap_around_as_they_do_on_a_gpu():
+    x = torch.randint(-(2**31), 2**31, (100,), dtype=torch.int32)
+    x[:2] = torch.tensor([2**31 - 1, -(2**31)])
+    y = torch.full_like(x, 2**31 - 1)
+    found = run_interpreted(store_module(ADD, "add"), "forward", (x, y), {})
+    expected = (x.long() + y.long() + 2**31) % 2**32 - 2**31
+    assert torch.equal(found.long(), expected)
+    assert int(found[0]) == -2
+
+
 def test_views_of_one_tensor_travel_as_one_region_and_apart_if_they_are_apart():
     packed = torch.randn(2, 8, 3, 16)
     q, k, _ = packed.unbind(2)
