@@ -128,6 +128,19 @@ def test_only_the_gradients_that_are_asked_for_are_made(op):
     assert relative(gradient, expected) < 5e-6
 
 
+def test_a_backward_that_fits_no_sram_says_which_factors_would(op):
+    v, tensors = drawn((1, 20, 1, 5))
+    for name, points in (("F1", 128), ("F2", 64)):
+        rows = points if name == "F2" else points // 2
+        tensors[name] = torch.randn(2, points, rows).requires_grad_()
+    out = op(v, **tensors)
+    plain = {name: x.detach() for name, x in tensors.items()}
+    assert relative(out.detach(), by_matrices(v, plain)) < 2e-6
+    with pytest.raises(PlanError, match="fits 232,448 B of SRAM in fp32") as caught:
+        out.sum().backward()
+    assert "or factors of fewer points: op.init_factors(tokens)" in caught.value.hints[1]
+
+
 @pytest.mark.rest
 def test_verify_holds_learned_factors_in_every_dtype():
     report = verify(LEARNED, shapes=[FilterShape.of(2, 130, 3, 131), FilterShape.of(3, 70, 2, 5)])

@@ -63,11 +63,13 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
     }
     unfit = [item for _, rejected in found.values() for item in rejected]
     if not best:
+        fewest = ("or factors of fewer points: op.init_factors(tokens) gives the fewest",)
+        smaller = fewest if variant.filter.learned else ()
         raise PlanError(
             f"no tile of {variant.name!r} fits "
             f"{request.device.sram_bytes:,} B of SRAM in {request.dtype}",
             notes=(unfit[-1].reason,),
-            hints=("raise the budget, or use a 16-bit dtype",),
+            hints=("raise the budget, or use a 16-bit dtype", *smaller),
         )
     ranked = {
         form: _in_order(request, form, found[form][0])
