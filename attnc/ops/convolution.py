@@ -13,7 +13,6 @@ from attnc.codegen.plan import Request, Workload
 from attnc.codegen.planning.choice import Bucket
 from attnc.codegen.planning.planner import plans
 from attnc.dsl.convolution import Convolution
-from attnc.errors import InputError
 from attnc.ops.built import Built, launch, store_plan
 from attnc.ops.convolution_autograd import register
 from attnc.ops.convolution_inputs import check_filter, check_tokens, factor_sizes
@@ -22,7 +21,7 @@ from attnc.ops.decode.filter_decode import FilterDecoding
 from attnc.ops.dft_factors import dft_factors
 from attnc.ops.filter_call import filter_inputs, run_filter
 from attnc.ops.inputs import DTYPE_NAMES
-from attnc.ops.options import PRECISIONS, forms_with_kernels
+from attnc.ops.options import check_precision, forms_with_kernels
 from attnc.ops.placement import planner_device
 from attnc.ops.reference.convolution import convolve
 from attnc.ops.tuning.tuned import generation, tuned_plan
@@ -84,8 +83,7 @@ class ConvolutionOp(FilterDecoding):
             InputError: shapes, dtypes, devices or arguments that do not fit the declaration.
             PlanError: no tile fits, or the form is not legal.
         """
-        if precision not in PRECISIONS:
-            raise InputError(f"precision {precision!r} is neither 'fp32' nor 'tf32'")
+        check_precision(precision)
         v, given = filter_inputs(self.variant, v, others, tensors, training=training)
         return run_filter(self, v, list(given.values()), form, precision)
 
@@ -125,7 +123,7 @@ class ConvolutionOp(FilterDecoding):
         op is the convolution by its taps.
 
         Raises:
-            InputError: no factors are declared.
+            InputError: no factors are declared, or `tokens` is no number of at least 1.
             PlanError: there are more tokens than any block has.
         """
         return dft_factors(self.variant, tokens, device)

@@ -11,10 +11,14 @@ import torch
 from attnc.dsl.butterfly import INNER_SIZES, OUTER_SIZES, axis_of, block_of
 from attnc.errors import InputError
 from attnc.ops.given_tensors import check_tensors
-from attnc.ops.inputs import DTYPE_NAMES, Sizes, empty
+from attnc.ops.inputs import DTYPE_NAMES, Sizes, empty, nested
 
 if TYPE_CHECKING:
     from attnc.dsl.convolution import Convolution
+
+
+# what attention calls take them by
+_STARTS = frozenset({"cu_seqlens", "cu_seqlens_q", "cu_seqlens_k"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,8 @@ def check_tokens(variant: Convolution, v: torch.Tensor) -> None:
     """
     if not isinstance(v, torch.Tensor):
         raise InputError(f"v is a {type(v).__name__}, not a tensor")
+    if v.is_nested:
+        raise nested("v", "torch.nn.utils.rnn.pad_sequence(v.unbind(), batch_first=True)")
     if v.dim() != 3:
         raise InputError(
             f"v has {v.dim()} dimensions, not 3: shape {list(v.shape)}",
@@ -71,13 +77,19 @@ def check_filter(
         InputError: one is missing, unknown, of a wrong shape, dtype or device; a filter on both
             sides without a middle tap.
     """
+    if not _STARTS.isdisjoint(given):
+        raise InputError(
+            f"{variant.name!r} takes no packed sequences: it is a convolution",
+            notes=("sequences are the rows of v [B, T, C]",),
+            hints=("pad them with zeros at the end, which is what a filter reads there",),
+        )
     weight = given.get(variant.filter.weight.name)
     batch, tokens, channels = v.shape
     known = isinstance(weight, torch.Tensor) and weight.dim() == 2
     taps = weight.shape[1] if isinstance(weight, torch.Tensor) and known else tokens
     factors = factor_sizes(variant, given)
     sizes = FilterSizes(batch, tokens, tokens, channels, channels, 1, 1, taps=taps, factors=factors)
-    found = check_tensors(variant, given, sizes, v)
+    found = check_tensors(variant, given, sizes, v, beside="v")
     name = variant.filter.weight.name
     if not taps:
         raise InputError(f"{name!r} has no taps: shape {list(found[name].shape)}")

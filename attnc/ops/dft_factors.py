@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex
 
 import torch
 
@@ -19,7 +20,7 @@ def dft_factors(
     """Both factors [2, N1, N1 / 2] and [2, N2, N2] by their declared names, each unitary.
 
     Raises:
-        InputError: the variant declares none.
+        InputError: the variant declares none, or `tokens` is no number of at least 1.
         PlanError: there are more tokens than any block has.
     """
     outer, inner = variant.filter.outer, variant.filter.inner
@@ -28,11 +29,25 @@ def dft_factors(
             f"{variant.name!r} declares no factors",
             hints=('outer = "F1[z, k1, n1]" and inner = "F2[z, k2, n2]" are learned',),
         )
-    n1, n2 = factors_for(tokens)
+    n1, n2 = factors_for(_count(tokens))
     found = {}
     for name, rows, columns in ((outer.name, n1, n1 // 2), (inner.name, n2, n2)):
         places = (torch.arange(size, dtype=torch.float64) for size in (rows, columns))
         angles = torch.outer(*places) / rows * (-2 * torch.pi)
         factor = torch.stack([angles.cos(), angles.sin()]) * rows**-0.5
         found[name] = factor.to(device, torch.float32)
+    return found
+
+
+def _count(tokens: SupportsIndex) -> int:
+    """A number of tokens, of any library's integers."""
+    try:
+        found = 0 if isinstance(tokens, bool) else index(tokens)
+    except TypeError:
+        found = 0
+    if found < 1:
+        raise InputError(
+            f"tokens is {tokens!r}, no number of at least 1",
+            hints=("pass the length of the longest sequence: op.init_factors(v.shape[1])",),
+        )
     return found

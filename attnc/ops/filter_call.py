@@ -32,6 +32,11 @@ def filter_inputs(
         InputError: shapes, dtypes, devices or arguments that do not fit the declaration.
     """
     _refuse_queries(variant, others, tensors)
+    if not isinstance(training, bool):
+        raise InputError(
+            f"training is {training!r}, neither True nor False",
+            hints=("a module's is module.training: True drops taps where a dropout is declared",),
+        )
     (v,) = autocast(v)
     check_tokens(variant, v)
     given = check_filter(variant, tensors, v)

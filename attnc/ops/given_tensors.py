@@ -23,18 +23,30 @@ _DROPOUT = ("dropout is not supported: apply it to the output, or to the inputs"
 _SCALES = ("scales come with torch.float8_e4m3fn tensors: multiply others by theirs",)
 _MASK = ('the declaration says it: mask = "causal", and more in docs/masks.md',)
 _SCALE = ("the declaration says it: scale = 0.125",)
+_STARTS = ("starts of sequences are cu_seqlens_q=... and cu_seqlens_k=..., or one tensor as both",)
+_LONGEST = ("leave it out: kernels read lengths from cu_seqlens_q and cu_seqlens_k",)
+_OTHER = {"cu_seqlens_q": "cu_seqlens_k", "cu_seqlens_k": "cu_seqlens_q"}
 _INSTEAD = {
     **dict.fromkeys(("dropout", "dropout_p"), _DROPOUT),
     **dict.fromkeys(("q_scale", "k_scale", "v_scale"), _SCALES),
     **dict.fromkeys(("mask", "attn_mask", "causal", "is_causal", "window_size"), _MASK),
     **dict.fromkeys(("scale", "softmax_scale", "sm_scale"), _SCALE),
+    **dict.fromkeys(("cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k"), _STARTS),
+    **dict.fromkeys(("max_seqlen", "max_seqlen_q", "max_seqlen_k"), _LONGEST),
 }
 
 
 def check_tensors(
-    variant: Variant, given: Mapping[str, torch.Tensor | float], sizes: Sizes, q: torch.Tensor
+    variant: Variant,
+    given: Mapping[str, torch.Tensor | float],
+    sizes: Sizes,
+    q: torch.Tensor,
+    *,
+    beside: str = "q",
 ) -> dict[str, torch.Tensor]:
     """The declared params and inputs, each of its declared shape, in declared order.
+
+    They are on the device of `q`, a tensor that the caller knows as `beside`.
 
     Raises:
         InputError: one is missing, unknown, of a wrong shape, dtype or device.
@@ -53,6 +65,12 @@ def check_tensors(
     missing = [name for name in declared if name not in given]
     if missing:
         first = declared[missing[0]]
+        if first.name in _OTHER:
+            raise InputError(
+                f"{variant.name!r} needs {first.kind} {first.name!r}",
+                notes=("queries and keys of packed sequences have starts of their own",),
+                hints=(f"pass {first.name}={_OTHER[first.name]} where they do not differ",),
+            )
         raise InputError(
             f"{variant.name!r} needs {first.kind} {first.name!r}",
             notes=(f"declared with shape {_letters(first)} = {_lengths(first, sizes)}",),
@@ -61,7 +79,11 @@ def check_tensors(
     if "cu_seqlens_q" in declared:
         sizes = _packed_sizes(given, sizes, q)
     found = {name: _whole_numbers(variant, name, given[name]) for name in declared}
-    return {name: _tensor(tensor, found[name], sizes, q) for name, tensor in declared.items()}
+    held = {name: _tensor(tensor, found[name], sizes, q) for name, tensor in declared.items()}
+    for name, x in held.items():
+        if x.device != q.device:
+            raise InputError(f"{name!r} is on {x.device}, {beside} is on {q.device}")
+    return held
 
 
 def _packed_sizes(
@@ -137,6 +159,16 @@ def _tensor(
             f"{declared.name!r} is a {type(value).__name__}, not a tensor",
             hints=(f"pass a tensor of shape {lengths}",),
         )
+    if value.is_complex():
+        raise InputError(
+            f"{declared.name!r} is {value.dtype}, it must be real",
+            notes=("of a complex number .float() leaves the real part alone",),
+            hints=(
+                f"axis z is both parts: torch.stack([{declared.name}.real, {declared.name}.imag])"
+                if "z" in declared.shape
+                else f"declare both parts, and pass {declared.name}.real and {declared.name}.imag",
+            ),
+        )
     if list(value.shape) != lengths:
         raise InputError(
             f"{declared.name!r} has shape {_shape(value)}, expected {lengths}",
@@ -145,8 +177,6 @@ def _tensor(
     if not value.is_floating_point() and "n" not in declared.shape:
         problem = f"{declared.name!r} is {value.dtype}, it must be floating point"
         raise InputError(problem, hints=(f"pass {declared.name}.float()",))
-    if value.device != q.device:
-        raise InputError(f"{declared.name!r} is on {value.device}, q is on {q.device}")
     return value
 
 

@@ -71,6 +71,8 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Sizes:
     ):
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        if tensor.is_nested:
+            raise nested(name, f"{name}.values()[None], with its offsets as cu_seqlens")
         if tensor.dim() != 4:
             raise InputError(
                 f"{name} has {tensor.dim()} dimensions, not 4: shape {list(tensor.shape)}",
@@ -156,6 +158,15 @@ def check_state(
     if state.device != q.device:
         raise InputError(f"initial_state is on {state.device}, q is on {q.device}")
     return state.contiguous()
+
+
+def nested(name: str, instead: str) -> InputError:
+    """The error of a tensor whose entries have lengths of their own."""
+    return InputError(
+        f"{name} is a nested tensor",
+        notes=("kernels take strided ones",),
+        hints=(f"pass {instead}",),
+    )
 
 
 def empty(**tensors: torch.Tensor) -> InputError:

@@ -287,7 +287,7 @@ def compile(
                 "and attnc.shipped() one of those that ship",
             ),
         )
-    if backend not in {None, *BACKENDS}:
+    if backend is not None and backend not in BACKENDS:
         known = " and ".join(BACKENDS)
         raise AttncError(f"unknown backend {backend!r}", notes=(f"there are {known}",))
     kind = ConvolutionOp if isinstance(variant, Convolution) else Op

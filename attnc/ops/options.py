@@ -20,6 +20,16 @@ def forms_with_kernels(algebra: Algebra) -> tuple[str, ...]:
     return tuple(v.form for v in algebra.forms if v.legal)
 
 
+def check_precision(precision: object) -> None:
+    """Refuse what names no precision.
+
+    Raises:
+        InputError: anything but `fp32` and `tf32`.
+    """
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is neither 'fp32' nor 'tf32'")
+
+
 def check_options(
     name: str,
     algebra: Algebra,
@@ -38,8 +48,7 @@ def check_options(
         PlanError: a form that is not legal.
     """
     kind = "is a sum of terms" if algebra.terms else f"belongs to the {algebra.family} family"
-    if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r} is neither 'fp32' nor 'tf32'")
+    check_precision(precision)
     if return_lse and not algebra.has_lse:
         raise InputError(
             f"{name!r} has no lse: it {kind}",

@@ -249,6 +249,7 @@ def test_queries_without_keys_of_sequences_are_refused(ops):
     with pytest.raises(InputError) as caught:
         ops["plain"](q, k, v, cu_seqlens_q=torch.tensor([0, 10], dtype=torch.int32))
     assert caught.value.message == "'plain' needs input 'cu_seqlens_k'"
+    assert caught.value.hints == ("pass cu_seqlens_k=cu_seqlens_q where they do not differ",)
 
 
 @pytest.mark.parametrize("name", [name for name, v in loads(DECLARED).items() if not v.has_lse])

@@ -21,6 +21,7 @@ from attnc.ops.decode.beginning_sizes import (
     check_state_dtype,
     head_counts,
     head_dims,
+    state_device,
 )
 from attnc.ops.decode.decode_plans import DecodePlans
 from attnc.ops.decode.kv_cache import KVCache
@@ -96,7 +97,7 @@ class Beginning(Planned, ABC):
         check_state_dtype(dtype)
         hq, hkv = head_counts(heads)
         head_dim, value_dim = self._head_dims(dim)
-        place = torch.device(device)
+        place = state_device(device)
         if not self._over_cache:
             if (capacity, page_size, pages, block_table) != (None,) * 4:
                 raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from attnc.errors import InputError
 from attnc.ops.inputs import DTYPE_NAMES, check_head_dims
 
@@ -28,6 +30,29 @@ def check_state_dtype(dtype: object) -> None:
             f"no state for tensors of {dtype!r}; kernels exist for fp16, bf16 and fp32",
             hints=("dtype is that of v, torch.bfloat16 where it is not given",),
         )
+
+
+def state_device(device: object) -> torch.device:
+    """The device that a state is made on.
+
+    Raises:
+        InputError: what names no device, or a CUDA device where there is none.
+    """
+    try:
+        place = torch.device(device)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError):
+        raise InputError(
+            f"no state on {device!r}, which is no device", hints=("device is that of v",)
+        ) from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"no state on {device!r}: torch finds no such device here",
+            hints=(
+                'pass device="cpu" for the interpreter: states are on cuda where none is given',
+            ),
+        )
+    assert isinstance(place, torch.device)
+    return place
 
 
 def head_counts(heads: int | tuple[int, int]) -> tuple[int, int]:

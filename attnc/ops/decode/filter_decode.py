@@ -14,7 +14,7 @@ from attnc.dsl.convolution import Convolution
 from attnc.errors import InputError
 from attnc.ops.built import launch
 from attnc.ops.convolution_inputs import check_filter, check_tokens
-from attnc.ops.decode.beginning_sizes import check_counts, check_state_dtype
+from attnc.ops.decode.beginning_sizes import check_counts, check_state_dtype, state_device
 from attnc.ops.decode.decode_plans import DecodePlans
 from attnc.ops.decode.filter_state import FilterState
 from attnc.ops.gradients import needs_gradient
@@ -50,7 +50,7 @@ class FilterDecoding(Planned, ABC):
 
         Raises:
             PlanError: the filter weighs tokens that come later.
-            InputError: a size that is not positive, or a dtype that no v has.
+            InputError: a size that is not positive, a dtype that no v has, or no such device.
         """
         check_decodes(self.variant)
         check_counts(batch=batch, channels=channels, taps=taps)
@@ -58,8 +58,9 @@ class FilterDecoding(Planned, ABC):
         low, high = self.variant.filter.offsets(taps)
         if high < low:
             raise InputError(f"the mask of {self.variant.name!r} leaves none of {taps} taps")
-        ring = torch.zeros((batch, channels, high + 1), dtype=dtype, device=device)
-        return FilterState(ring, torch.zeros(batch, dtype=torch.int32, device=device))
+        place = state_device(device)
+        ring = torch.zeros((batch, channels, high + 1), dtype=dtype, device=place)
+        return FilterState(ring, torch.zeros(batch, dtype=torch.int32, device=place))
 
     def prefill(
         self, v: torch.Tensor, state: FilterState, **tensors: torch.Tensor | float
