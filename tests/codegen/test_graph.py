@@ -43,6 +43,7 @@ def test_every_node_is_a_statement_of_the_text(label):
             assert less != text, f"{step.kernel.name}: {node.name} is not printed"
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("label", LABELS)
 def test_every_buffer_of_the_text_comes_from_the_graph(label):
     plan = plan_of(label)
@@ -82,6 +83,7 @@ def test_a_load_less_takes_less_sram(name):
     assert less.cost.sram_bytes < step.cost.sram_bytes
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("label", LABELS)
 def test_every_graph_is_acyclic_and_prints_each_node_once(label):
     for step in plan_of(label).passes:

@@ -69,7 +69,7 @@ def test_gradcheck_passes_for_a_convolution(name, ops):
     assert torch.autograd.gradcheck(run, (v, *tensors.values()), fast_mode=True)
 
 
-@pytest.mark.rest(keep=5)
+@pytest.mark.rest(keep=7)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("name", ["gated", "both_sides"])
 def test_verify_holds_a_convolution_in_every_dtype(name, dtype):

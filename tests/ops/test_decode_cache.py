@@ -239,6 +239,7 @@ def test_a_term_that_no_key_is_shown_to_leaves_the_others_alone():
     held_to_the_reference("blind_term", {"capacity": 40}, "fp32", (20,))
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", ["flash", "sunk", "reaching", "hybrid"])
 def test_splits_of_a_long_cache_are_put_together(name):
     held_to_the_reference(name, {"capacity": 600}, "fp32", (320,), tokens=322)

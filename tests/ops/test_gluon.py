@@ -159,6 +159,7 @@ NEEDLESS = {
 }
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize(("symbol", "kind"), NEEDLESS)
 def test_a_kernel_without_any_one_of_its_guards_is_a_fault(symbol, kind, tmp_path):
     q, k, v, do = drawn()

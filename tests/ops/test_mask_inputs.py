@@ -57,6 +57,7 @@ def ops() -> dict[str, Op]:
     return {name: compile_op(variant) for name, variant in loads(DECLARED).items()}
 
 
+@pytest.mark.rest(keep=4)
 @pytest.mark.parametrize("name", loads(DECLARED))
 @pytest.mark.parametrize(("tq", "tk", "hkv"), [(150, 150, 2), (30, 170, 4), (130, 30, 1)])
 def test_gradients_are_those_of_the_formula(name, tq, tk, hkv, ops):
