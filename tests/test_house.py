@@ -148,10 +148,10 @@ def test_the_first_example_of_the_readme_runs_from_a_plain_script(tmp_path):
 
 
 # the gallery's calls run in tests/cli/test_gallery.py
-def test_every_python_example_in_the_docs_runs(tmp_path):
+def test_every_other_python_example_in_the_docs_runs(tmp_path):
     """One process runs them all, each in a namespace of its own: PyTorch is imported once."""
     scripts = []
-    for block in fenced("python", apart="docs/gallery/"):
+    for block in fenced("python", apart="docs/gallery/")[1:]:
         script = tmp_path / re.sub(r"\W+", "_", block.id)
         script.write_text(block.values[0], encoding="utf-8")
         scripts.append(script.name)

@@ -45,6 +45,7 @@ params.w = { shape = ["c", "T"] }
 """
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", shipped())
 def test_a_page_of_the_docs_is_what_its_declaration_makes(name):
     kept = (DOCS / f"{name}.md").read_text(encoding="utf-8")
@@ -58,6 +59,7 @@ def test_the_index_lists_every_page_and_no_other():
     assert len(shipped()) >= 22
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", shipped())
 def test_the_call_that_a_page_shows_runs_and_is_its_reference(name):
     text = (DOCS / f"{name}.md").read_text(encoding="utf-8")

@@ -163,7 +163,7 @@ def test_python_and_toml_declare_the_same_factors():
     assert "butterfly" not in compile_op(plain).forms()
 
 
-@pytest.mark.rest(keep=2)
+@pytest.mark.rest
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_kernels_of_learned_factors_compile_for_an_h100(phase):
     op = compile_op(LEARNED, device="h100")

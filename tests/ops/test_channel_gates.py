@@ -274,6 +274,7 @@ def test_a_drawn_decay_a_channel_is_its_formula_under_any_mask(call):
     assert verdict.passed, str(verdict)
 
 
+@pytest.mark.rest
 @settings(SETTINGS, max_examples=4, phases=[Phase.generate])
 @given(calls(declared=channel_declarations(causal=True, grad=True), square=True, tokens=70))
 def test_gradients_of_a_drawn_decay_a_channel_are_those_of_the_formula(call):

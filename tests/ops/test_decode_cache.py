@@ -183,6 +183,7 @@ def test_rows_are_the_references_however_the_tokens_came_in(name, options, dtype
     held_to_the_reference(name, options, dtype, (4, 14))
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize(
     ("name", "options", "dtype"),
     [
@@ -197,6 +198,7 @@ def test_terms_of_a_sum_meet_in_a_step_under_one_maximum(name, options, dtype):
     held_to_the_reference(name, options, dtype, (4, 14))
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize(
     ("name", "prefilled"),
     [*(("narrow", p) for p in [(), (3, 2), (16,), (5, 11)]), ("windows", (5, 6))],

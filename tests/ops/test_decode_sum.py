@@ -270,6 +270,7 @@ def folds(draw):
     return text, tuple(prefilled), heads, dims, draw(st.sampled_from(sorted(DTYPES)))
 
 
+@pytest.mark.rest
 @given(call=folds())
 @settings(max_examples=12)
 @pytest.mark.timeout(300)

@@ -115,6 +115,7 @@ def test_gradcheck_element_by_element_passes_for_lightning(ops):
     assert gradcheck(call, leaves)
 
 
+@pytest.mark.rest
 @settings(SETTINGS, max_examples=6, phases=[Phase.generate])
 @given(calls(tokens=40, grad=True))
 def test_gradcheck_passes_for_a_drawn_variant(call):

@@ -141,7 +141,7 @@ def test_a_module_refuses_more_tokens_than_it_was_planned_for(ops):
         launch(Built([plan], 0, store_plan(plan)), v, [v, w])
 
 
-@pytest.mark.rest(keep=2)
+@pytest.mark.rest
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_kernels_of_three_passes_compile_for_an_h100(phase):
     op = compile_op(CONVOLUTIONS["gated"], device="h100")

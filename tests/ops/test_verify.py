@@ -36,6 +36,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], No
     monkeypatch.setattr(Op, "__call__", spoiled)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_variant_passes_and_the_report_counts_every_form(name):
     steps = []
@@ -54,6 +55,7 @@ def test_a_shipped_variant_passes_and_the_report_counts_every_form(name):
     assert steps[-1] == (4, 4, "done")
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", NAMES)
 def test_zeros_fail_every_row_that_holds_an_output(name, monkeypatch):
     sabotage(monkeypatch, lambda out: out.zero_())

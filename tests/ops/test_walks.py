@@ -143,6 +143,7 @@ def shares(plan: Plan) -> int:
     return sum(step.tile["BK"] + step.tile["BV"] for step in walks)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_walk_in_the_working_precision_errs_as_eager_torch_does(name, walked):
     op, shape = walked[name], Shape(1, 150, 150, 2, 1, 16, 32)
