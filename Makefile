@@ -22,7 +22,7 @@ help: ## this list
 demo: $(VENV)/.ready ## three published variants, declared, planned, compiled, run and proved, with no GPU
 	$(BIN)/attnc demo
 
-test: check ## the checks, and the suite's first ten minutes, on the newest Triton; all that ARGS selects
+test: check ## the checks, and most of the suite, on the newest Triton; all that ARGS selects
 	$(BIN)/python $(PYTEST) $(or $(ARGS),--part first)
 
 test-rest: $(VENV)/.ready ## what `make test` leaves out: more variants, dtypes and lengths of slow tests

@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--part",
         choices=("first", "rest"),
-        help="the first ten minutes of tests, or what is marked `rest`; all without it",
+        help="all but what is marked `rest`, or that alone; everything without this option",
     )
 
 

@@ -128,6 +128,7 @@ def test_only_the_gradients_that_are_asked_for_are_made(op):
     assert relative(gradient, expected) < 5e-6
 
 
+@pytest.mark.rest
 def test_a_backward_that_fits_no_sram_says_which_factors_would(op):
     v, tensors = drawn((1, 20, 1, 5))
     for name, points in (("F1", 128), ("F2", 64)):

@@ -128,7 +128,7 @@ def held_to_the_formula(variant, x, prefilled):
     return state
 
 
-@pytest.mark.rest(keep=4)
+@pytest.mark.rest(keep=7)
 @pytest.mark.parametrize(
     ("prefilled", "dtype"),
     [((), "fp32"), ((3, 2), "bf16"), ((5, 11), "fp32"), ((5, 11), "fp16"), ((16, 1), "bf16")],
@@ -139,6 +139,7 @@ def test_rows_are_the_formulas_however_the_tokens_came_in(name, prefilled, dtype
     held_to_the_formula(DRAWN[name], drawn(DRAWN[name], DTYPES[dtype]), prefilled)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("name", FOLDED)
 def test_the_state_holds_the_keys_that_the_last_row_read_and_the_ring_the_others(name):
     variant = DRAWN[name]

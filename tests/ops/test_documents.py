@@ -63,6 +63,7 @@ def ops() -> dict[str, Op]:
     return {name: compile_op(variant) for name, variant in loads(DECLARED).items()}
 
 
+@pytest.mark.rest(keep=4)
 @pytest.mark.parametrize("name", ["packed", "two_sided", "decayed"])
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.float32])
 def test_packed_documents_are_the_documents_one_by_one(name, kind, ops):

@@ -62,6 +62,7 @@ def test_wide_and_odd_heads_are_right(dim):
     hold("windowed", Shape(1, 150, 150, 2, 1, dim, dim, strided=True))
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("lengths", [(1, 300), (100, 333), (333, 100)])
 @pytest.mark.parametrize("name", ["plain", "banded"])
 def test_queries_stand_at_the_last_keys(name, lengths):

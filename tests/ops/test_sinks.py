@@ -78,6 +78,7 @@ def test_a_sink_far_below_the_scores_changes_nothing(ops):
     torch.testing.assert_close(out, plain, rtol=0, atol=1e-6)
 
 
+@pytest.mark.rest(keep=5)
 @pytest.mark.parametrize("name", loads(DECLARED))
 @pytest.mark.parametrize(("tq", "tk", "hkv"), [(40, 40, 2), (30, 70, 4), (70, 30, 1)])
 def test_every_tensor_of_a_sink_has_its_gradient(name, tq, tk, hkv, ops):

@@ -108,7 +108,7 @@ def test_a_value_is_what_the_plain_variant_makes_of_the_scaled_v():
     torch.testing.assert_close(out, compile_op(plain)(q, k, v * dt[..., None], dt=dt, a=a))
 
 
-@pytest.mark.rest(keep=2)
+@pytest.mark.rest
 @pytest.mark.parametrize("name", ["mamba", "summed"])
 def test_the_state_holds_values_and_passes_every_check_of_verify(name):
     report = verify(loads(DECLARED)[name], shapes=[Shape(1, 40, 40, 4, 2, 16, 16)], dtypes=["fp32"])
