@@ -204,7 +204,8 @@ def _term(name: str, number: int, term: object, lines: Places) -> Fields:
     inline = lines.inline(name, "terms", number)
     if inline is None:
         # a text that the scan of its lines does not follow: `terms` is all that is known
-        return term_fields(name, number, term, {"": lines.key_where(name, "terms")})
+        place = lines.key_where(name, "terms")
+        return term_fields(name, number, term, dict.fromkeys(("", *written), place))
     sources = {
         key: lines.inline_source(inline, key, value, f"{key} of term {number} of {name}")
         for key, value in written.items()

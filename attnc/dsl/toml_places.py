@@ -108,7 +108,9 @@ class Places:
         first = self._find(table, key)
         if first is None:
             return None
-        tables = inline_tables(self.lines, first)
+        # the pattern of a token is slow on a hostile line too
+        lines = [line if len(line) <= MAX_LINE else "" for line in self.lines]
+        tables = inline_tables(lines, first)
         return tables[number - 1] if number <= len(tables) else None
 
     def inline_where(self, inline: Inline, key: str) -> Where:

@@ -73,3 +73,14 @@ def test_a_mistake_in_a_term_is_pointed_at_where_it_stands(fields, caret):
     where = caught.value.where
     assert (where.file, where.line) == ("my.toml", 4)
     assert where.text[where.column - 1 :][: where.length] == caret
+
+
+def test_a_term_on_a_hostile_line_is_read_at_once_and_its_mistake_still_placed():
+    text = (
+        '[v]\nterms = [\n{ feature_map = "softmax", scale = 1.0, facter = "'
+        + '\\"' * 60_000
+        + '" },\n]\n'
+    )
+    with pytest.raises(AttncError, match="unknown key 'facter'") as caught:
+        loads(text, file="my.toml")
+    assert (caught.value.where.file, caught.value.where.line) == ("my.toml", 2)
