@@ -160,6 +160,29 @@ def test_every_other_python_example_in_the_docs_runs(tmp_path):
     run_python("-c", run_all, cwd=tmp_path)
 
 
+def test_the_two_parts_of_the_suite_are_the_whole_of_it_and_share_nothing(tmp_path):
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "def test_quick(): pass\n"
+        "@pytest.mark.rest\n"
+        "def test_slow(): pass\n"
+        "@pytest.mark.rest(keep=3)\n"
+        "@pytest.mark.parametrize('n', range(7))\n"
+        "def test_many(n): pass\n"
+    )
+
+    def collected(*options: str) -> set[str]:
+        shown = run_python("-m", "pytest", "--collect-only", "-q", *options, cwd=tmp_path)
+        return set(re.findall(r"::(\S+)", shown))
+
+    first, rest = collected("--part", "first"), collected("--part", "rest")
+    assert first == {"test_quick", "test_many[0]", "test_many[3]", "test_many[6]"}
+    assert not first & rest
+    assert first | rest == collected()
+    assert len(first | rest) == 9
+
+
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
 def test_what_a_mutation_breaks_stands_once_in_its_file(mutation):
     """Or `make mutate`, which takes half an hour, would break nothing and say so late."""
