@@ -204,19 +204,22 @@ def nonnegative(feature: FeatureMap, scale_sign: int) -> bool:
     return _polynomial_nonnegative(feature.coefficients)
 
 
-def _polynomial_nonnegative(parts: tuple[Fraction, ...]) -> bool:
-    degree = len(parts) - 1
-    if degree % 2:
+def _polynomial_nonnegative(parts: Coefficients) -> bool:
+    """Decided exactly: a polynomial changes sign at its roots of odd multiplicity alone."""
+    if len(parts) % 2 == 0 or parts[-1] < 0:
         return False
     if all(part >= 0 for part in parts) and not any(parts[1::2]):
         return True
-    if parts == tuple(Fraction(1, factorial(m)) for m in range(degree + 1)):
+    if parts == tuple(Fraction(1, factorial(m)) for m in range(len(parts))):
         # an even Taylor sum of exp has no real root
         return True
-    if degree == 2:
-        c, b, a = parts
-        return a > 0 and b * b <= 4 * a * c
-    return False
+    # half a second, which most declarations need not pay
+    import sympy
+
+    s = sympy.Symbol("s", real=True)
+    exact = [sympy.Rational(part.numerator, part.denominator) for part in reversed(parts)]
+    _, factors = sympy.Poly(exact, s).sqf_list()
+    return all(times % 2 == 0 or factor.count_roots() == 0 for factor, times in factors)
 
 
 def _map_sign(phi: Expr) -> int:

@@ -60,7 +60,8 @@ def test_a_map_of_channels_has_the_weight_s():
 
 @pytest.mark.parametrize(
     "text",
-    ["taylor(2)", "taylor(4)", "s**2", "1 + s**4/3", "1 + s + s**2", "(1 + s)**2", "elu(x) + 1",
+    ["taylor(2)", "taylor(4)", "taylor(8)", "s**2", "1 + s**4/3", "1 + s + s**2", "(1 + s)**2",
+     "1 + s + s**2/2 + s**3/8 + s**4/8", "(s - 2)**2*(s**2 + s + 1)", "(s**2 - 3)**4", "elu(x) + 1",
      "1 + elu(x)", "relu(x)**2", "exp(x)", "sigmoid(x)*softplus(x)", "abs(x)", "x**2"],
 )  # fmt: skip
 def test_these_weights_are_provably_nonnegative(text):
@@ -69,8 +70,8 @@ def test_these_weights_are_provably_nonnegative(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["identity", "taylor(3)", "s**2 - 1", "s + s**2", "1 + 3*s + s**2", "silu(x)", "x",
-             "elu(x)", "tanh(x) + 0.5"],
+    "text", ["identity", "taylor(3)", "s**2 - 1", "s + s**2", "1 + 3*s + s**2", "-s**2", "silu(x)",
+             "(s - 2)**3*(s + 1)", "s**4 - 2*s**2 + 0.999", "x", "elu(x)", "tanh(x) + 0.5"],
 )  # fmt: skip
 def test_other_weights_warn_where_a_sum_divides(text):
     variant = feature(text, normalize="sum")
