@@ -126,8 +126,10 @@ class Algebra:
         return self.legal("recurrent")
 
     def legal(self, form: str) -> FormVerdict:
-        """The verdict on one form."""
-        return next(verdict for verdict in self.forms if verdict.form == form)
+        """The verdict on one form, of a convolution's too."""
+        why = "it is a form of convolutions, whose weight is a function of i - j alone"
+        other = FormVerdict(form, False, why)
+        return next((verdict for verdict in self.forms if verdict.form == form), other)
 
     def __str__(self) -> str:
         lines = [f"family     {self.family}"]

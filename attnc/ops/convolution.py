@@ -21,7 +21,7 @@ from attnc.ops.decode.filter_decode import FilterDecoding
 from attnc.ops.dft_factors import dft_factors
 from attnc.ops.filter_call import filter_inputs, run_filter
 from attnc.ops.inputs import DTYPE_NAMES
-from attnc.ops.options import check_precision, forms_with_kernels
+from attnc.ops.options import check_form_name, check_precision, forms_with_kernels
 from attnc.ops.placement import planner_device
 from attnc.ops.reference.convolution import convolve
 from attnc.ops.tuning.tuned import generation, tuned_plan
@@ -84,6 +84,7 @@ class ConvolutionOp(FilterDecoding):
             PlanError: no tile fits, or the form is not legal.
         """
         check_precision(precision)
+        check_form_name(form)
         v, given = filter_inputs(self.variant, v, others, tensors, training=training)
         return run_filter(self, v, list(given.values()), form, precision)
 

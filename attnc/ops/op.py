@@ -290,5 +290,7 @@ def compile(
     if backend is not None and backend not in BACKENDS:
         known = " and ".join(BACKENDS)
         raise AttncError(f"unknown backend {backend!r}", notes=(f"there are {known}",))
+    if not isinstance(deterministic, bool):
+        raise AttncError(f"deterministic is {deterministic!r}, neither True nor False")
     kind = ConvolutionOp if isinstance(variant, Convolution) else Op
     return kind(variant, device=device, backend=backend, deterministic=deterministic)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from attnc.codegen.algebra import FORMS, Algebra
+from attnc.codegen.convolution.algebra import FORMS as CONVOLUTION_FORMS
 from attnc.dsl.mask_data import CU_SEQLENS
 from attnc.errors import InputError, PlanError
 from attnc.ops.inputs import Sizes
@@ -28,6 +29,22 @@ def check_precision(precision: object) -> None:
     """
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is neither 'fp32' nor 'tf32'")
+
+
+def check_form_name(form: object) -> None:
+    """Refuse what names no form of any op; None leaves the choice to the planner.
+
+    Raises:
+        InputError: with the forms that there are.
+    """
+    if form is not None and form not in (*FORMS, *CONVOLUTION_FORMS):
+        raise InputError(
+            f"{form!r} is no form",
+            notes=(
+                f"attention has {', '.join(FORMS)}; a convolution {', '.join(CONVOLUTION_FORMS)}",
+            ),
+            hints=("op.forms() names those of an op, and None takes the planner's choice",),
+        )
 
 
 def check_options(
@@ -105,11 +122,8 @@ def _check_starts(given: Mapping[str, torch.Tensor], any_length: str) -> None:
 
 
 def _check_form(name: str, algebra: Algebra, form: str) -> None:
+    check_form_name(form)
     usable = ", ".join(forms_with_kernels(algebra))
-    if form not in FORMS:
-        raise InputError(
-            f"{form!r} is no form", notes=(f"forms of {name!r} with kernels: {usable}",)
-        )
     verdict = algebra.legal(form)
     if not verdict.legal:
         raise PlanError(

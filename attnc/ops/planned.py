@@ -11,7 +11,7 @@ from attnc.codegen.text.explain import explain
 from attnc.codegen.text.render import render
 from attnc.dsl.scales import of_dtype
 from attnc.dsl.variant import Variant
-from attnc.ops.options import PRECISIONS
+from attnc.ops.options import PRECISIONS, check_form_name
 
 
 class Planned:
@@ -83,6 +83,7 @@ class Planned:
     ) -> Request:
         """What a plan is asked for; the declaration's dims and the op's device where not given."""
         check_dtype_name(dtype)
+        check_form_name(form)
         declared = self.variant.dim
         fallback = (declared.qk, declared.v) if declared is not None else (64, 64)
         return Request(

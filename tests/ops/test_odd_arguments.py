@@ -132,6 +132,19 @@ def test_a_backend_that_is_no_name_is_shown():
         compile_op(CAUSAL, backend=["gluon"])
 
 
+def test_deterministic_is_true_or_false():
+    with pytest.raises(AttncError, match="deterministic is 'no', neither True nor False"):
+        compile_op(CAUSAL, deterministic="no")
+
+
+@pytest.mark.parametrize("variant", [CAUSAL, CONVOLUTIONS["gated"]], ids=lambda v: v.name)
+@pytest.mark.parametrize("form", ["", "chunk", 3])
+def test_a_name_that_is_no_form_is_refused_with_those_that_are(variant, form):
+    with pytest.raises(InputError, match=f"{form!r} is no form") as caught:
+        compile_op(variant).plan(form=form)
+    assert "online, parallel, chunked, recurrent; a convolution toeplitz" in caught.value.notes[0]
+
+
 @pytest.mark.parametrize("variant", [CAUSAL, CONVOLUTIONS["gated"]], ids=lambda v: v.name)
 @pytest.mark.parametrize("device", ["graphics", 1.5, None])
 def test_a_state_on_no_device_is_refused(variant, device):

@@ -173,7 +173,8 @@ error[A300]: the recurrent form needs TQ = TK, not 8 and 9
   hint: the parallel form takes any lengths; it is chosen when form is left out
 == no form at all
 error[A300]: 'recursive' is no form
-  note: forms of 'linear' with kernels: parallel, chunked, recurrent
+  note: attention has online, parallel, chunked, recurrent; a convolution toeplitz, fft, three_pass, butterfly
+  hint: op.forms() names those of an op, and None takes the planner's choice
 == a form of another family
 error[A200]: 'flash' has no chunked form
   note: exp(score) is no finite polynomial in s, so no state of fixed size holds it

@@ -65,8 +65,9 @@ def convolution_plans(request: Request) -> tuple[Plan, ...]:
     if not best:
         fewest = ("or factors of fewer points: op.init_factors(tokens) gives the fewest",)
         smaller = fewest if variant.filter.learned else ()
+        what = "" if request.phase == "forward" else "the backward of "
         raise PlanError(
-            f"no tile of {variant.name!r} fits "
+            f"no tile of {what}{variant.name!r} fits "
             f"{request.device.sram_bytes:,} B of SRAM in {request.dtype}",
             notes=(unfit[-1].reason,),
             hints=("raise the budget, or use a 16-bit dtype", *smaller),

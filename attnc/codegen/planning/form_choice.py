@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from attnc.codegen.algebra import FORMS, Algebra
+from attnc.codegen.algebra import Algebra
 from attnc.codegen.features import Features
 from attnc.codegen.plan import Request
 from attnc.codegen.planning.candidate import is_wide, state_too_large
@@ -34,12 +34,6 @@ def choose_form(request: Request, algebra: Algebra) -> tuple[str, str]:
     legal = ", ".join(verdict.form for verdict in algebra.forms if verdict.legal)
     if request.decode:
         return decode_form(request, algebra)
-    if request.form is not None and request.form not in FORMS:
-        raise PlanError(
-            f"{name!r} has no {request.form} form",
-            notes=("that is a form of convolutions, whose weight is a function of i - j alone",),
-            hints=(f"its legal forms are: {legal}",),
-        )
     asked = request.form is None or algebra.legal(request.form).legal
     if request.stateful and asked and not algebra.keeps_state.legal:
         raise PlanError(f"{name!r} keeps no state", notes=(algebra.keeps_state.reason,))
