@@ -204,7 +204,7 @@ def nonnegative(feature: FeatureMap, scale_sign: int) -> bool:
     return _polynomial_nonnegative(feature.coefficients)
 
 
-def _polynomial_nonnegative(parts: Coefficients) -> bool:
+def _polynomial_nonnegative(parts: tuple[Fraction, ...]) -> bool:
     """Decided exactly: a polynomial changes sign at its roots of odd multiplicity alone."""
     if len(parts) % 2 == 0 or parts[-1] < 0:
         return False
