@@ -41,7 +41,8 @@ def check_form_name(form: object) -> None:
         raise InputError(
             f"{form!r} is no form",
             notes=(
-                f"attention has {', '.join(FORMS)}; a convolution {', '.join(CONVOLUTION_FORMS)}",
+                f"those of attention are {', '.join(FORMS)}",
+                f"and those of a convolution {', '.join(CONVOLUTION_FORMS)}",
             ),
             hints=("op.forms() names those of an op, and None takes the planner's choice",),
         )

@@ -137,7 +137,7 @@ def test_a_backward_that_fits_no_sram_says_which_factors_would(op):
     out = op(v, **tensors)
     plain = {name: x.detach() for name, x in tensors.items()}
     assert relative(out.detach(), by_matrices(v, plain)) < 2e-6
-    with pytest.raises(PlanError, match="no tile of the backward of .* fits 232,448 B") as caught:
+    with pytest.raises(PlanError, match=r"no tile of the backward of .* fits 232,448 B") as caught:
         out.sum().backward()
     assert "or factors of fewer points: op.init_factors(tokens)" in caught.value.hints[1]
 

@@ -142,7 +142,7 @@ def test_deterministic_is_true_or_false():
 def test_a_name_that_is_no_form_is_refused_with_those_that_are(variant, form):
     with pytest.raises(InputError, match=f"{form!r} is no form") as caught:
         compile_op(variant).plan(form=form)
-    assert "online, parallel, chunked, recurrent; a convolution toeplitz" in caught.value.notes[0]
+    assert caught.value.notes[0].endswith("online, parallel, chunked, recurrent")
 
 
 @pytest.mark.parametrize("variant", [CAUSAL, CONVOLUTIONS["gated"]], ids=lambda v: v.name)

@@ -173,7 +173,8 @@ error[A300]: the recurrent form needs TQ = TK, not 8 and 9
   hint: the parallel form takes any lengths; it is chosen when form is left out
 == no form at all
 error[A300]: 'recursive' is no form
-  note: attention has online, parallel, chunked, recurrent; a convolution toeplitz, fft, three_pass, butterfly
+  note: those of attention are online, parallel, chunked, recurrent
+  note: and those of a convolution toeplitz, fft, three_pass, butterfly
   hint: op.forms() names those of an op, and None takes the planner's choice
 == a form of another family
 error[A200]: 'flash' has no chunked form
