@@ -23,6 +23,7 @@ from attnc.dsl.grammar import FUNCTIONS
 from attnc.dsl.limits import MAX_POWER_OF_TEN
 from attnc.dsl.parse import parse
 from attnc.dsl.polynomial import MAX_DEGREE, DegreeTooHigh, NotPolynomial, coefficients
+from attnc.dsl.sign import nowhere_negative
 from attnc.dsl.source import Scope, Source
 from attnc.dsl.text import number_text, to_text
 from attnc.errors import LimitExceeded, NoFamily
@@ -201,25 +202,7 @@ def nonnegative(feature: FeatureMap, scale_sign: int) -> bool:
     if feature.phi is not None:
         bounded = _map_sign(feature.phi) >= 0 or interval(feature.phi)[0] >= 0
         return scale_sign >= 0 and bounded
-    return _polynomial_nonnegative(feature.coefficients)
-
-
-def _polynomial_nonnegative(parts: tuple[Fraction, ...]) -> bool:
-    """Decided exactly: a polynomial changes sign at its roots of odd multiplicity alone."""
-    if len(parts) % 2 == 0 or parts[-1] < 0:
-        return False
-    if all(part >= 0 for part in parts) and not any(parts[1::2]):
-        return True
-    if parts == tuple(Fraction(1, factorial(m)) for m in range(len(parts))):
-        # an even Taylor sum of exp has no real root
-        return True
-    # half a second, which most declarations need not pay
-    import sympy
-
-    s = sympy.Symbol("s", real=True)
-    exact = [sympy.Rational(part.numerator, part.denominator) for part in reversed(parts)]
-    _, factors = sympy.Poly(exact, s).sqf_list()
-    return all(times % 2 == 0 or factor.count_roots() == 0 for factor, times in factors)
+    return nowhere_negative(feature.coefficients)
 
 
 def _map_sign(phi: Expr) -> int:
