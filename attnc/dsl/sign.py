@@ -1,8 +1,9 @@
-"""Whether a polynomial is anywhere negative, decided exactly: it changes sign at odd roots alone."""
+"""Whether a polynomial is nowhere negative, decided exactly: only odd roots change its sign."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 from attnc.dsl.polynomial import Coefficients
 
@@ -13,7 +14,7 @@ def nowhere_negative(parts: Coefficients) -> bool:
     Roots of multiplicity one are counted and their factors divided out, then each other root twice:
     what is left has the same sign, and those roots two times less.
     """
-    if len(parts) % 2 == 0 or parts[-1] < 0:
+    if parts[-1] < 0:
         return False
     while len(parts) > 1:
         repeated = _gcd(parts, _derivative(parts))
@@ -43,7 +44,7 @@ def _real_roots(parts: Coefficients) -> int:
 
 
 def _changes(signs: list[bool]) -> int:
-    return sum(a != b for a, b in zip(signs, signs[1:], strict=False))
+    return sum(a != b for a, b in pairwise(signs))
 
 
 def _derivative(parts: Coefficients) -> Coefficients:

@@ -42,7 +42,7 @@ def test_any_polynomial_is_judged_as_by_its_least_value(parts):
     poly = sympy.Poly([exact(part) for part in reversed(parts)], S)
     stationary = [r.evalf(60) for r in set(sympy.real_roots(poly.diff()))] if poly.diff() else []
     bounded = (len(parts) % 2 and parts[-1] > 0) or len(parts) == 1
-    least = min((poly.eval(x) for x in [*stationary, sympy.Integer(0)]))
+    least = min(poly.eval(x) for x in [*stationary, sympy.Integer(0)])
     # where a root is stationary its value is 0 up to the digits taken
     assert nowhere_negative(tuple(parts)) == bool(bounded and least > -sympy.Float("1e-40"))
 
