@@ -49,6 +49,7 @@ def planned_parameters(plan: Plan) -> Iterator[str]:
     yield from ("u64", "u64")
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("name", "dim", "ordered"),
@@ -66,6 +67,7 @@ def test_persistent_programs_compile_too(name, dim, ordered):
     assert verdict.ptx is not None and verdict.ptx.count("cp.async.bulk.wait_group.read") >= 4
 
 
+@pytest.mark.rest(keep=2)
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("name", "dim", "dtype"), CASES)
 def test_a_kernel_compiles_for_sm_90_and_takes_the_sram_that_was_planned(name, dim, dtype):
@@ -85,6 +87,7 @@ def test_a_kernel_compiles_for_sm_90_and_takes_the_sram_that_was_planned(name, d
         assert verdict.spill_stores == 0
 
 
+@pytest.mark.rest(keep=2)
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("name", "dim", "dtype"), [("causal", 128, "bf16"), ("sloped", 64, "fp16")]
@@ -108,8 +111,9 @@ def test_a_backward_compiles_for_sm_90_in_the_sram_and_registers_that_were_plann
         assert verdict.ptx is not None and verdict.ptx.count("wgmma.mma_async") >= 3
 
 
+@pytest.mark.rest(keep=2)
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [128, 64])
 def test_a_fused_backward_compiles_for_sm_90_and_spills_next_to_nothing(dim):
     asked = Request(
         VARIANTS["causal"], DEVICES["h100"], (dim, dim), phase="backward", backend="gluon",

@@ -104,6 +104,7 @@ print(pid, *interpreter._INTERPRETER._exchange.folders)
 """
 
 
+@pytest.mark.rest(keep=2)
 @pytest.mark.parametrize("way", ["script", "stdin"])
 def test_an_unguarded_program_that_imported_triton_and_forks_leaves_nothing_behind(way, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -202,6 +202,7 @@ def test_verifying_a_backend_that_takes_nothing_of_a_variant_is_an_error():
     assert caught.value.notes == ("it has the softmax family alone, not the state family",)
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("kind", [frozenset({"P"}), KINDS], ids=["persistent", "ordered"])
 @pytest.mark.parametrize("name", ["causal", "sunk", "bounded", "scattered"])
 def test_a_program_of_several_places_gives_the_formula_at_each(name, kind, tmp_path):

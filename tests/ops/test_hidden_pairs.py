@@ -52,6 +52,7 @@ def test_the_reference_differentiates_the_visible_pairs_alone(what):
         assert torch.allclose(gradient, expected[name], rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.rest(keep=3)
 @pytest.mark.parametrize("backend", ["triton", "gluon"])
 @pytest.mark.parametrize("what", TWINS)
 def test_kernels_give_those_gradients(what, backend):

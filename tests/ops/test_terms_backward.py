@@ -69,6 +69,7 @@ def short(monkeypatch):
     monkeypatch.setattr(sum_gradient_planner, "chunk_sizes", lambda *_: (16,))
 
 
+@pytest.mark.rest(keep=2)
 @pytest.mark.parametrize("name", ["every", "mapped", "twice", "ahead"])
 def test_every_tensor_of_a_sum_has_its_gradient_by_chunks(name, ops, short):
     """Nine chunks are two segments: states before the second and after the first are scanned."""
