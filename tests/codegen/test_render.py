@@ -95,6 +95,16 @@ def test_every_function_uses_every_name_it_makes_and_every_helper_is_called(text
             assert not unused, f"{label} {function.name}: {sorted(unused)}"
 
 
+def test_entries_and_heads_are_on_the_first_axis_of_a_grid_since_the_others_end_at_65535(texts):
+    for label, text in texts.items():
+        calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        grids = [call.slice for call in calls if isinstance(call, ast.Subscript)]
+        assert grids, label
+        for grid in grids:
+            others = " ".join(map(ast.unparse, grid.elts[1:]))
+            assert not re.search(r"\b(B|T|TQ|TK|NC|NT)\b", others), f"{label}: {ast.unparse(grid)}"
+
+
 def test_the_bytes_are_the_same_under_another_hash_seed():
     digests = set()
     for seed in ("0", "4242"):

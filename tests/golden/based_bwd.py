@@ -257,8 +257,9 @@ def based_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V + FP
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -481,8 +482,9 @@ def based_dscan(
 ):
     # one program: BE elements of the gradient of one state
     SLOT: tl.constexpr = FP * V + FP
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -1469,7 +1471,7 @@ def backward(q, k, v, o, norm, do):
             num_stages=3,
         )
 
-        based_scan[(triton.cdiv(12480, 512), B * HS)](
+        based_scan[(triton.cdiv(12480, 512) * B * HS,)](
             states,
             T,
             HQ,
@@ -1512,7 +1514,7 @@ def backward(q, k, v, o, norm, do):
             num_stages=3,
         )
 
-        based_dscan[(triton.cdiv(12480, 512), B * HQ)](
+        based_dscan[(triton.cdiv(12480, 512) * B * HQ,)](
             dstates,
             T,
             HQ,

@@ -188,8 +188,9 @@ def based_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V + FP
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -544,7 +545,7 @@ def forward(q, k, v):
             num_stages=3,
         )
 
-        based_scan[(triton.cdiv(10400, 512), B * HS)](
+        based_scan[(triton.cdiv(10400, 512) * B * HS,)](
             states,
             T,
             HQ,

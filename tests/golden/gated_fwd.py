@@ -155,8 +155,9 @@ def gated_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -375,7 +376,7 @@ def forward(q, k, v, g):
             num_stages=3,
         )
 
-        gated_scan[(triton.cdiv(4096, 512), B * HS)](
+        gated_scan[(triton.cdiv(4096, 512) * B * HS,)](
             states,
             decays,
             T,

@@ -60,8 +60,9 @@ def gla_chunk_gates(
     BK: tl.constexpr,
 ):
     # one program: one chunk of one state head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
+    NC = tl.cdiv(T, BC)
+    i_c = tl.program_id(0) % NC
+    i_bh = (tl.program_id(0) // NC).to(tl.int64)
     i_b = i_bh // HS
     i_h = i_bh % HS * (HQ // HS)
 
@@ -113,8 +114,9 @@ def gla_pairs(
     LEVELS: tl.constexpr,
 ):
     # one program: one chunk of one query head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
+    NC = tl.cdiv(T, BC)
+    i_c = tl.program_id(0) % NC
+    i_bh = (tl.program_id(0) // NC).to(tl.int64)
     i_b = i_bh // HQ
     i_h = i_bh % HQ
     i_hkv = i_h // (HQ // HKV)
@@ -319,8 +321,9 @@ def gla_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -476,10 +479,11 @@ def gla_dscan(
 ):
     # one program: BE elements of the gradient of one state
     SLOT: tl.constexpr = FP * V
-    i_bh = tl.program_id(1).to(tl.int64)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
     i_b = i_bh // HQ
     i_h = i_bh % HQ
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -792,8 +796,8 @@ def gla_dpairs(
     LEVELS: tl.constexpr,
 ):
     # one program: one chunk of one query head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
+    i_c = tl.program_id(0) % NC
+    i_bh = (tl.program_id(0) // NC).to(tl.int64)
     i_b = i_bh // HQ
     i_h = i_bh % HQ
     i_hkv = i_h // (HQ // HKV)
@@ -999,8 +1003,8 @@ def gla_dvalue(
     FP: tl.constexpr,
 ):
     # one program: one chunk of one key/value head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
+    i_c = tl.program_id(0) % NC
+    i_bh = (tl.program_id(0) // NC).to(tl.int64)
     i_b = i_bh // HKV
     i_hkv = i_bh % HKV
 
@@ -1119,7 +1123,7 @@ def backward(q, k, v, u_g, do):
     # partial sums of the declared tensors' gradients: each element has one writer
     du_g_b_t_h_k = torch.empty((B, HQ, T, 64), dtype=torch.float32, device=q.device)
 
-    gla_chunk_gates[(NC, B * HS)](
+    gla_chunk_gates[(NC * B * HS,)](
         u_g,
         gates,
         *u_g.stride(),
@@ -1134,7 +1138,7 @@ def backward(q, k, v, u_g, do):
         num_stages=1,
     )
 
-    gla_pairs[(NC, B * HQ)](
+    gla_pairs[(NC * B * HQ,)](
         q,
         k,
         gates,
@@ -1178,7 +1182,7 @@ def backward(q, k, v, u_g, do):
             num_stages=3,
         )
 
-        gla_scan[(triton.cdiv(4096, 512), B * HS)](
+        gla_scan[(triton.cdiv(4096, 512) * B * HS,)](
             states,
             decays,
             T,
@@ -1219,7 +1223,7 @@ def backward(q, k, v, u_g, do):
             num_stages=3,
         )
 
-        gla_dscan[(triton.cdiv(4096, 512), B * HQ)](
+        gla_dscan[(triton.cdiv(4096, 512) * B * HQ,)](
             dstates,
             decays,
             T,
@@ -1287,7 +1291,7 @@ def backward(q, k, v, u_g, do):
         num_stages=3,
     )
 
-    gla_dpairs[(NC, B * HQ)](
+    gla_dpairs[(NC * B * HQ,)](
         q,
         k,
         v,
@@ -1320,7 +1324,7 @@ def backward(q, k, v, u_g, do):
         num_stages=1,
     )
 
-    gla_dvalue[(NC, B * HKV)](
+    gla_dvalue[(NC * B * HKV,)](
         k,
         do,
         gates,

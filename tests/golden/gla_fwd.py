@@ -48,8 +48,9 @@ def gla_chunk_gates(
     BK: tl.constexpr,
 ):
     # one program: one chunk of one state head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
+    NC = tl.cdiv(T, BC)
+    i_c = tl.program_id(0) % NC
+    i_bh = (tl.program_id(0) // NC).to(tl.int64)
     i_b = i_bh // HS
     i_h = i_bh % HS * (HQ // HS)
 
@@ -101,8 +102,9 @@ def gla_pairs(
     LEVELS: tl.constexpr,
 ):
     # one program: one chunk of one query head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
+    NC = tl.cdiv(T, BC)
+    i_c = tl.program_id(0) % NC
+    i_bh = (tl.program_id(0) // NC).to(tl.int64)
     i_b = i_bh // HQ
     i_h = i_bh % HQ
     i_hkv = i_h // (HQ // HKV)
@@ -303,8 +305,9 @@ def gla_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -511,7 +514,7 @@ def forward(q, k, v, g):
     # decays summed inside every chunk, and the weights of its pairs
     gates = torch.empty((B, HS, T, 64), dtype=torch.float64, device=q.device)
     pairs = torch.empty((B, HQ, T, 64), dtype=q.dtype, device=q.device)
-    gla_chunk_gates[(NC, B * HS)](
+    gla_chunk_gates[(NC * B * HS,)](
         g,
         gates,
         *g.stride(),
@@ -526,7 +529,7 @@ def forward(q, k, v, g):
         num_stages=1,
     )
 
-    gla_pairs[(NC, B * HQ)](
+    gla_pairs[(NC * B * HQ,)](
         q,
         k,
         gates,
@@ -570,7 +573,7 @@ def forward(q, k, v, g):
             num_stages=3,
         )
 
-        gla_scan[(triton.cdiv(4096, 512), B * HS)](
+        gla_scan[(triton.cdiv(4096, 512) * B * HS,)](
             states,
             decays,
             T,

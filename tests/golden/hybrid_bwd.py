@@ -190,8 +190,9 @@ def hybrid_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V + FP
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -345,8 +346,9 @@ def hybrid_dscan(
 ):
     # one program: BE elements of the gradient of one state
     SLOT: tl.constexpr = FP * V + FP
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -1877,7 +1879,7 @@ def backward(q, k, v, u_mix, u_z, o, lse, do, dlse):
             num_stages=3,
         )
 
-        hybrid_scan[(triton.cdiv(4160, 512), B * HS)](
+        hybrid_scan[(triton.cdiv(4160, 512) * B * HS,)](
             states,
             T,
             HQ,
@@ -1919,7 +1921,7 @@ def backward(q, k, v, u_mix, u_z, o, lse, do, dlse):
             num_stages=3,
         )
 
-        hybrid_dscan[(triton.cdiv(4160, 512), B * HQ)](
+        hybrid_dscan[(triton.cdiv(4160, 512) * B * HQ,)](
             dstates,
             T,
             HQ,

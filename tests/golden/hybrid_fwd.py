@@ -123,8 +123,9 @@ def hybrid_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V + FP
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -603,7 +604,7 @@ def forward(q, k, v, mix, z):
             num_stages=3,
         )
 
-        hybrid_scan[(triton.cdiv(4160, 512), B * HS)](
+        hybrid_scan[(triton.cdiv(4160, 512) * B * HS,)](
             states,
             T,
             HQ,

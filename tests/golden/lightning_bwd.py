@@ -142,9 +142,10 @@ def lightning_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V
-    i_bh = tl.program_id(1).to(tl.int64)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
     i_h = i_bh % HS * (HQ // HS)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
     b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
@@ -291,9 +292,10 @@ def lightning_dscan(
 ):
     # one program: BE elements of the gradient of one state
     SLOT: tl.constexpr = FP * V
-    i_bh = tl.program_id(1).to(tl.int64)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
     i_h = i_bh % HQ
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
     b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
@@ -584,8 +586,8 @@ def lightning_dquery(
     FP: tl.constexpr,
 ):
     # one program: one chunk of one key/value head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
+    i_c = tl.program_id(0) % NC
+    i_bh = (tl.program_id(0) // NC).to(tl.int64)
     i_b = i_bh // HKV
     i_hkv = i_bh % HKV
 
@@ -736,8 +738,8 @@ def lightning_dkey(
     FP: tl.constexpr,
 ):
     # one program: one chunk of one key/value head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
+    i_c = tl.program_id(0) % NC
+    i_bh = (tl.program_id(0) // NC).to(tl.int64)
     i_b = i_bh // HKV
     i_hkv = i_bh % HKV
 
@@ -907,8 +909,8 @@ def lightning_dvalue(
     FP: tl.constexpr,
 ):
     # one program: one chunk of one key/value head
-    i_c = tl.program_id(0)
-    i_bh = tl.program_id(1).to(tl.int64)
+    i_c = tl.program_id(0) % NC
+    i_bh = (tl.program_id(0) // NC).to(tl.int64)
     i_b = i_bh // HKV
     i_hkv = i_bh % HKV
 
@@ -1051,7 +1053,7 @@ def backward(q, k, v, u_slope, do):
             num_stages=3,
         )
 
-        lightning_scan[(triton.cdiv(4096, 512), B * HS)](
+        lightning_scan[(triton.cdiv(4096, 512) * B * HS,)](
             states,
             u_slope,
             *u_slope.stride(),
@@ -1094,7 +1096,7 @@ def backward(q, k, v, u_slope, do):
             num_stages=3,
         )
 
-        lightning_dscan[(triton.cdiv(4096, 512), B * HQ)](
+        lightning_dscan[(triton.cdiv(4096, 512) * B * HQ,)](
             dstates,
             u_slope,
             *u_slope.stride(),
@@ -1165,7 +1167,7 @@ def backward(q, k, v, u_slope, do):
         num_stages=3,
     )
 
-    lightning_dquery[(NC, B * HKV)](
+    lightning_dquery[(NC * B * HKV,)](
         q,
         k,
         v,
@@ -1194,7 +1196,7 @@ def backward(q, k, v, u_slope, do):
         num_stages=1,
     )
 
-    lightning_dkey[(NC, B * HKV)](
+    lightning_dkey[(NC * B * HKV,)](
         q,
         k,
         v,
@@ -1225,7 +1227,7 @@ def backward(q, k, v, u_slope, do):
         num_stages=1,
     )
 
-    lightning_dvalue[(NC, B * HKV)](
+    lightning_dvalue[(NC * B * HKV,)](
         q,
         k,
         do,

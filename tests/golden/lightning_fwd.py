@@ -132,9 +132,10 @@ def lightning_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V
-    i_bh = tl.program_id(1).to(tl.int64)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
     i_h = i_bh % HS * (HQ // HS)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
     b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
@@ -348,7 +349,7 @@ def forward(q, k, v, slope):
             num_stages=3,
         )
 
-        lightning_scan[(triton.cdiv(4096, 512), B * HS)](
+        lightning_scan[(triton.cdiv(4096, 512) * B * HS,)](
             states,
             slope,
             *slope.stride(),

@@ -119,8 +119,9 @@ def linear_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V + FP
-    i_bh = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
 
@@ -331,7 +332,7 @@ def forward(q, k, v):
             num_stages=3,
         )
 
-        linear_scan[(triton.cdiv(4160, 512), B * HS)](
+        linear_scan[(triton.cdiv(4160, 512) * B * HS,)](
             states,
             T,
             HQ,

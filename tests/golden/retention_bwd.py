@@ -136,9 +136,10 @@ def retention_scan(
 ):
     # one program: BE elements of one state
     SLOT: tl.constexpr = FP * V
-    i_bh = tl.program_id(1).to(tl.int64)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
     i_h = i_bh % HS * (HQ // HS)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
     b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
@@ -283,9 +284,10 @@ def retention_dscan(
 ):
     # one program: BE elements of the gradient of one state
     SLOT: tl.constexpr = FP * V
-    i_bh = tl.program_id(1).to(tl.int64)
+    NE = tl.cdiv(SLOT, BE)
+    i_bh = (tl.program_id(0) // NE).to(tl.int64)
     i_h = i_bh % HQ
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
+    o_e = tl.program_id(0) % NE * BE + tl.arange(0, BE)
     m_e = o_e < SLOT
     p_states = states + i_bh * NS * SLOT
     b_u_slope = tl.load(u_slope + i_h * stride_u_slope_h).to(tl.float32)
@@ -687,7 +689,7 @@ def backward(q, k, v, u_slope, do):
             num_stages=3,
         )
 
-        retention_scan[(triton.cdiv(4096, 512), B * HS)](
+        retention_scan[(triton.cdiv(4096, 512) * B * HS,)](
             states,
             u_slope,
             *u_slope.stride(),
@@ -730,7 +732,7 @@ def backward(q, k, v, u_slope, do):
             num_stages=3,
         )
 
-        retention_dscan[(triton.cdiv(4096, 512), B * HQ)](
+        retention_dscan[(triton.cdiv(4096, 512) * B * HQ,)](
             dstates,
             u_slope,
             *u_slope.stride(),

@@ -12,6 +12,7 @@ from attnc.codegen.plan import FUSED, TORCH_TYPES, PassPlan, Plan
 from attnc.codegen.planning.work import walk_splits
 from attnc.codegen.text.launch import (
     channel_grid,
+    chunk_grid,
     constant,
     list_grid,
     list_workspaces,
@@ -236,7 +237,7 @@ def _reduced(sums: PartialSum, declared: Declared) -> str:
 
 
 def _splits(plan: Plan, tile: Mapping[str, int]) -> list[str]:
-    """The grid's third axis where programs share the columns of v."""
+    """One more axis of the grid where programs share the columns of v."""
     count = -(-plan.dims[1] // tile["BV"])
     return [str(count)] if count > 1 else []
 
@@ -270,14 +271,14 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "dcarry": lambda: segment_grid(plan, "NV", "HQ", "NS"),
         "scan": lambda: scan_grid(plan, tile, "HS"),
         "dscan": lambda: scan_grid(plan, tile, "HQ"),
-        "chunk_gates": lambda: ["NC", "B * HS"],
+        "chunk_gates": lambda: chunk_grid(plan, "HS"),
         "channel_gates": lambda: channel_grid(plan, tile),
         "dchannel_gates": lambda: [f"{entries} * HQ"],
-        "pairs": lambda: ["NC", "B * HQ"],
-        "dpairs": lambda: ["NC", "B * HQ"],
-        "dquery": lambda: ["NC", "B * HKV"],
-        "dkey": lambda: ["NC", "B * HKV"],
-        "dvalue": lambda: ["NC", "B * HKV", *_splits(plan, tile)],
+        "pairs": lambda: chunk_grid(plan, "HQ"),
+        "dpairs": lambda: chunk_grid(plan, "HQ"),
+        "dquery": lambda: chunk_grid(plan, "HKV"),
+        "dkey": lambda: chunk_grid(plan, "HKV"),
+        "dvalue": lambda: [*chunk_grid(plan, "HKV"), *_splits(plan, tile)],
         **dict.fromkeys(WALKS, lambda: segment_grid(plan, _splits_of(plan, tile), "HQ", "NS")),
     }
     return render_call(

@@ -172,9 +172,9 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         "online": lambda: [_online_programs(plan, tile)],
         "parallel": lambda: [f"{tile_count(plan, 'TQ', tile['BT'])} * HQ"],
         "gates": lambda: [f"{entries} * HS"],
-        "chunk_gates": lambda: ["NC", "B * HS"],
+        "chunk_gates": lambda: chunk_grid(plan, "HS"),
         "channel_gates": lambda: channel_grid(plan, tile),
-        "pairs": lambda: ["NC", "B * HQ"],
+        "pairs": lambda: chunk_grid(plan, "HQ"),
         "key_blocks": lambda: list_grid(plan, "key_blocks"),
         "state": lambda: segment_grid(plan, "NV", "HS", state_slots(plan, whole=whole)),
         "scan": lambda: scan_grid(plan, tile, "HS"),
@@ -203,10 +203,19 @@ def segment_grid(plan: Plan, programs: str, heads: str, segments: str) -> list[s
     return [" * ".join(filter(None, (programs, "B", heads))), segments]
 
 
+def chunk_grid(plan: Plan, heads: str) -> list[str]:
+    """A program a chunk of every head, on the first axis: CUDA's others end at 65,535."""
+    if plan.algebra.mask.packed:
+        return ["NC", heads]
+    return [f"NC * B * {heads}"]
+
+
 def channel_grid(plan: Plan, tile: Mapping[str, int]) -> list[str]:
     """Programs of BK channels, of every sequence and head."""
-    programs = str(ceil(plan.dims[0] / tile["BK"]))
-    return [f"{programs} * N" if plan.algebra.mask.packed else programs, "B * HS"]
+    programs = ceil(plan.dims[0] / tile["BK"])
+    if plan.algebra.mask.packed:
+        return [f"{programs} * N", "HS"]
+    return [f"{programs} * B * HS"]
 
 
 def scan_grid(plan: Plan, tile: Mapping[str, int], heads: str) -> list[str]:
@@ -214,7 +223,7 @@ def scan_grid(plan: Plan, tile: Mapping[str, int], heads: str) -> list[str]:
     programs = f"triton.cdiv({state_slot(plan)}, {tile['BE']})"
     if plan.algebra.mask.packed:
         return [f"{programs} * N", heads]
-    return [programs, f"B * {heads}"]
+    return [f"{programs} * B * {heads}"]
 
 
 def _online_programs(plan: Plan, tile: Mapping[str, int]) -> str:
