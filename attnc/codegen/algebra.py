@@ -127,7 +127,7 @@ class Algebra:
 
     def legal(self, form: str) -> FormVerdict:
         """The verdict on one form, of a convolution's too."""
-        why = "it is a form of convolutions, whose weight is a function of i - j alone"
+        why = "that is a form of convolutions, whose weight is a function of i - j alone"
         other = FormVerdict(form, False, why)
         return next((verdict for verdict in self.forms if verdict.form == form), other)
 
