@@ -38,6 +38,8 @@ def forms_of(variant: Variant) -> tuple[str, ...]:
         return ("butterfly",) if variant.filter.learned else ("toeplitz", "fft", "three_pass")
     if variant.has_lse:
         return ("online", "chunked") if folded_term(variant) else ("online",)
+    if variant.family == "pointwise":
+        return ("parallel",)
     if is_causal(variant.mask_form):
         return ("parallel", "chunked", "recurrent")
     return ("parallel", "chunked") if variant.mask_form == FULL else ("parallel",)

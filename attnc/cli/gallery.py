@@ -22,7 +22,7 @@ from attnc.errors import UsageError
 from attnc.ops.shipped import shipped
 
 INDEX = "index.md"
-_FAMILIES = ("softmax", "state", "terms", "conv")
+_FAMILIES = ("softmax", "pointwise", "state", "terms", "conv")
 
 
 def gallery(which: Sequence[str], folder: Path) -> int:

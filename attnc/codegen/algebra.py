@@ -33,6 +33,7 @@ class Algebra:
     """What the variant's expressions mean, with nothing decided about tiles.
 
     `coefficients` are those of the weight as a polynomial in s, lowest degree first (state family).
+    `score` is the exponent of a softmax; of a pointwise variant it is the whole weight.
     `heads_differ` says whether query heads of one key/value head need a state each.
     `decay` is None, `"constant"` (one value a head), `"gated"` (one a token) or `"channel"` (one a
     channel of k, of every token or of all). A sum has `terms`, and its own mask is what they see
@@ -113,6 +114,8 @@ class Algebra:
         """The weight as text, its factor in front."""
         if self.family == "softmax":
             text = f"exp({self.score})"
+        elif self.family == "pointwise":
+            text = str(self.score)
         else:
             s = symbol("s")
             powers = enumerate(self.coefficients)
@@ -164,15 +167,14 @@ def analyse(variant: Variant) -> Algebra:
         return _analyse_sum(variant)
     feature_map = variant.feature_map
     causal = is_causal(variant.mask_form)
-    softmax = variant.family == "softmax"
     decay_refs = refs_of(variant.log_decay)
     return Algebra(
         family=variant.family,
         normalize=variant.normalize,
-        coefficients=() if softmax else feature_map.coefficients,
+        coefficients=feature_map.coefficients,
         phi=None if feature_map.phi is None else to_sympy(feature_map.phi),
-        score=to_sympy(variant.score) if softmax else None,
-        score_refs=refs_of(variant.score) if softmax else (),
+        score=_score(variant),
+        score_refs=() if variant.family == "state" else refs_of(variant.score),
         value=None if variant.value is None else to_sympy(variant.value),
         value_refs=refs_of(variant.value),
         log_decay=None if variant.log_decay is None else to_sympy(variant.log_decay),
@@ -184,7 +186,7 @@ def analyse(variant: Variant) -> Algebra:
         mask=variant.mask_form,
         causal=causal,
         within_causal=within_causal(variant.mask_form),
-        forms=_forms(softmax, causal, variant.mask_form),
+        forms=_forms(variant.family, causal, variant.mask_form),
         factor=None if variant.factor is None else to_sympy(variant.factor),
         factor_refs=refs_of(variant.factor),
         scaled=variant.scaled,
@@ -237,6 +239,14 @@ def _chunked_sum(number: int | None, reach: int) -> FormVerdict:
     return FormVerdict("chunked", True, f"{folds}; the other terms and its border go by pairs")
 
 
+def _score(variant: Variant) -> sympy.Expr | None:
+    """The exponent of a softmax, the weight that a pointwise variant makes of its score."""
+    if variant.family == "state":
+        return None
+    score, weight = to_sympy(variant.score), variant.feature_map.weight
+    return score if weight is None else to_sympy(weight).xreplace({symbol("s"): score})
+
+
 def _decay_kind(log_decay: Expr | None, refs: tuple[Ref, ...]) -> str | None:
     if log_decay is None:
         return None
@@ -254,8 +264,16 @@ def _uses_head(expression: Expr | None) -> bool:
     )
 
 
-def _forms(softmax: bool, causal: bool, mask: MaskForm) -> tuple[FormVerdict, ...]:
-    if softmax:
+def _forms(family: str, causal: bool, mask: MaskForm) -> tuple[FormVerdict, ...]:
+    if family == "pointwise":
+        no_state = "the weight is no polynomial in s, so no state of fixed size holds it"
+        return (
+            FormVerdict("online", False, "the weight is not exp(score)"),
+            FormVerdict("parallel", True, "any weight and mask, one tile of weights at a time"),
+            FormVerdict("chunked", False, no_state),
+            FormVerdict("recurrent", False, no_state),
+        )
+    if family == "softmax":
         no_state = "exp(score) is no finite polynomial in s, so no state of fixed size holds it"
         return (
             FormVerdict("online", True, "exp(score) folds as (maximum, sum, accumulator)"),

@@ -3,6 +3,7 @@
     softmax   p = exp(score(s) - lse)    dscore = p * (do.v - delta)     ds = dscore * score'(s)
               a sink is a key of value 0, so dsink = -exp(sink - lse) * delta, summed over rows
     state     W = w(s) * D               dW = do'.v + dn                 ds = dW * D * w'(s)
+    pointwise W = weight(score(s))       dW = do'.v + dn                 ds = dW * dW/ds
     a sum     p = f * w(s) * exp(-lse), and dscore as in a softmax where w(s) is exp(score);
               ds = f * w'(s) * exp(-lse) * (do.v - delta) for another weight of factor f, and
               df = sum of p / f * (do.v - delta)
@@ -99,14 +100,20 @@ class Derivation:
             lines.append(f"d score/d s = {self.score_slope}")
         else:
             summed = self.algebra.normalize == "sum"
-            lines.append("W          = w(s)" + (" * D" if self.algebra.decay else ""))
+            pointwise = self.algebra.score is not None
+            own = "weight" if pointwise else "w(s)"
+            lines.append(f"W          = {own}" + (" * D" if self.algebra.decay else ""))
             if summed:
                 lines.append("dn         = -sum_c(do * o) / n")
                 lines.append("dW         = (do / n) . v + dn")
             else:
                 lines.append("dW         = do . v")
-            lines.append("ds         = dW * w'(s)" + (" * D" if self.algebra.decay else ""))
-            lines.append(f"w'(s)      = {self._weight_slope()}")
+            if pointwise:
+                lines.append("ds         = dW * d weight/d s")
+                lines.append(f"d weight/d s = {self.score_slope}")
+            else:
+                lines.append("ds         = dW * w'(s)" + (" * D" if self.algebra.decay else ""))
+                lines.append(f"w'(s)      = {self._weight_slope()}")
         lines.append("dq, dk     = scale * ds @ phi(k), scale * ds^T @ phi(q)")
         if self.phi_slope is not None:
             lines.append(f"phi'(x)    = {self.phi_slope}")
@@ -115,8 +122,9 @@ class Derivation:
             lines.append(f"d value/d v = {self.value_slope}")
         if self.algebra.decay:
             lines.append("dG         = sum over the pairs that a token lies between of dW * W")
+        what = "weight" if self.algebra.family == "pointwise" else "score"
         for partial in self.score:
-            lines.append(f"d score/d {partial} = {partial.slope}")
+            lines.append(f"d {what}/d {partial} = {partial.slope}")
         for partial in self.decay:
             lines.append(f"d log_decay/d {partial} = {partial.slope}")
         if self.sink:

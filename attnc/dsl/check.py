@@ -58,13 +58,14 @@ def checked(fields: Fields) -> dict[str, object]:
     by_name = {tensor.name: tensor for tensor in declared}
     feature, score = read_weight(fields, by_name)
     softmax = feature.kind == "softmax"
+    family = feature.kind if feature.kind in {"softmax", "pointwise"} else "state"
     mask, form = read_mask(fields, by_name)
     value = read_value(fields, by_name)
     log_decay: Expr | None = None
     if fields.log_decay is not None:
         log_decay = read_expression(fields, "log_decay", fields.log_decay, DECAY_NAMES, by_name)
         source = fields.source("log_decay", text_of(fields.log_decay))
-        check_decay(fields.name, log_decay, source, form, softmax=softmax)
+        check_decay(fields.name, log_decay, source, form, family)
         check_channels(fields.name, log_decay, source, feature)
     sink: Expr | None = None
     if fields.sink is not None:
@@ -86,7 +87,7 @@ def checked(fields: Fields) -> dict[str, object]:
         log_decay=log_decay,
         sink=sink,
         normalize=read_normalize(fields, softmax),
-        chunk=read_chunk(fields, softmax),
+        chunk=read_chunk(fields, family),
         params=tuple(tensor for tensor in declared if tensor.kind == "param"),
         inputs=tuple(tensor for tensor in declared if tensor.kind == "input"),
     )
@@ -102,16 +103,17 @@ def checked(fields: Fields) -> dict[str, object]:
 
 
 def read_weight(fields: Fields, declared: Mapping[str, Declared]) -> tuple[FeatureMap, Expr]:
-    """The feature map and the score, which is s itself but in a softmax."""
+    """The feature map and the score, which is s itself where the weight folds into a state."""
     feature = _feature(fields)
-    if feature.phi is not None:
-        check_real(feature.phi, fields.source("feature_map", str(fields.feature_map)))
+    written = feature.expression
+    if written is not None:
+        check_real(written, fields.source("feature_map", str(fields.feature_map)))
     score = read_expression(fields, "score", fields.score, SCORE_NAMES, declared)
-    if feature.kind != "softmax" and to_text(score) != "s":
+    if feature.kind not in {"softmax", "pointwise"} and to_text(score) != "s":
         raise fields.refuse(
             "score",
             f"{fields.name!r} has a score and no softmax",
-            notes=("a score bends the exponent of exp(s); a state keeps polynomials of s alone",),
+            notes=("a state keeps polynomials of s alone: a softmax's score is any expression",),
             hints=("write the weight as feature_map, a polynomial in s",),
         )
     return feature, score

@@ -18,21 +18,26 @@ Interval = tuple[float, float]
 _ANY: Interval = (-math.inf, math.inf)
 
 
-def check_decay(
-    name: str, log_decay: Expr, source: Source, form: MaskForm, *, softmax: bool
-) -> None:
-    """Refuse a decay on softmax, outside j <= i, or provably positive.
+def check_decay(name: str, log_decay: Expr, source: Source, form: MaskForm, family: str) -> None:
+    """Refuse a decay of what is no state, outside j <= i, or provably positive.
 
     Raises:
         DecayRefused: one of the three; a decay of unknown sign (`-slope[h]`) is accepted.
     """
     where = source.at(None)
-    if softmax:
+    if family == "softmax":
         raise DecayRefused(
             f"{name!r} declares log_decay and softmax",
             where=where,
             notes=("a decay multiplies the weight; in a softmax that is a term of the score",),
             hints=('write it into the score: score = "s - slope[h]*(i - j)"',),
+        )
+    if family == "pointwise":
+        raise DecayRefused(
+            f"{name!r} declares log_decay and a weight that is no polynomial in s",
+            where=where,
+            notes=("a decay fades a state, and no state holds such a weight",),
+            hints=('what changes with the distance stands in the score: score = "s - h*(i - j)"',),
         )
     if not within_causal(form):
         raise DecayRefused(

@@ -20,9 +20,9 @@ def digest_of(facts: Mapping[str, object]) -> str:
 
 def meaning_facts(variant: Variant) -> dict[str, object]:
     """The meaning of a variant, or of a term, in plain values; a field left out is not there."""
-    phi = variant.feature_map.phi
+    written = variant.feature_map.expression
     facts: dict[str, object] = {
-        "feature_map": str(variant.feature_map) if phi is None else canonical_text(phi),
+        "feature_map": str(variant.feature_map) if written is None else canonical_text(written),
         "scale": str(variant.scale),
         "score": canonical_text(variant.score),
         "mask": str(variant.mask_form),

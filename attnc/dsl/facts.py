@@ -64,14 +64,14 @@ def read_normalize(fields: Fields, softmax: bool) -> str:
         raise fields.refuse(
             "normalize",
             f"normalize of {fields.name!r} {what}",
-            notes=('a state is normalised by the sum of its weights ("sum"), or not ("none")',),
+            notes=('rows are divided by the sum of their weights ("sum"), or not ("none")',),
             hints=('add normalize = "sum", or normalize = "none"',),
         )
     return str(value)
 
 
-def read_chunk(fields: Fields, softmax: bool) -> int | str:
-    """A power of two from 16 to 256, or `auto`; a softmax has no chunks."""
+def read_chunk(fields: Fields, family: str) -> int | str:
+    """A power of two from 16 to 256, or `auto`; what is no state has no chunks."""
     value = fields.chunk
     if value == "auto":
         return "auto"
@@ -82,11 +82,12 @@ def read_chunk(fields: Fields, softmax: bool) -> int | str:
             f"chunk of {fields.name!r} is {shown(value)}",
             notes=('a chunk is "auto", or a power of two from 16 to 256',),
         )
-    if softmax:
+    if family != "state":
+        what = f"a {family}" if family == "softmax" else "another weight"
         raise fields.refuse(
             "chunk",
             f"{fields.name!r} has a chunk and no state",
-            notes=("a state is folded by chunks; a softmax walks tiles, which are planned",),
+            notes=(f"a state is folded by chunks; {what} walks tiles, which are planned",),
             hints=("leave chunk out",),
         )
     return value

@@ -1,4 +1,4 @@
-"""Feature maps: softmax, a polynomial weight of s, or a map of the channels of q and k."""
+"""Feature maps: softmax, a weight of s, polynomial or not, or a map of the channels of q and k."""
 
 from __future__ import annotations
 
@@ -31,22 +31,29 @@ from attnc.errors import LimitExceeded, NoFamily
 _X_FUNCTIONS = frozenset(FUNCTIONS) - {"window", "prefix", "documents", "blocks", "taylor"}
 _EVERY_FUNCTION = _X_FUNCTIONS | {"taylor"}
 _GRAMMAR = (
-    'a feature map is "softmax", "identity", "taylor(p)", a polynomial in s, or an expression in x'
+    'a feature map is "softmax", "identity", "taylor(p)", an expression in s, or one in x'
 )
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureMap:
-    """What the weight is: `kind` is `softmax`, `polynomial` (of s) or `map` (of channels x).
+    """What the weight is: `softmax`, `polynomial` (of s), `map` (of channels x) or `pointwise`.
 
     Of a convolution it is `offset`, and `phi` the taps, read at i - j.
 
-    `coefficients` are those of the weight in s, the constant first; (0, 1) for a map.
+    `coefficients` are those of the weight in s, the constant first; (0, 1) for a map. `weight` is
+    that of a pointwise map: any other expression in s, which is the score.
     """
 
     kind: str
     coefficients: tuple[Fraction, ...] = ()
     phi: Expr | None = None
+    weight: Expr | None = None
+
+    @property
+    def expression(self) -> Expr | None:
+        """What it was declared as, in x or in s; None of a softmax and of a polynomial."""
+        return self.weight if self.phi is None else self.phi
 
     @property
     def degree(self) -> int:
@@ -61,8 +68,8 @@ class FeatureMap:
     def __str__(self) -> str:
         if self.kind == "softmax":
             return "softmax"
-        if self.phi is not None:
-            return to_text(self.phi)
+        if self.expression is not None:
+            return to_text(self.expression)
         if self.coefficients == (Fraction(0), Fraction(1)):
             return "identity"
         taylor = tuple(Fraction(1, factorial(m)) for m in range(len(self.coefficients)))
@@ -96,7 +103,7 @@ def feature_map(value: str | Expr, source: Source) -> FeatureMap:
     """Read a feature map from text or from an expression.
 
     Raises:
-        NoFamily: a weight that neither a softmax nor a state computes.
+        NoFamily: what is no weight of a pair.
         LimitExceeded: a polynomial of degree over 8.
     """
     if isinstance(value, str):
@@ -121,7 +128,7 @@ def feature_map(value: str | Expr, source: Source) -> FeatureMap:
         )
     if "x" in names:
         return FeatureMap("map", (Fraction(0), Fraction(1)), _check_map(value, source))
-    return _polynomial(value, source)
+    return _weight(value, names, source)
 
 
 def _taylor(order: Expr, source: Source, call: Call) -> FeatureMap:
@@ -140,7 +147,14 @@ def _taylor(order: Expr, source: Source, call: Call) -> FeatureMap:
     return FeatureMap("polynomial", tuple(Fraction(1, factorial(m)) for m in range(p + 1)))
 
 
-def _polynomial(value: Expr, source: Source) -> FeatureMap:
+def _weight(value: Expr, names: set[str], source: Source) -> FeatureMap:
+    """A polynomial in s, which may fold into a state, or else a pointwise weight."""
+    if value == Call("exp", (Name("s"),)):
+        raise NoFamily(
+            f"the weight {source.text!r} is a softmax's without its maximum, and overflows",
+            where=source.at(None),
+            hints=('exp(s) with a row sum is feature_map = "softmax"',),
+        )
     try:
         parts = coefficients(value, "s")
     except DegreeTooHigh as error:
@@ -148,18 +162,11 @@ def _polynomial(value: Expr, source: Source) -> FeatureMap:
             f"the weight has degree {error.degree}, at most {MAX_DEGREE} is allowed",
             where=source.at(error.span),
         ) from None
-    except NotPolynomial as error:
-        hints: tuple[str, ...] = ()
-        match value:
-            case Call(function="exp", args=(Name(id="s"),)):
-                hints = ('exp(s) with a row sum is feature_map = "softmax"',)
-        raise NoFamily(
-            f"the weight {source.text!r} has no family: it is no polynomial in s",
-            where=source.at(error.span),
-            notes=(error.message, _GRAMMAR),
-            hints=hints,
-        ) from None
-    if len(parts) == 1:
+    except NotPolynomial:
+        parts = ()
+    if not parts and "s" in names:
+        return FeatureMap("pointwise", weight=_check_map(value, source))
+    if len(parts) < 2:
         raise NoFamily(
             f"the weight {source.text!r} does not depend on q and k",
             where=source.at(None),
@@ -182,9 +189,9 @@ def _check_map(value: Expr, source: Source) -> Expr:
     for node in walk(value):
         if isinstance(node, Call) and node.function not in _X_FUNCTIONS:
             raise NoFamily(
-                f"{node.function} is no function of a feature map in x",
+                f"{node.function} is no function of a feature map",
                 where=source.at(node.span),
-                notes=(f"functions of x: {', '.join(sorted(_X_FUNCTIONS))}, and powers",),
+                notes=(f"those are {', '.join(sorted(_X_FUNCTIONS))}, and powers",),
             )
         if not isinstance(node, Number | Name | Binary | Call | Negate | Compare | Logic):
             raise NoFamily(
@@ -199,6 +206,8 @@ def nonnegative(feature: FeatureMap, scale_sign: int) -> bool:
     """Whether the weight is provably at least 0 for any q and k."""
     if feature.kind == "softmax":
         return True
+    if feature.weight is not None:
+        return _map_sign(feature.weight) >= 0 or interval(feature.weight)[0] >= 0
     if feature.phi is not None:
         bounded = _map_sign(feature.phi) >= 0 or interval(feature.phi)[0] >= 0
         return scale_sign >= 0 and bounded

@@ -174,9 +174,16 @@ def _term(fields: Fields, declared: Mapping[str, Declared]) -> Variant:
             ),
             hints=("pack documents with cu_seqlens_q and cu_seqlens_k",),
         )
+    source = fields.source("feature_map", str(fields.feature_map))
+    if feature.weight is not None:
+        raise NoFamily(
+            f"the weight {feature} of {fields.name!r} is no polynomial in s",
+            where=source.at(None),
+            notes=("a term is a softmax, a polynomial in s, or a map of the channels of q and k",),
+            hints=("a variant of its own may have this weight",),
+        )
     sign = 1 if scale.number is None or scale.number > 0 else -1
     if not nonnegative(feature, sign):
-        source = fields.source("feature_map", str(fields.feature_map))
         raise NoFamily(
             f"the weight {feature} of {fields.name!r} is not provably nonnegative",
             where=source.at(None),

@@ -240,7 +240,7 @@ def dumps(variant: Variant) -> str:
         lines.append(f'log_decay = "{to_text(variant.log_decay)}"')
     if variant.sink is not None:
         lines.append(f'sink = "{to_text(variant.sink)}"')
-    if variant.family == "state":
+    if variant.family in {"state", "pointwise"}:
         lines.append(f'normalize = "{variant.normalize}"')
     if variant.chunk != "auto":
         lines.append(f"chunk = {variant.chunk}")

@@ -72,10 +72,11 @@ class Variant:
 
     Args:
         name: a lowercase identifier; it names the emitted kernels.
-        feature_map: `"softmax"`, `"identity"`, `"taylor(p)"`, a polynomial in s, or an expression
-            in x applied to q and k.
+        feature_map: `"softmax"`, `"identity"`, `"taylor(p)"`, an expression in s, or one in x that
+            is applied to q and k.
         scale: a number or `"rsqrt(d)"`; required, so that nothing is scaled twice by omission.
-        score: an expression in s, i, j, h, b, hkv, H, d and declared tensors (softmax only).
+        score: an expression in s, i, j, h, b, hkv, H, d and declared tensors, where the weight is
+            a softmax or pointwise.
         value: an expression in v, h, hkv, b, H and declared tensors: what a key hands over in place
             of v, element by element; a token axis is read at t, the channels of v at c.
         mask: masks joined with & | ~, see docs/masks.md.
@@ -232,8 +233,9 @@ class Variant:
 
     @property
     def family(self) -> str:
-        """`softmax` where the weight is exp(score), else `state`."""
-        return "softmax" if self.feature_map.kind == "softmax" else "state"
+        """`softmax` where the weight is exp(score), `state` of a polynomial, else `pointwise`."""
+        kind = self.feature_map.kind
+        return kind if kind in {"softmax", "pointwise"} else "state"
 
     @property
     def has_lse(self) -> bool:

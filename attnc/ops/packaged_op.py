@@ -128,7 +128,8 @@ class PackagedOp:
             for name, x in check_tensors(self.variant, tensors, sizes, q).items()  # type: ignore[arg-type]
         }
         if return_lse and not self.softmax:
-            raise InputError(f"{self.variant.name!r} has no lse: it is of the state family")
+            family = self._facts["family"]
+            raise InputError(f"{self.variant.name!r} has no lse: it is of the {family} family")
         state: torch.Tensor | None = None
         if initial_state is not None or return_state:
             shape = self._state_shape(q, k, v)

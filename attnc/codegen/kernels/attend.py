@@ -1,4 +1,4 @@
-"""The kernels that walk over key tiles: `online` (softmax) and `parallel` (state family).
+"""The kernels that walk over key tiles: `online` (softmax) and `parallel` (other weights).
 
 Both hold BT query rows and fold key tiles one by one, so memory never grows with TQ * TK.
 Source: FlashAttention-2 (arXiv 2307.08691), algorithm 1; the parallel form is its sum without exp.
@@ -18,6 +18,7 @@ from attnc.codegen.kernels.key_tile import fold_values, load_keys, load_values, 
 from attnc.codegen.kernels.online import finish_online, start_online
 from attnc.codegen.kernels.operand import join_guards, load_tile, ragged_columns
 from attnc.codegen.kernels.parallel import finish_parallel, parallel_step, start_parallel
+from attnc.codegen.kernels.pointwise import pointwise_step
 from attnc.codegen.kernels.scales import (
     LEAST_CHANNELS,
     load_scales,
@@ -97,6 +98,8 @@ def attend_kernel(
         scale = part.variant.scale.value(dims[0])
         if online:
             weights = term_step(builder, part, scale, read, printer, scales)
+        elif algebra.family == "pointwise":
+            weights = pointwise_step(builder, algebra, scale, read, printer)
         else:
             weights = parallel_step(builder, algebra, scale, read, printer)
         load_values(builder, algebra, values, printer, v_mask)
@@ -154,7 +157,7 @@ def _load_expression(variant: Variant, algebra: Algebra) -> Loaded:
     declared = (*variant.params, *variant.inputs)
     if algebra.terms:
         return load_terms(algebra, declared, AXES, sink=True)
-    if algebra.family == "softmax":
+    if algebra.score is not None:
         return load_score(algebra, declared, AXES, sink=True)
     if algebra.decay != "constant":
         loaded = load_refs(document_refs(algebra), declared, AXES, two_lanes=True)

@@ -56,7 +56,12 @@ def online_step(
     times = score_scale(builder, algebra, scales, scale * LOG2E if folded else scale)
     factor = f" * {times}" if folded else ""
     if not folded:
-        _score(builder, algebra, times, loaded, printer, heads=heads, shift=shift, rows=rows)
+        lines, reads = expression_lines(
+            builder, algebra, times, loaded, printer, heads=heads, rows=rows
+        )
+        lines.append(f"b_s = b_s * {number(LOG2E)}" + (f" + {shift}" if shift else ""))
+        note = "the declared score, in log2"
+        builder.map("b_s", STEP, tile, *lines, name="score", reads=reads, note=note)
     hidden = 'b_s = tl.where(m_st, b_s, float("-inf"))'
     builder.map(
         "b_s", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
@@ -90,17 +95,21 @@ def fold_weights(builder: GraphBuilder) -> None:
     builder.fold("b_o", STEP, ("BT", "BV"), rescaled, name="rescale b_o", reads=("b_o", "b_a"))
 
 
-def _score(
+def expression_lines(
     builder: GraphBuilder,
     algebra: Algebra,
     times: str,
     loaded: Loaded,
     printer: Printer,
     *,
-    heads: bool,
-    shift: str,
-    rows: str,
-) -> None:
+    target: str = "b_s",
+    heads: bool = False,
+    rows: str = SETUP,
+) -> tuple[list[str], tuple[str, ...]]:
+    """Statements of `target` = the algebra's score of `b_s` times `times`, and what they read.
+
+    Adds the indices of rows and heads as numbers to the builder.
+    """
     assert algebra.score is not None
     setup, bindings = index_bindings(algebra.score)
     lines: list[str] = []
@@ -117,19 +126,19 @@ def _score(
         builder.map("f_index", rows, (), *setup, note="indices as numbers, exact to 2**24")
     lines.append(f"b_s = b_s * {times}")
     if not algebra.plain_score:
-        lines.extend(_expression(algebra.score, {**bindings, **loaded.bindings}, printer))
-    lines.append(f"b_s = b_s * {number(LOG2E)}" + (f" + {shift}" if shift else ""))
-    reads = ("b_s", "f_index", SCORE_SCALE, *(node.buffer for node in loaded.nodes))
-    note = "the declared score, in log2"
-    builder.map("b_s", STEP, ("BT", "BS"), *lines, name="score", reads=reads, note=note)
+        bound = {**bindings, **loaded.bindings}
+        lines.extend(_expression(algebra.score, bound, printer, target))
+    return lines, ("b_s", "f_index", SCORE_SCALE, *(node.buffer for node in loaded.nodes))
 
 
-def _expression(score: sympy.Expr, bindings: dict[str, str], printer: Printer) -> tuple[str, ...]:
+def _expression(
+    score: sympy.Expr, bindings: dict[str, str], printer: Printer, target: str
+) -> tuple[str, ...]:
     bound = printer.bound({**bindings, "s": "b_s"})
     if "s" in {symbol.name for symbol in score.free_symbols}:
-        return bound.statements("b_s", score)
+        return bound.statements(target, score)
     # a score of positions alone still has the shape of a tile
-    return (*bound.statements("b_e", score), "b_s = b_s * 0.0 + b_e")
+    return (*bound.statements("b_e", score), f"{target} = b_s * 0.0 + b_e")
 
 
 def finish_online(

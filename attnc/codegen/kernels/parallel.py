@@ -32,17 +32,27 @@ def parallel_step(
         _gated(builder)
     if not algebra.by_channel:
         # by channel, what is hidden has decayed to 0 already
-        hidden = "b_w = tl.where(m_st, b_w, 0.0)"
-        builder.map(
-            "b_w", STEP, tile, *visible_lines(algebra, loaded.bindings), hidden,
-            name="visible", reads=("b_w", *(n.buffer for n in loaded.nodes)), masked_only=True,
-            note="what the mask hides weighs 0",
-        )  # fmt: skip
+        hide_weights(builder, algebra, loaded)
+    fold_normaliser(builder, algebra)
+    return "b_w"
+
+
+def hide_weights(builder: GraphBuilder, algebra: Algebra, loaded: Loaded) -> None:
+    """`b_w` of what the mask shows."""
+    hidden = "b_w = tl.where(m_st, b_w, 0.0)"
+    builder.map(
+        "b_w", STEP, ("BT", "BS"), *visible_lines(algebra, loaded.bindings), hidden,
+        name="visible", reads=("b_w", *(n.buffer for n in loaded.nodes)), masked_only=True,
+        note="what the mask hides weighs 0",
+    )  # fmt: skip
+
+
+def fold_normaliser(builder: GraphBuilder, algebra: Algebra) -> None:
+    """Add the weights of a tile to the rows' normaliser, where there is one."""
     if algebra.normalize == "sum":
         # the sum of what multiplies v, rounded as it is: then a lone key gives back its v
         line = "b_n = b_n + tl.sum(b_w.to(IO).to(ACC), 1)"
         builder.fold("b_n", STEP, ("BT",), line, reads=("b_n", "b_w"))
-    return "b_w"
 
 
 def _constant(builder: GraphBuilder, algebra: Algebra, loaded: Loaded, printer: Printer) -> None:

@@ -44,11 +44,17 @@ def formula(variant: Variant, algebra: Algebra) -> str:
 def _weight(variant: Variant, term: str = "") -> list[tuple[str, str]]:
     """The weight of a pair and what it is made of; `term` marks those of one term of a sum."""
     s = f"s_{{ij}}{term}"
+    scores: list[tuple[str, str]] = []
     if variant.family == "softmax":
         weight = rf"\exp\left({to_latex(variant.score, {'s': s})}\right)"
+    elif variant.feature_map.weight is not None:
+        plain = variant.score == Name("s")
+        score = s if plain else "z_{ij}"
+        weight = to_latex(variant.feature_map.weight, {"s": score})
+        scores = [] if plain else [(score, to_latex(variant.score, {"s": s}))]
     else:
         weight = _polynomial(variant.feature_map.coefficients, s)
-    rows = [(f"w_{{ij}}{term}", weight), (s, _product(variant, term))]
+    rows = [(f"w_{{ij}}{term}", weight), *scores, (s, _product(variant, term))]
     phi = variant.feature_map.phi
     if phi is not None:
         rows.append((rf"\phi{term}(x)", to_latex(phi)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnc.dsl.expr import Expr
 from attnc.dsl.variant import Variant
 from attnc.ops.reference.evaluate import evaluate, evaluate_mask
 from attnc.ops.reference.run import Run, head_index
@@ -153,11 +154,14 @@ class Block:
         return torch.where(visible, log, float("-inf"))
 
     def weighted(self) -> Tensor:
-        """Output of the state family: polynomial weights, decay, the start's part, normaliser."""
+        """Output of any other weight than a softmax's: weights, decay, the start's part, normaliser."""
         run = self.run
         visible = self.visible()
         s = self.decayed_scores(visible) if run.by_channel else self.scores()
-        weight = polynomial(run.variant, s, run.round)
+        if run.variant.feature_map.weight is None:
+            weight = polynomial(run.variant, s, run.round)
+        else:
+            weight = self.pointwise(run.variant.feature_map.weight, s, visible)
         if self.sums is not None and not run.by_channel:
             weight = run.round(weight * run.decay(self.exponents(visible)))
         weight = torch.where(visible, weight, 0)
@@ -175,6 +179,13 @@ class Block:
         if not summed:
             return out
         return run.round(out / torch.where(normaliser == 0, 1, normaliser))
+
+    def pointwise(self, weight: Expr, s: Tensor, visible: Tensor) -> Tensor:
+        """What a weight makes of the declared score."""
+        run = self.run
+        scope = replace(run.scope(self.index, s=s), seen=visible)
+        score = evaluate(run.variant.score, scope).expand_as(s)
+        return evaluate(weight, replace(run.scope({}, s=score), seen=visible)).expand_as(s)
 
     def from_state(self) -> tuple[Tensor, Tensor]:
         """phi_q(q_i) decayed over the tokens 0 .. i, and the S it meets."""

@@ -66,8 +66,8 @@ class Run:
             raise InputError("only the softmax family and sums of terms have an lse")
         if self.initial_state is None and not return_state:
             return
-        if self.variant.has_lse:
-            what = "a sum of terms" if self.variant.terms else "the softmax family"
+        if self.variant.family != "state":
+            what = "a sum of terms" if self.variant.terms else f"the {self.variant.family} family"
             raise InputError(f"{what} has no state of fixed size")
         if not is_causal(self.variant.mask_form):
             raise InputError("a state holds all tokens so far, which asks for mask = causal")

@@ -128,8 +128,11 @@ def _may_vanish(variant: Variant) -> bool:
     """Whether a weight, or a channel of phi, is negative somewhere, or a polynomial of s 0."""
     if variant.family == "softmax":
         return False
-    if variant.feature_map.phi is not None:
-        return bool((_map_values(variant.feature_map.phi) < 0).any())
+    feature = variant.feature_map
+    if feature.weight is not None:
+        return bool((_values(feature.weight, "s") <= 0).any())
+    if feature.phi is not None:
+        return bool((_values(feature.phi, "x") < 0).any())
     powers = enumerate(variant.feature_map.coefficients)
     values = sum((float(c) * _GRID**m for m, c in powers), torch.zeros_like(_GRID))
     return bool((values <= 0).any())
@@ -138,12 +141,12 @@ def _may_vanish(variant: Variant) -> bool:
 def _of_positive(variant: Variant) -> bool:
     """Whether phi has no value at some negative channel, as log and sqrt have none."""
     phi = variant.feature_map.phi
-    return phi is not None and bool(_map_values(phi).isnan().any())
+    return phi is not None and bool(_values(phi, "x").isnan().any())
 
 
-def _map_values(phi: Expr) -> Tensor:
-    scope = Scope({"x": _GRID}, lambda ref: _GRID, torch.float64, _GRID.device)
-    return evaluate(phi, scope)
+def _values(expression: Expr, name: str) -> Tensor:
+    scope = Scope({name: _GRID}, lambda ref: _GRID, torch.float64, _GRID.device)
+    return evaluate(expression, scope)
 
 
 def _strided(x: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ def _add_rows(builder: GraphBuilder) -> None:
 def _store(builder: GraphBuilder, facts: GradientFacts) -> None:
     shape = ("BS", "BK")
     guard = join_guards("m_s[:, None]", facts.k_mask)
-    if facts.softmax and facts.scale != 1.0:
+    if facts.scaled_last:
         line = f"b_dk = b_dk * {number(facts.scale)}"
         note = "ds/dk = scale * q"
         builder.map("b_dk", FINISH, shape, line, name="scale dk", reads=("b_dk",), note=note)

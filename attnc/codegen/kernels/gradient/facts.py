@@ -67,6 +67,11 @@ class GradientFacts:
         return self.variant.scale.value(self.dims[0])
 
     @property
+    def scaled_last(self) -> bool:
+        """Whether dq and dk are multiplied by the scale at the end, once for all pairs."""
+        return self.scale != 1.0 and (self.softmax or self.algebra.score is not None)
+
+    @property
     def row_factor(self) -> float:
         """What a linear weight's rows are multiplied by at the end of the forward."""
         if self.softmax or self.summed or not self.algebra.direct:

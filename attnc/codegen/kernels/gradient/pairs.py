@@ -74,6 +74,8 @@ def pair_step(
     builder.dot("b_s", STEP, side.tile, *side.pairs(part), note="the scores of the tile again")
     if facts.algebra.family == "softmax":
         _softmax(builder, facts, part, side, loaded)
+    elif facts.algebra.family == "pointwise":
+        _pointwise(builder, facts, side, loaded)
     elif part.of_sum:
         _term(builder, facts, part, side, loaded)
     else:
@@ -110,9 +112,7 @@ def _softmax(
 ) -> None:
     algebra, derivation = facts.algebra, facts.derivation
     assert algebra.score is not None and derivation.score_slope is not None
-    slopes = {"b_ls": derivation.score_slope}
-    slopes |= {f"b_l_{partial.label}": partial.slope for partial in derivation.score}
-    slopes = {name: slope for name, slope in slopes.items() if not slope.is_number}
+    slopes = _slopes(facts, "b_ls")
     reads = ("b_s", "f_index", "f_step", *(node.buffer for node in loaded.nodes))
     if algebra.plain_score and not slopes:
         factor = number(facts.scale * LOG2E)
@@ -120,11 +120,7 @@ def _softmax(
         builder.map("b_p", STEP, side.tile, weights, reads=("b_s", "b_m"), note="exp(score - lse)")
         _visible(builder, facts, side, loaded, "b_p")
     else:
-        lines = [f"b_s = b_s * {number(facts.scale)}"]
-        bindings = {**loaded.bindings, "s": "b_s"}
-        lines += shared_lines({"b_e": algebra.score, **slopes}, bindings, facts.printer)
-        if "s" not in {symbol.name for symbol in algebra.score.free_symbols}:
-            lines.append("b_e = b_s * 0.0 + b_e")
+        lines = _score_lines("b_e", facts, loaded, slopes)
         note = "the declared score again, and its derivatives"
         builder.map("b_e", STEP, side.tile, *lines, name="score", reads=reads, note=note)
         weights = f"b_p = tl.exp2(b_e * {number(LOG2E)} - b_m{side.i})"
@@ -142,6 +138,50 @@ def _softmax(
         # each term has a scale of its own: no product at the end serves them all
         line += f" * {number(facts.scale)}"
     builder.map("b_g", STEP, side.tile, line, reads=("b_ds", "b_e"))
+
+
+def _slopes(facts: GradientFacts, name: str) -> dict[str, sympy.Expr]:
+    """Derivatives of the score that are no number, by buffer; `name` is that of the one by s."""
+    derivation = facts.derivation
+    assert derivation.score_slope is not None
+    slopes = {name: derivation.score_slope}
+    slopes |= {f"b_l_{partial.label}": partial.slope for partial in derivation.score}
+    return {name: slope for name, slope in slopes.items() if not slope.is_number}
+
+
+def _score_lines(
+    target: str, facts: GradientFacts, loaded: Loaded, slopes: Mapping[str, sympy.Expr]
+) -> list[str]:
+    """`target` = the algebra's score again, a tile of pairs, and its derivatives."""
+    score = facts.algebra.score
+    assert score is not None
+    lines = [f"b_s = b_s * {number(facts.scale)}"]
+    bindings = {**loaded.bindings, "s": "b_s"}
+    lines += shared_lines({target: score, **slopes}, bindings, facts.printer)
+    if "s" not in {symbol.name for symbol in score.free_symbols}:
+        lines.append(f"{target} = b_s * 0.0 + {target}")
+    return lines
+
+
+def _pointwise(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> None:
+    """A weight that is any function of the score; `b_ds` is the gradient of the weight."""
+    slope = facts.derivation.score_slope
+    assert slope is not None
+    slopes = _slopes(facts, "b_ls")
+    lines = _score_lines("b_p", facts, loaded, slopes)
+    reads = ("b_s", "f_index", "f_step", *(node.buffer for node in loaded.nodes))
+    note = "the weight of the declared score, and its derivatives"
+    builder.map("b_p", STEP, side.tile, *lines, name="weight", reads=reads, note=note)
+    _visible(builder, facts, side, loaded, "b_p", *slopes)
+    builder.dot("b_dp", STEP, side.tile, *side.outputs, note="do . v")
+    line = f"b_ds = b_dp + b_d{side.i}" if facts.summed else "b_ds = b_dp"
+    note = "gradient of the weight"
+    builder.map("b_ds", STEP, side.tile, line, reads=("b_dp", "b_d"), note=note)
+    if len(slopes) <= len(facts.derivation.score):
+        # a derivative that is a number hides nothing
+        _visible(builder, facts, side, loaded, "b_ds")
+    factor = "b_ls" if "b_ls" in slopes else number(float(slope))
+    builder.map("b_g", STEP, side.tile, f"b_g = b_ds * {factor}", reads=("b_ds", "b_p"))
 
 
 def _term(

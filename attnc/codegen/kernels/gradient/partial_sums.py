@@ -96,7 +96,7 @@ def add_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
             _store_pairs(builder, partial, value)
             continue
         _fold(builder, f"b_a_{partial.label}", rows, value, "b_ds")
-        if side.kernel == "dq":
+        if side.kernel == "dq" and sums_scores(facts):
             _fold(builder, f"b_w_{partial.label}", rows, _times("b_p", partial), "b_p")
     if side.kernel == "dq" and sums_scores(facts):
         _fold(builder, "b_z", rows, "b_ds", "b_ds")
@@ -104,7 +104,7 @@ def add_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
 
 def _fold(builder: GraphBuilder, name: str, rows: tuple[str], value: str, source: str) -> None:
     line = f"{name} = {name} + tl.sum({value}, 1)"
-    builder.fold(name, STEP, rows, line, name=f"fold {name}", reads=(source, "b_e", name))
+    builder.fold(name, STEP, rows, line, name=f"fold {name}", reads=(source, "b_e", "b_p", name))
 
 
 def _times(value: str, partial: Partial) -> str:
@@ -118,7 +118,7 @@ def _times(value: str, partial: Partial) -> str:
 def store_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     """What the program summed, at its rows or its tile."""
     mine = _by_lane(facts, side)
-    if mine and side.kernel == "dq":
+    if mine and side.kernel == "dq" and sums_scores(facts):
         labels = [partial.label for partial in mine]
         rest = rounding_of_delta(facts)
         lines = [f"b_a_{label} = b_a_{label} - {rest} * b_w_{label}" for label in labels]
@@ -180,7 +180,7 @@ def _store_pairs(builder: GraphBuilder, partial: Partial, value: str) -> None:
     if row == "b_i":
         guard += " & (b_i >= 0)[:, None]"
     builder.store(
-        STEP, ("BT", "BS"), start, value, name=f"store du_{partial.label}", reads=("b_ds", "b_e"),
+        STEP, ("BT", "BS"), start, value, name=f"store du_{partial.label}", reads=("b_ds", "b_e", "b_p"),
         tensor=f"du_{partial.label}", address="p_du + o_s[None, :]", guard=guard,
         note=f"gradient of {partial}, pair by pair",
     )  # fmt: skip
@@ -272,8 +272,9 @@ def rate_arguments(facts: GradientFacts, side: Side) -> list[TensorArgument]:
 
 def sums_scores(facts: GradientFacts) -> bool:
     """Whether the `dq` pass adds up each row's score gradients, and knows delta's rounding."""
-    found = (facts.whole or facts).derivation
-    return bool(found.score or found.sink or found.factor)
+    whole = facts.whole or facts
+    found = whole.derivation
+    return whole.softmax and bool(found.score or found.sink or found.factor)
 
 
 def exact_for_keys(facts: GradientFacts) -> bool:

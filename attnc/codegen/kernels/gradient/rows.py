@@ -117,7 +117,7 @@ def declared_loads(facts: GradientFacts, side: Side) -> Loaded:
     algebra = facts.algebra
     if algebra.terms:
         return load_terms(algebra, facts.declared, side.axes, sink=side is ROWS)
-    if facts.softmax:
+    if algebra.score is not None:
         sink = side.kernel == "dq" and sink_matters(facts)
         return load_score(algebra, facts.declared, side.axes, sink=sink)
     documents = document_refs(algebra)
@@ -244,7 +244,7 @@ def _load_keys(builder: GraphBuilder, facts: GradientFacts, values: Loaded) -> N
 def _store(builder: GraphBuilder, facts: GradientFacts) -> None:
     shape = ("BT", "BK")
     guard = join_guards("m_t[:, None]", facts.k_mask)
-    if facts.softmax and facts.scale != 1.0:
+    if facts.scaled_last:
         line = f"b_dq = b_dq * {number(facts.scale)}"
         note = "ds/dq = scale * k"
         builder.map("b_dq", FINISH, shape, line, name="scale dq", reads=("b_dq",), note=note)
