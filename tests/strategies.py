@@ -37,6 +37,16 @@ SIGNED = (
     "tanh(x)",
     "x - 0.5",
 )
+# functions of the score that are no polynomials, and are continuous: no digit decides a branch
+BOUNDED = (
+    "sigmoid(s)",
+    "softplus(s) + 0.1",
+    "relu(s) + 0.2",
+    "exp(-s**2/2) + 0.1",
+    "(1 + s**2)/(2 + s**2)",
+    "0.3 + log1p(s**2)",
+)
+BENT = ("relu(s)**2", "tanh(s)", "s*sigmoid(s)", "where(s > 0, s, 0.1*s)", "min(s, 1)", "abs(s) - 1")
 HIGH_DEGREE = ("taylor(3)", "s**3 - 2*s + 1/2", "0.25 + s**4")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PARAMS = {
@@ -191,7 +201,7 @@ def declarations(
 
     `grad` declares every tensor with a gradient.
     """
-    family = family or draw(st.sampled_from(["softmax", "state"]))
+    family = family or draw(st.sampled_from(["softmax", "state", "pointwise"]))
     scale = draw(st.sampled_from(['"rsqrt(d)"', "1.0", "0.125", "0.3", "-0.2"]))
     mask = "causal" if causal or draw(st.booleans()) else draw(data_masks())
     if not causal and draw(st.integers(0, 5)) == 0:
@@ -208,6 +218,12 @@ def declarations(
             fields["sink"] = f'"{sink}"'
         return toml_of({**fields, "score": f'"{score}"'}, f"{score} {sink} {value}", grad)
     normalize = draw(st.sampled_from(["sum", "none"]))
+    if family == "pointwise":
+        score = draw(scores())
+        weight = draw(st.sampled_from(BOUNDED if normalize == "sum" else (*BOUNDED, *BENT)))
+        fields = {"feature_map": f'"{weight}"', "scale": scale, "mask": f'"{mask}"', **handed}
+        fields |= {"normalize": f'"{normalize}"', "score": f'"{score}"'}
+        return toml_of(fields, f"{score} {value}", grad)
     maps = NONNEGATIVE if normalize == "sum" else (*NONNEGATIVE, *SIGNED)
     fields = {"feature_map": f'"{draw(st.sampled_from(maps))}"', "scale": scale}
     fields |= {"normalize": f'"{normalize}"', **handed}
