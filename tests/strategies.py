@@ -46,7 +46,14 @@ BOUNDED = (
     "(1 + s**2)/(2 + s**2)",
     "0.3 + log1p(s**2)",
 )
-BENT = ("relu(s)**2", "tanh(s)", "s*sigmoid(s)", "where(s > 0, s, 0.1*s)", "min(s, 1)", "abs(s) - 1")
+BENT = (
+    "relu(s)**2",
+    "tanh(s)",
+    "s*sigmoid(s)",
+    "where(s > 0, s, 0.1*s)",
+    "min(s, 1)",
+    "abs(s) - 1",
+)
 HIGH_DEGREE = ("taylor(3)", "s**3 - 2*s + 1/2", "0.25 + s**4")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PARAMS = {

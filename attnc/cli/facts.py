@@ -123,9 +123,11 @@ class Facts:
         return replace(work, tq=1)
 
     def _cache(self, variant: Variant) -> str:
-        if not self.decode or not variant.has_lse:
+        if not self.decode or not variant.over_cache:
             if self.cache is not None:
-                raise UsageError("--cache is for --decode of a softmax variant or a sum of terms")
+                raise UsageError(
+                    "--cache is for --decode of a variant that no state holds: a softmax, a sum"
+                )
             return ""
         if self.cache is not None and self.cache not in CACHES:
             raise _unknown("cache", self.cache, CACHES)

@@ -110,6 +110,11 @@ class Algebra:
         return self.normalize == "softmax"
 
     @property
+    def over_cache(self) -> bool:
+        """Whether decode keeps keys and values, since no state of fixed size holds the weight."""
+        return self.family != "state"
+
+    @property
     def weight(self) -> str:
         """The weight as text, its factor in front."""
         if self.family == "softmax":

@@ -30,9 +30,7 @@ from attnc.errors import LimitExceeded, NoFamily
 
 _X_FUNCTIONS = frozenset(FUNCTIONS) - {"window", "prefix", "documents", "blocks", "taylor"}
 _EVERY_FUNCTION = _X_FUNCTIONS | {"taylor"}
-_GRAMMAR = (
-    'a feature map is "softmax", "identity", "taylor(p)", an expression in s, or one in x'
-)
+_GRAMMAR = 'a feature map is "softmax", "identity", "taylor(p)", an expression in s, or one in x'
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,6 +243,11 @@ class Variant:
         return self.family in {"softmax", "terms"}
 
     @property
+    def over_cache(self) -> bool:
+        """Whether decode keeps keys and values, since no state of fixed size holds the weight."""
+        return self.family != "state"
+
+    @property
     def used(self) -> frozenset[str]:
         """Names of the declared tensors that some expression reads."""
         named = used_names(self.score, self.value, self.log_decay, self.sink, self.factor)

@@ -182,6 +182,6 @@ def test_what_such_a_weight_does_not_have_is_refused_in_words():
     assert "no polynomial in s, so no state of fixed size holds it" in caught.value.notes[0]
     with pytest.raises(PlanError, match="'sigmoid' has no chunked form"):
         op(q, k, v, bias=bias, form="chunked")
-    with pytest.raises(PlanError, match="'sigmoid' has no decode") as refused:
-        op.init_state(1, 1, 16, 16)
-    assert "TQ = 1 ends at the last key" in refused.value.hints[0]
+    with pytest.raises(PlanError, match="'rectified' has no decode") as refused:
+        compile_op(DECLARED["rectified"]).init_state(1, 1, dim=16, device="cpu")
+    assert "keys that come after it" in refused.value.notes[0]

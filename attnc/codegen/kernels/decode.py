@@ -22,6 +22,8 @@ from attnc.codegen.kernels.decode_state import start_with_state, state_tensors
 from attnc.codegen.kernels.key_tile import score_keys
 from attnc.codegen.kernels.online import finish_online, start_online
 from attnc.codegen.kernels.operand import join_guards, map_features, ragged_columns
+from attnc.codegen.kernels.parallel import divide_rows, start_parallel
+from attnc.codegen.kernels.pointwise import finish_split, pointwise_step
 from attnc.codegen.kernels.scales import UNSCALED
 from attnc.codegen.kernels.sink import load_score, sink_node
 from attnc.codegen.kernels.terms import (
@@ -95,11 +97,13 @@ def decode_kernel(
         score_keys(builder, part.query)
         builder.extend(node for node in read.nodes if node.region == STEP)
         scale = part.variant.scale.value(dims[0])
-        weights = term_step(builder, part, scale, read, printer, UNSCALED, heads=True)
+        if algebra.family == "pointwise":
+            weights = pointwise_step(builder, algebra, scale, read, printer, heads=True)
+        else:
+            weights = term_step(builder, part, scale, read, printer, UNSCALED, heads=True)
         _fold_values(builder, cache, weights, v_mask)
     builder.walk = 0
-    # a split that saw nothing has no sum, whatever the sink of the first one
-    finish_online(builder, replace(algebra, sink=None) if split else algebra)
+    _finish(builder, algebra, split=split)
     builder.store(
         FINISH, ("BT", "BV"), "b_o.to(o.dtype.element_ty)",
         name="store o", reads=("b_o",), tensor="o", note="[BT, BV]",
@@ -112,7 +116,7 @@ def decode_kernel(
     if facts is not None:
         constants = (*constants, "F", *(() if facts.features.direct else ("FP",)))
     state = () if facts is None else state_tensors(facts, algebra.distance)
-    tensors = _tensors(loaded, cache, split, state)
+    tensors = _tensors(algebra, loaded, cache, split, state)
     kernel = Kernel("decode", "", tensors, scalars, constants, builder.build())
 
     def share(part: Part) -> KeyRange:
@@ -123,7 +127,7 @@ def decode_kernel(
 
 
 def _tensors(
-    loaded: Loaded, cache: str, split: bool, state: tuple[TensorArgument, ...]
+    algebra: Algebra, loaded: Loaded, cache: str, split: bool, state: tuple[TensorArgument, ...]
 ) -> tuple[TensorArgument, ...]:
     paged = cache == "paged"
     first, rows = ("p", "PAGES, P") if paged else ("b", "B, C")
@@ -140,14 +144,19 @@ def _tensors(
     if paged:
         tensors.append(TensorArgument("block_table", ("b", "n"), "i32", "[B, C / P]: pages"))
     tensors += state
+    made: dict[str, tuple[str, str, str]] = {}
     if split:
-        layout = "[B, NS, HQ, V]: the rows of each split"
-        tensors.append(TensorArgument("o", (), "acc", layout, written=True, given="parts"))
-        layout = "[B, NS, HQ]: natural log"
-        tensors.append(TensorArgument("lse", (), "acc", layout, written=True, given="part_lse"))
+        made["o"] = "acc", "[B, NS, HQ, V]: the rows of each split", "parts"
+        if algebra.has_lse:
+            made["lse"] = "acc", "[B, NS, HQ]: natural log", "part_lse"
+        elif algebra.normalize == "sum":
+            made["norm"] = "acc", "[B, NS, HQ]: sums of weights", "part_norm"
     else:
-        tensors.append(TensorArgument("o", (), "io", "[B, 1, HQ, V]", written=True))
-        tensors.append(TensorArgument("lse", (), "acc", "[B, HQ, 1]: natural log", written=True))
+        made["o"] = "io", "[B, 1, HQ, V]", ""
+        if algebra.has_lse:
+            made["lse"] = "acc", "[B, HQ, 1]: natural log", ""
+    for name, (dtype, layout, given) in made.items():
+        tensors.append(TensorArgument(name, (), dtype, layout, written=True, given=given))
     return tuple(tensors)
 
 
@@ -194,11 +203,24 @@ def _start(
         builder.fold("b_m", SETUP, ("BT",), line, reads=("b_sink",), note=note)
         line = "b_l = tl.zeros([BT], ACC) + tl.where(i_n == 0, 1.0, 0.0)"
         builder.fold("b_l", SETUP, ("BT",), line, note="running sum")
-    else:
+    elif algebra.has_lse:
         start_online(builder, algebra, loaded, printer)
+    else:
+        start_parallel(builder, algebra)
     # past the capacity no key is read: the row says so
     line = 'b_o = tl.zeros([BT, BV], ACC) + tl.where(TK > 0, 0.0, float("nan"))'
     builder.fold("b_o", SETUP, ("BT", "BV"), line, note="accumulator, NaN past the capacity")
+
+
+def _finish(builder: GraphBuilder, algebra: Algebra, *, split: bool) -> None:
+    """The rows and what they are divided by, or a split's share of both."""
+    if algebra.has_lse:
+        # a split that saw nothing has no sum, whatever the sink of the first one
+        finish_online(builder, replace(algebra, sink=None) if split else algebra)
+    elif split:
+        finish_split(builder, algebra)
+    elif algebra.normalize == "sum":
+        divide_rows(builder)
 
 
 def _load_keys(builder: GraphBuilder, cache: str, k_mask: str) -> None:

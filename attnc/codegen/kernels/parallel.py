@@ -86,14 +86,20 @@ def _gated(builder: GraphBuilder) -> None:
     )  # fmt: skip
 
 
+def divide_rows(builder: GraphBuilder) -> None:
+    """`b_o` over the rows' normaliser."""
+    line = "b_o = b_o / tl.where(b_n != 0.0, b_n, 1.0)[:, None]"
+    note = "a row that saw nothing gives 0"
+    shape = ("BT", "BV")
+    builder.map("b_o", FINISH, shape, line, name="normalise", reads=("b_o", "b_n"), note=note)
+
+
 def finish_parallel(builder: GraphBuilder, algebra: Algebra, scale: float) -> None:
     """Normalise, or scale a linear weight once a row."""
     tile = ("BT", "BV")
     factor = float(algebra.coefficients[1]) * scale if algebra.direct else 1.0
     if algebra.normalize == "sum":
-        line = "b_o = b_o / tl.where(b_n != 0.0, b_n, 1.0)[:, None]"
-        note = "a row that saw nothing gives 0"
-        builder.map("b_o", FINISH, tile, line, name="normalise", reads=("b_o", "b_n"), note=note)
+        divide_rows(builder)
         builder.store(
             FINISH, ("BT",), "b_n", name="store norm", reads=("b_n",),
             tensor="norm", address="p_norm + r_t", guard="m_t",

@@ -34,7 +34,7 @@ def decode_form(request: Request, algebra: Algebra) -> tuple[str, str]:
         PlanError: the variant has no decode, and why.
     """
     name = request.variant.name
-    if algebra.has_lse:
+    if algebra.over_cache:
         if not algebra.within_causal:
             raise PlanError(
                 f"{name!r} has no decode",
@@ -72,7 +72,8 @@ def decode_form(request: Request, algebra: Algebra) -> tuple[str, str]:
             assert algebra.folded is not None, "a state holds a term"
             term = algebra.folded + 1
             return "online", f"a state holds term {term}, one row goes over the ring of the others"
-        return "online", "one row over the keys of a cache, cut into splits"
+        form = "online" if algebra.has_lse else "parallel"
+        return form, "one row over the keys of a cache, cut into splits"
     recurrent = algebra.legal("recurrent")
     if not recurrent.legal:
         raise PlanError(
@@ -112,7 +113,7 @@ def decode_passes(
     after: tuple[PassPlan, ...] = ()
     if splits > 1:
         tiles = {"BN": splits, "BV": tile_v}
-        after = (pass_plan(request, combine_kernel(), tiles, 4, 1),)
+        after = (pass_plan(request, combine_kernel(algebra), tiles, 4, 1),)
     found: Found = []
     rejected: list[Rejected] = []
     for keys, warps, stages in product((64, 128, 32), (4, 8, 2), (3, 2, 4, 1)):

@@ -127,7 +127,7 @@ def _triton_plans(request: Request, algebra: Algebra, form: str, reason: str) ->
             why = rejected[-1].reason if rejected else "no chunk size is legal"
             form = "online" if algebra.has_lse else "parallel"
             reason = f"the state is too large for any tile: {why}"
-    if request.decode and form == "online":
+    if request.decode and form != "recurrent":
         found, rejected = decode_passes(request, algebra, printer_for(request))
     elif form == "recurrent":
         found, rejected = recurrent_passes(request, algebra, printer_for(request))

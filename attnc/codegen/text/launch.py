@@ -81,7 +81,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
     parameters = ["q", "k", "v", *used_tensors(plan)]
     if plan.stateful:
         parameters.append("initial_state")
-    online = plan.form == "online"
+    cached = plan.decode and plan.algebra.over_cache
     summed = plan.algebra.normalize == "sum"
     shape = "[B, T, HQ, V]" if folded else "[B, TQ, HQ, V]"
     returns = f"o {shape}"
@@ -91,10 +91,11 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         returns += f" and the sums of weights [B, HQ, {'T' if folded else 'TQ'}]"
     if plan.stateful:
         returns += " and the final state"
-    if plan.decode and online:
+    if cached:
         parameters += ["lengths", "key_cache", "value_cache"]
         parameters += ["block_table"] if plan.cache == "paged" else []
-        returns = "o [B, 1, HQ, V] and lse [B, HQ, 1]; the token enters the cache in place"
+        returns = "o [B, 1, HQ, V]" + (" and lse [B, HQ, 1]" if plan.algebra.has_lse else "")
+        returns += "; the token enters the cache in place"
         if plan.cache == "folded":
             parameters += ["state", "sums"]
             returns += ", a key the state [B, HKV, F, V] and its sums [B, HKV, F]"
@@ -104,7 +105,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         if summed:
             returns += ", and so are its sums [B, HS, F]"
     return LaunchText(
-        launcher="launch_decode.jinja" if plan.decode and online else _LAUNCHERS[plan.form],
+        launcher="launch_decode.jinja" if cached else _LAUNCHERS[plan.form],
         phase=plan.phase,
         parameters=tuple(parameters),
         summary=f"Attention by the {plan.form} form, for K = {plan.dims[0]}, V = {plan.dims[1]}.",
@@ -112,7 +113,7 @@ def launch_text(plan: Plan, render_call: Callable[..., str]) -> LaunchText:
         calls=tuple(_call(plan, step, render_call) for step in plan.passes),
         lists=list_workspaces(plan),
         packed=plan.algebra.mask.packed,
-        online=online,
+        online=plan.form == "online",
         has_lse=plan.algebra.has_lse,
         summed=summed,
         gated=plan.algebra.decay in {"gated", "channel"},

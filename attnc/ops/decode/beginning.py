@@ -142,7 +142,7 @@ class Beginning(Planned, ABC):
     @property
     def _over_cache(self) -> bool:
         """Whether a cache of keys is what goes from token to token, not a state."""
-        return self._algebra.has_lse
+        return self._algebra.over_cache
 
     def _head_dims(self, dim: int | tuple[int, int] | None) -> tuple[int, int]:
         declared = self.variant.dim

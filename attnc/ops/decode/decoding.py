@@ -132,8 +132,8 @@ class Decoding(Beginning, ABC):
             return (o, lse, state) if return_lse else (o, state)
         if self._over_cache:
             cache = check_cache(self, state, sizes, q)
-            o, lse = step_cache(self, q, k, v, cache, tensors, sizes, precision)
-            return (o, lse, cache) if return_lse else (o, cache)
+            rows = step_cache(self, q, k, v, cache, tensors, sizes, precision)
+            return (*rows, cache) if return_lse else (rows[0], cache)
         matrix = self._check_matrix(state, sizes, q)
         given = check_tensors(self.variant, tensors, sizes, q)
         workload = Workload(sizes.batch, 1, 1, sizes.hq, sizes.hkv)

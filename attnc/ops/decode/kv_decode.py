@@ -1,4 +1,4 @@
-"""Prefill and step of a softmax, or of a sum of terms, over a cache of keys and values."""
+"""Prefill and step over a cache of keys and values, of what no state of fixed size holds."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def step_cache(
     kind: str = "",
     beside: Sequence[torch.Tensor] = (),
 ) -> list[torch.Tensor]:
-    """o [B, 1, HQ, V] and lse [B, HQ, 1]; the token enters the cache, and the lengths advance.
+    """o [B, 1, HQ, V] and any lse [B, HQ, 1]; the token enters the cache, the lengths advance.
 
     `kind` is the planner's, where that is not the cache's own; `beside` is a state in place.
     """

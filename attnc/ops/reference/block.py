@@ -154,7 +154,7 @@ class Block:
         return torch.where(visible, log, float("-inf"))
 
     def weighted(self) -> Tensor:
-        """Output of any other weight than a softmax's: weights, decay, the start's part, normaliser."""
+        """Output of any weight but a softmax's: weights, decay, the start's part, normaliser."""
         run = self.run
         visible = self.visible()
         s = self.decayed_scores(visible) if run.by_channel else self.scores()

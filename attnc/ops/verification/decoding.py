@@ -66,7 +66,7 @@ def _states(op: Op, inputs: Inputs, shape: Shape) -> Iterator[tuple[str, State]]
     except PlanError:
         return  # it has no decode, and the gallery says why
     kinds: list[dict[str, Any]] = [{}]
-    if op.variant.has_lse:
+    if op.variant.over_cache:
         kinds.append({"capacity": shape.tq})
     for options in kinds:
         try:

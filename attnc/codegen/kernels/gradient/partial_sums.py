@@ -180,7 +180,8 @@ def _store_pairs(builder: GraphBuilder, partial: Partial, value: str) -> None:
     if row == "b_i":
         guard += " & (b_i >= 0)[:, None]"
     builder.store(
-        STEP, ("BT", "BS"), start, value, name=f"store du_{partial.label}", reads=("b_ds", "b_e", "b_p"),
+        STEP, ("BT", "BS"), start, value,
+        name=f"store du_{partial.label}", reads=("b_ds", "b_e", "b_p"),
         tensor=f"du_{partial.label}", address="p_du + o_s[None, :]", guard=guard,
         note=f"gradient of {partial}, pair by pair",
     )  # fmt: skip
