@@ -112,8 +112,8 @@ def read_weight(fields: Fields, declared: Mapping[str, Declared]) -> tuple[Featu
     if feature.kind not in {"softmax", "pointwise"} and to_text(score) != "s":
         raise fields.refuse(
             "score",
-            f"{fields.name!r} has a score and no softmax",
-            notes=("a state keeps polynomials of s alone: a softmax's score is any expression",),
+            f"{fields.name!r} has a score, and a weight that folds into a state",
+            notes=("a state keeps powers of q.k: a softmax and pointwise weights alone have a score",),
             hints=("write the weight as feature_map, a polynomial in s",),
         )
     return feature, score
