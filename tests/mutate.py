@@ -37,6 +37,7 @@ TESTS = (
     "tests/ops/test_butterfly.py",
     "tests/ops/test_three_pass.py",
     "tests/ops/test_channel_gates.py",
+    "tests/ops/test_pointwise.py",
 )
 # what a part of a mutated file's path is tested by: that file runs first, and -x stops there
 FIRST = {
@@ -45,6 +46,7 @@ FIRST = {
     "convolution": "tests/ops/test_fft.py",
     "channel": "tests/ops/test_channel_gates.py",
     "gradient/walk": "tests/ops/test_walks.py",
+    "gradient/facts": "tests/ops/test_pointwise.py",
     "gradient/factor_sums": "tests/ops/test_terms.py",
     "gradient/folded_walk": "tests/ops/test_terms_backward.py",
     "border": "tests/ops/test_terms_backward.py",
@@ -58,6 +60,7 @@ CHOSEN = (
     " or inside_documents or owes_nothing or of_the_formula or of_each_sequence"
     " or tensor_of_a_sum_of_terms or of_a_walk_are or given_on_both"
     " or gradcheck_passes_by_t or gradcheck_passes_for_learned or its_gradient_by_chunks"
+    " or is_the_dense_formula"
 )
 
 
@@ -83,6 +86,14 @@ MUTATIONS = (
              "b_p * (b_dp - b_d", "b_p * (b_dp + b_d"),
     Mutation("the sum's normaliser, by pairs", f"{GRADIENT}/pairs.py",
              "b_dp = b_dp + b_d", "b_dp = b_dp - b_d"),
+    Mutation("a pointwise weight's normaliser", f"{GRADIENT}/pairs.py",
+             "b_ds = b_dp + b_d", "b_ds = b_dp - b_d"),
+    Mutation("a pointwise weight's slope", f"{GRADIENT}/pairs.py",
+             'f"b_g = b_ds * {factor}"', '"b_g = b_ds"'),
+    Mutation("what a slope that is a number hides", f"{GRADIENT}/pairs.py",
+             '_visible(builder, facts, side, loaded, "b_ds")', "pass"),
+    Mutation("the scale of a pointwise weight", f"{GRADIENT}/facts.py",
+             "(self.softmax or self.algebra.score is not None)", "self.softmax"),
     Mutation("the gradient of lse", f"{GRADIENT}/delta.py", "{line} - b_dl", "{line} + b_dl"),
     Mutation("the sum's normaliser, by rows", f"{GRADIENT}/delta.py",
              "\"-tl.sum\"", "\"tl.sum\""),

@@ -43,6 +43,13 @@ params.slope = { shape = ["h"], grad = true }
 inputs.rel = { shape = ["h", "i", "j"], grad = true }
 inputs.u = { shape = ["b", "t", "h"], grad = true }
 
+# a slope that is a number, and hides nothing by itself
+[shifted]
+feature_map = "s + sqrt(4)"
+scale = 0.5
+mask = "causal"
+normalize = "none"
+
 # a weight of positions alone, of the documents of a row
 [near]
 feature_map = "1/(1 + s**2)"
@@ -71,6 +78,8 @@ def dense(name, q, k, v, tensors):
             seen = column <= row
         case "rectified":
             weight, seen = F.relu(x * 0.25), column >= 0
+        case "shifted":
+            weight, seen = x * 0.5 + 2, column <= row
         case "bell":
             apart = tensors["slope"][:, None, None] * (row - column).abs()
             per_row = tensors["u"].transpose(1, 2)[:, :, row[:, 0].clamp(min=0)]
