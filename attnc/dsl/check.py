@@ -113,7 +113,9 @@ def read_weight(fields: Fields, declared: Mapping[str, Declared]) -> tuple[Featu
         raise fields.refuse(
             "score",
             f"{fields.name!r} has a score, and a weight that folds into a state",
-            notes=("a state keeps powers of q.k: a softmax and pointwise weights alone have a score",),
+            notes=(
+                "a state keeps powers of q.k: a softmax and pointwise weights alone have a score",
+            ),
             hints=("write the weight as feature_map, a polynomial in s",),
         )
     return feature, score
