@@ -1,7 +1,8 @@
 # `make demo` and `make test` set themselves up: the first call creates .venv, later ones reuse it.
 
 PYTHON ?= python3
-JOBS   ?= 2
+# for two cores: a test that waits for a process it started leaves its core to a third
+JOBS   ?= 3
 VENV   := .venv
 OLDEST := .venv-oldest
 BIN    := $(VENV)/bin

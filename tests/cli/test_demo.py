@@ -14,6 +14,7 @@ from attnc.ops.shipped import shipped
 
 
 # compiled for several GPUs, then interpreted in two precisions
+@pytest.mark.rest
 @pytest.mark.timeout(300)
 def test_one_layer_goes_through_every_stage_and_is_proved(attnc):
     done = attnc("demo", "--only", "lightning")

@@ -39,6 +39,7 @@ def on(system: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.rest(keep=2)
 @pytest.mark.parametrize(
     "line",
     ["list", "check based", "plan based --no-compiled", "explain lightning --backward", "emit gla"],
