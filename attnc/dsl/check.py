@@ -25,6 +25,7 @@ from attnc.dsl.limits import limited_text
 from attnc.dsl.mask import MaskForm, mask_form
 from attnc.dsl.paper import read_about, read_paper
 from attnc.dsl.parse import parse
+from attnc.dsl.polynomial import constants_in_the_way
 from attnc.dsl.real import check_real
 from attnc.dsl.source import Scope
 from attnc.dsl.text import to_text
@@ -245,6 +246,12 @@ def warnings_of(variant: Variant) -> tuple[str, ...]:
                 f"{term.name}: the weight {term.feature_map} is not provably nonnegative, so a "
                 'row sum may vanish or change sign under normalize = "sum"'
             )
+    weight = variant.feature_map.weight
+    for constant in constants_in_the_way(weight, "s") if weight is not None else ():
+        found.append(
+            f"{variant.name}: the weight {variant.feature_map} folds into a state where "
+            f"{to_text(constant)} is written as a number"
+        )
     used = variant.used
     found.extend(
         f"{variant.name}: {tensor.kind} {tensor.name!r} is declared and not used"

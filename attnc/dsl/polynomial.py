@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from attnc.dsl.expr import Binary, Expr, Name, Negate, Number, Span
+from attnc.dsl.expr import Binary, Call, Expr, Name, Negate, Number, Span, walk
 
 MAX_DEGREE = 8
 Coefficients = tuple[Fraction, ...]
@@ -36,6 +36,30 @@ def coefficients(expr: Expr, name: str) -> Coefficients:
         DegreeTooHigh: a degree over 8.
     """
     return _trim(_read(expr, name))
+
+
+def constants_in_the_way(expr: Expr, name: str) -> list[Expr]:
+    """Calls without the name, such as sqrt(2), but for which the expression is a polynomial."""
+    found: list[Expr] = []
+
+    def replaced(node: Expr) -> Expr:
+        if isinstance(node, Call) and Name(name) not in walk(node):
+            found.append(node)
+            return Number(Fraction(2))
+        match node:
+            case Binary(op="**", left=left, right=right):
+                return Binary("**", replaced(left), right)
+            case Binary(op=op, left=left, right=right):
+                return Binary(op, replaced(left), replaced(right))
+            case Negate(operand=operand):
+                return Negate(replaced(operand))
+        return node
+
+    try:
+        coefficients(replaced(expr), name)
+    except (NotPolynomial, DegreeTooHigh):
+        return []
+    return found
 
 
 def _read(expr: Expr, name: str) -> Coefficients:

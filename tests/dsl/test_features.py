@@ -81,6 +81,21 @@ def test_other_weights_warn_where_a_sum_divides(text):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "constants"),
+    [("s/sqrt(2)", ["sqrt(2)"]), ("(s + exp(1))**2 - log(3)", ["exp(1)", "log(3)"]),
+     ("sigmoid(s)", []), ("s**sqrt(4)", []), ("sqrt(2)*tanh(s)", [])],
+)  # fmt: skip
+def test_a_weight_that_a_constant_alone_keeps_from_a_state_is_told(text, constants):
+    found = feature(text, normalize="none")
+    assert found.family == "pointwise"
+    assert found.warnings() == tuple(
+        f"v: the weight {found.feature_map} folds into a state where {constant} is written as a "
+        "number"
+        for constant in constants
+    )
+
+
 def test_a_negative_scale_turns_a_mapped_weight_negative():
     assert feature("exp(x)", scale="-1.0", normalize="sum").warnings() != ()
     assert feature("taylor(2)", scale="-1.0", normalize="sum").warnings() == ()
@@ -99,6 +114,7 @@ def test_an_unused_tensor_and_an_empty_mask_warn():
 def test_the_family_follows_from_the_weight():
     assert Variant("v", feature_map="softmax", scale=1, mask=causal).family == "softmax"
     assert feature("taylor(2)").family == "state"
+    assert feature("sigmoid(s)").family == "pointwise"
 
 
 def test_the_scale_is_a_number_or_follows_the_head_dim():
