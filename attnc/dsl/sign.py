@@ -28,6 +28,14 @@ def nowhere_negative(parts: Coefficients) -> bool:
     return True
 
 
+def touches_zero(parts: Coefficients) -> bool:
+    """Whether a polynomial that is nowhere negative is 0 somewhere else than at 0."""
+    while len(parts) > 1 and parts[0] == 0:
+        parts = parts[1:]
+    each_once = _divide(parts, _gcd(parts, _derivative(parts)))[0]
+    return _real_roots(each_once) > 0
+
+
 def _real_roots(parts: Coefficients) -> int:
     """How many real roots a polynomial without repeated ones has.
 

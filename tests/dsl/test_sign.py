@@ -7,7 +7,7 @@ import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnc.dsl.sign import nowhere_negative
+from attnc.dsl.sign import nowhere_negative, touches_zero
 
 S = sympy.Symbol("s")
 ROOTS = st.fractions(-3, 3, max_denominator=4)
@@ -54,3 +54,13 @@ def test_any_polynomial_is_judged_as_by_its_least_value(parts):
 )  # fmt: skip
 def test_the_sign_of(text, expected):
     assert nowhere_negative(parts_of(sympy.nsimplify(text, rational=True))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("(1 + s)**2", True), ("s**2", False), ("s**2*(s - 2)**4", True), ("(s**2 - 3)**4", True),
+     ("s**4 + s**2", False), ("(s**2 + 1)**2", False), ("1 + s + s**2/2", False), ("s", False),
+     ("3", False), ("(s - 2)**2*(s**2 + s + 1)", True)],
+)  # fmt: skip
+def test_where_it_is_0_elsewhere_than_at_0_rounding_may_take_it_below(text, expected):
+    assert touches_zero(parts_of(sympy.nsimplify(text, rational=True))) == expected

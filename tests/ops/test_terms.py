@@ -258,3 +258,24 @@ def test_a_backward_of_terms_is_planned_with_room_for_a_third_tile_of_pairs(ops)
     """128 by 128 pairs spill by the compiler's figures for cuda:90, and 128 by 64 do not."""
     dq, _ = ops["windowed"].plan(dim=(64, 64), dtype="bf16", backward=True).passes
     assert (dq.kernel.name, dq.tile["BT"], dq.tile["BS"]) == ("dq", 128, 64)
+
+
+@pytest.mark.parametrize("weight", ["(1 + s)**2", "(s**2 - 3)**2", "(s - 2)**2*(s**2 + s + 1)"])
+def test_a_weight_that_touches_zero_is_never_taken_below_it(weight):
+    """Keys at the root alone: rounding makes some weights less than 0, which has no log."""
+    text = f"""
+[v]
+terms = [
+  {{ feature_map = "{weight}", scale = 1.0, mask = "causal" }},
+  {{ feature_map = "softmax", scale = 1.0, mask = "i - j >= 999" }},
+]
+"""
+    op = compile_op(loads(text)["v"])
+    root = {"(1 + s)**2": -1.0, "(s**2 - 3)**2": 3**0.5}.get(weight, 2.0)
+    q = torch.full((1, 200, 1, 16), root / 16) * (1 + 1e-5 * torch.randn(1, 200, 1, 1))
+    k = torch.ones(1, 200, 1, 16) * (1 + 1e-5 * torch.randn(1, 200, 1, 1))
+    v = torch.randn(1, 200, 1, 16)
+    out, lse = op(q, k, v, return_lse=True)
+    assert not out.isnan().any() and not lse.isnan().any()
+    # an average of values is none of them
+    assert out.abs().max() <= v.abs().max() + 1e-5

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from math import log2
 
 from attnc.codegen.algebra import Algebra
@@ -30,6 +29,7 @@ from attnc.codegen.kernels.visible import bound_arguments, visible_lines
 from attnc.codegen.kernels.weight import horner
 from attnc.codegen.tile_range import KeyRange
 from attnc.dsl.expr import Ref
+from attnc.dsl.sign import touches_zero
 from attnc.dsl.variant import Declared, Variant
 
 
@@ -204,7 +204,8 @@ def weight_lines(target: str, part: Part, scale: float, *, factored: bool = True
     """`target` = the polynomial of `b_s`, times its factor."""
     coefficients = part.algebra.coefficients
     lines = list(horner(target, "b_s", coefficients, scale, direct=False))
-    if _touches_zero(coefficients):
+    if touches_zero(coefficients):
+        # rounding may take it below
         lines.append(f"{target} = tl.maximum({target}, 0.0)")
     if factored and part.factor:
         lines.append(f"{target} = {target} * {part.factor}")
@@ -214,14 +215,6 @@ def weight_lines(target: str, part: Part, scale: float, *, factored: bool = True
 def inverse(exponent: str, least: int = -126) -> str:
     """exp2(-exponent), finite for an exponent of any size: none is taken to be below `least`."""
     return f"tl.exp2(-tl.maximum({exponent}, {least}.0))"
-
-
-def _touches_zero(coefficients: tuple[Fraction, ...]) -> bool:
-    """Whether rounding may take a weight that is nowhere negative below 0."""
-    if len(coefficients) != 3:
-        return False
-    c, b, a = coefficients
-    return b != 0 and b * b == 4 * a * c
 
 
 def over_tiles(
