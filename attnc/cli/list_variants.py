@@ -77,11 +77,15 @@ def _feature_maps(variant: Variant) -> str:
 def _weight(variant: Variant) -> str:
     if isinstance(variant, Convolution):
         return ", ".join(map(str, (to_text(variant.filter.weight), *variant.filter.transforms)))
-    weights = " + ".join(
-        f"exp({to_text(part.score)})" if part.family == "softmax" else str(part.feature_map)
-        for part in variant.terms or (variant,)
-    )
+    weights = " + ".join(map(_of_score, variant.terms or (variant,)))
     return ", ".join(filter(None, (weights, _decay(variant))))
+
+
+def _of_score(part: Variant) -> str:
+    score = to_text(part.score)
+    if part.family == "softmax":
+        return f"exp({score})"
+    return str(part.feature_map) if score == "s" else f"{part.feature_map} of {score}"
 
 
 def _decay(variant: Variant) -> str | None:

@@ -9,35 +9,36 @@ from pathlib import Path
 from attnc.ops.shipped import shipped
 
 TABLE = """\
- name            family   weight, decay a token                       mask                                    normalize
+ name            family     weight, decay a token                     mask                                    normalize
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
- based           state    taylor(2)                                   causal                                  sum
- block_sparse    softmax  exp(s)                                      causal & blocks(table, 64)              softmax
- butterfly_conv  conv     w[c, i-j]                                   causal                                  none
- document_mask   softmax  exp(s)                                      causal & documents(ids)                 softmax
- flash           softmax  exp(s)                                      causal                                  softmax
- flash_alibi     softmax  exp(s - slope[h] * (i - j))                 causal                                  softmax
- flash_softcap   softmax  exp(softcap(s, 50))                         causal                                  softmax
- flash_window    softmax  exp(s)                                      causal & window(4095)                   softmax
- fox             softmax  exp(s + g[b, i, h] - g[b, j, h])            causal                                  softmax
- gla             state    identity, exp(-softplus(-g[b, t, h, k]) /   causal                                  none
-                          16)
- gqa             softmax  exp(s)                                      causal                                  softmax
- hyena           conv     w[c, i-j]                                   causal                                  none
- lightning       state    identity, exp(-slope[h])                    causal                                  none
- linear          state    elu(x) + 1                                  causal                                  sum
- long_conv       conv     w[c, i-j], smooth(7), squash(0.003)         causal                                  none
- longformer      softmax  exp(s)                                      window(256, 256) | prefix(1) | (i < 1)  softmax
- mamba2          state    identity, exp(-exp(a[h]) * dt[b, t, h])     causal                                  none
- mla             softmax  exp(s)                                      causal                                  softmax
- prefix_lm       softmax  exp(s)                                      causal | prefix(n[b])                   softmax
- rebased         state    s**2                                        causal                                  sum
- relu2           state    relu(x)**2                                  causal                                  sum
- retnet          state    identity, exp(log1p(-2**(-5 - h)))          causal                                  none
- short_conv      conv     w[c, i-j]                                   causal & window(3)                      none
- sinks           softmax  exp(s)                                      causal & window(127)                    softmax
- streaming       softmax  exp(s)                                      causal & (window(1019) | prefix(4))     softmax
- window_taylor   terms    exp(s) + taylor(2)                          causal & window(63) | (i - j >= 64)     sum
+ based           state      taylor(2)                                 causal                                  sum
+ block_sparse    softmax    exp(s)                                    causal & blocks(table, 64)              softmax
+ butterfly_conv  conv       w[c, i-j]                                 causal                                  none
+ document_mask   softmax    exp(s)                                    causal & documents(ids)                 softmax
+ flash           softmax    exp(s)                                    causal                                  softmax
+ flash_alibi     softmax    exp(s - slope[h] * (i - j))               causal                                  softmax
+ flash_sigmoid   pointwise  sigmoid(s) of s + bias[h]                 causal                                  none
+ flash_softcap   softmax    exp(softcap(s, 50))                       causal                                  softmax
+ flash_window    softmax    exp(s)                                    causal & window(4095)                   softmax
+ fox             softmax    exp(s + g[b, i, h] - g[b, j, h])          causal                                  softmax
+ gla             state      identity, exp(-softplus(-g[b, t, h, k])   causal                                  none
+                            / 16)
+ gqa             softmax    exp(s)                                    causal                                  softmax
+ hyena           conv       w[c, i-j]                                 causal                                  none
+ lightning       state      identity, exp(-slope[h])                  causal                                  none
+ linear          state      elu(x) + 1                                causal                                  sum
+ long_conv       conv       w[c, i-j], smooth(7), squash(0.003)       causal                                  none
+ longformer      softmax    exp(s)                                    window(256, 256) | prefix(1) | (i < 1)  softmax
+ mamba2          state      identity, exp(-exp(a[h]) * dt[b, t, h])   causal                                  none
+ mla             softmax    exp(s)                                    causal                                  softmax
+ prefix_lm       softmax    exp(s)                                    causal | prefix(n[b])                   softmax
+ rebased         state      s**2                                      causal                                  sum
+ relu2           state      relu(x)**2                                causal                                  sum
+ retnet          state      identity, exp(log1p(-2**(-5 - h)))        causal                                  none
+ short_conv      conv       w[c, i-j]                                 causal & window(3)                      none
+ sinks           softmax    exp(s)                                    causal & window(127)                    softmax
+ streaming       softmax    exp(s)                                    causal & (window(1019) | prefix(4))     softmax
+ window_taylor   terms      exp(s) + taylor(2)                        causal & window(63) | (i - j >= 64)     sum
 
 attnc explain NAME says what becomes of one; attnc check FILE reads your own.
 """  # noqa: E501

@@ -12,7 +12,7 @@ from attnc.ops.verification.verify import verify
 from tests.ops.test_pointwise import DECLARED
 
 pytestmark = pytest.mark.gpu
-VARIANTS = {**DECLARED, "shipped": shipped()["sigmoid"]}
+VARIANTS = {**DECLARED, "shipped": shipped()["flash_sigmoid"]}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
