@@ -164,16 +164,19 @@ def _score_lines(
 
 
 def _pointwise(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> None:
-    """A weight that is any function of the score; `b_ds` is the gradient of the weight."""
+    """A weight that is any function of the score; `b_ds` is the gradient of the weight.
+
+    The scores alone wait for do . v: weight and slopes are made after it.
+    """
     slope = facts.derivation.score_slope
     assert slope is not None
+    builder.dot("b_dp", STEP, side.tile, *side.outputs, note="do . v")
     slopes = _slopes(facts, "b_ls")
     lines = _score_lines("b_p", facts, loaded, slopes)
     reads = ("b_s", "f_index", "f_step", *(node.buffer for node in loaded.nodes))
     note = "the weight of the declared score, and its derivatives"
     builder.map("b_p", STEP, side.tile, *lines, name="weight", reads=reads, note=note)
     _visible(builder, facts, side, loaded, "b_p", *slopes)
-    builder.dot("b_dp", STEP, side.tile, *side.outputs, note="do . v")
     line = f"b_ds = b_dp + b_d{side.i}" if facts.summed else "b_ds = b_dp"
     note = "gradient of the weight"
     builder.map("b_ds", STEP, side.tile, line, reads=("b_dp", "b_d"), note=note)
