@@ -81,3 +81,10 @@ def test_sizes_of_states_of_packed_sequences_are_counted_in_64_bits():
     assert texts
     for plan, text in texts:
         assert narrow_products(plan, text.replace(widened, narrow))
+
+
+def test_heads_are_widened_in_a_gluon_backward_where_they_meet_a_stride():
+    op = compile_op(all_variants()["flash_alibi"], backend="gluon", device="h100")
+    text = op.source(dim=(64, 64), backward=True)
+    assert text.count("i_h.to(gl.int64) * stride_u_slope_h") == 2
+    assert "i_h * stride_" not in text
