@@ -49,6 +49,16 @@ class Device:
         """Whether it multiplies e4m3: NVIDIA's do since sm_89; AMD's MI300 has another e4m3."""
         return self.capability >= 89
 
+    def dots(self, precision: str) -> str:
+        """How dots of fp32 tensors are made of those asked for `tf32x3`, or for `tf32`.
+
+        AMD's matrix cores multiply fp32 as it is, and Triton splits no product there; gfx942 alone
+        has a tf32 too.
+        """
+        if self.capability or (self.target == "hip:gfx942" and precision == "tf32"):
+            return precision
+        return "ieee"
+
     def with_sram(self, sram_bytes: int) -> Device:
         """The same device with another SRAM budget."""
         return replace(self, sram_bytes=sram_bytes)

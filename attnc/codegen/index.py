@@ -13,10 +13,16 @@ from attnc.codegen.kernel import TensorArgument
 from attnc.dsl.expr import Ref
 from attnc.dsl.variant import Declared
 
+_TOKENS = frozenset("tij")
+_WIDENED = ".to(tl.int64)"
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an index letter is in one kernel: its text, whether it is a row or a column vector."""
+    """What an index letter is in one kernel: its text, whether it is a row or a column vector.
+
+    `wide` says that it counts in 64 bits already.
+    """
 
     text: str
     lane: str  # "" for a scalar, "row", "column"
@@ -24,6 +30,7 @@ class Axis:
     edge_guard: str = ""
     tile: str = ""
     region: str = SETUP
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +113,10 @@ def _load(
             lanes[axis.lane] = axis.tile
         region = max(region, axis.region, key=REGIONS.index)
         index = axis.text
-        pairs = letter == "i" and {"i", "j"} <= set(tensor.shape)
-        if pairs or (letter in {"t", "j"} and {"c", "k"} & set(tensor.shape)):
-            # rows times keys pass 2**31 from T = 46,341 on, tokens of wide rows from about 2**20
-            index = f"{index}.to(tl.int64)"
+        if declared_axis in _TOKENS and not axis.wide:
+            # rows times keys pass 2**31 from T = 46,341 on, and tokens times the row of a wider
+            # tensor that gates are a part of, beside q, k and v
+            index += _WIDENED
         parts.append(f"{_spread(axis, index)} * stride_u_{ref.name}_{declared_axis}")
         if axis.guard:
             guards.append(_spread(axis, axis.guard))
@@ -173,4 +180,5 @@ def _spread(axis: Axis, text: str) -> str:
 
 
 def _index(text: str, mark: str) -> str:
-    return f"{text}{mark}" if text.isidentifier() else f"({text}){mark}"
+    alone = text.removesuffix(_WIDENED).isidentifier()
+    return f"{text}{mark}" if alone else f"({text}){mark}"

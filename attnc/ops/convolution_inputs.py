@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -27,6 +27,8 @@ class FilterSizes(Sizes):
 
     taps: int
     factors: tuple[int, int] | None = None
+
+    counted: ClassVar[frozenset[str]] = frozenset("T")
 
     def axis(self, letter: str) -> int:
         """The length of an axis of a declared tensor."""

@@ -14,6 +14,7 @@ import torch
 
 from attnc.errors import InputError
 from attnc.ops.inputs import Sizes
+from attnc.ops.near import near
 
 if TYPE_CHECKING:
     from attnc.dsl.variant import Declared, Variant
@@ -177,7 +178,8 @@ def _tensor(
     if not value.is_floating_point() and "n" not in declared.shape:
         problem = f"{declared.name!r} is {value.dtype}, it must be floating point"
         raise InputError(problem, hints=(f"pass {declared.name}.float()",))
-    return value
+    counted = [axis for axis, letter in enumerate(declared.shape) if letter in sizes.counted]
+    return near(value, counted, max(lengths, default=0))
 
 
 def _letters(declared: Declared) -> str:

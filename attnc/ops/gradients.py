@@ -9,6 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 from attnc.errors import InputError
+from attnc.ops.near import near
 
 if TYPE_CHECKING:
     from attnc.dsl.variant import Variant
@@ -90,7 +91,8 @@ def gradient_arguments(
     # channels have to be adjacent: `sum().backward()` hands over one number, expanded
     do, *others = (x if x.stride(-1) == 1 else x.contiguous() for x in gradients)
     state = [] if initial_state is None else [initial_state]
-    return [q, k, v, *tensors, *kept, do.to(q.dtype), *state, *(x.contiguous() for x in others)]
+    q, k, v, do = map(near, (q, k, v, do.to(q.dtype)))
+    return [q, k, v, *tensors, *kept, do, *state, *(x.contiguous() for x in others)]
 
 
 def gradient_results(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -35,6 +35,9 @@ class Sizes:
     head_dim: int
     value_dim: int
     sequences: int = 0
+
+    # axes of declared tensors that kernels count in 32 bits all along
+    counted: ClassVar[frozenset[str]] = frozenset("kc")
 
     def lengths(self, axes: Sequence[str]) -> list[int]:
         """The shape of a declared tensor; one without tokens has an entry for each sequence."""

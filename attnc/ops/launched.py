@@ -14,6 +14,7 @@ from attnc.ops.built_plans import BuiltPlans
 from attnc.ops.decode.decoding import Decoding
 from attnc.ops.descriptors import describable
 from attnc.ops.gradients import gradient_arguments, gradient_results
+from attnc.ops.near import near
 from attnc.ops.scaled import output_dtype
 
 
@@ -56,7 +57,7 @@ class Launched(Decoding, ABC):
         stateful = initial_state is not None
         built = self.built_plans.find(q, k, v, tensors, form, precision, stateful=stateful)
         named = dict(zip(self.tensor_names, tensors, strict=True))
-        arguments = [q, k, v, *(named[name] for name in used_tensors(built.plan))]
+        arguments = [*map(near, (q, k, v)), *(named[name] for name in used_tensors(built.plan))]
         if initial_state is not None:
             arguments.append(initial_state)
         return launch(built, q, arguments)

@@ -24,6 +24,7 @@ from attnc.ops.gradients import (
     needs_gradient,
 )
 from attnc.ops.inputs import DTYPE_NAMES, check_qkv, check_state
+from attnc.ops.near import far, near
 from attnc.ops.operators import FORWARD, register
 from attnc.ops.package_folder import Package, capability_of, runs_on, shown_module
 from attnc.ops.seen_calls import SeenCalls, call_key, run_on
@@ -144,9 +145,9 @@ class PackagedOp:
             results = FORWARD(self.key, q, k, v, values, state, "", "fp32")
         else:
             results = self.forward(q, k, v, values, state)
-            wide = all(isinstance(x, torch.Tensor) and x.dtype == torch.float32
-                       for x in tensors.values())  # fmt: skip
-            if key is not None and wide:
+            # a tensor that was converted on the way would come unconverted next time
+            same = all(given[name] is x for name, x in tensors.items())
+            if key is not None and same and not any(map(far, (q, k, v))):
                 module = self._module(q, k, v, "forward", stateful=False)
                 self._seen.add(key, module.run, module.facts["tensors"], wanted=1 + return_lse)
         if return_lse:
@@ -166,7 +167,7 @@ class PackagedOp:
         """What the kernels return of checked inputs: o, then row sums, then the final state."""
         module = self._module(q, k, v, "forward", stateful=initial_state is not None)
         named = dict(zip(self.tensor_names, tensors, strict=True))
-        arguments = [q, k, v, *(named[name] for name in module.facts["tensors"])]
+        arguments = [*map(near, (q, k, v)), *(named[name] for name in module.facts["tensors"])]
         if initial_state is not None:
             arguments.append(initial_state)
         results = run_on(q.device, module.run, arguments)

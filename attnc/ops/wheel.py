@@ -39,6 +39,7 @@ VENDORED = (
     ("ops", "given_tensors"),
     ("ops", "gradients"),
     ("ops", "inputs"),
+    ("ops", "near"),
     ("ops", "operators"),
     ("ops", "package_folder"),
     ("ops", "packaged_filter"),

@@ -140,7 +140,7 @@ def flash_alibi_dq_consumer(
     own_q = s_q.index(GROUP).reshape([BW, BK])
     own_do = s_do.index(GROUP).reshape([BW, BV])
     b_do = own_do.load(TOTALS)
-    b_u_slope = gl.load(u_slope + i_h * stride_u_slope_h).to(gl.float32)
+    b_u_slope = gl.load(u_slope + i_h.to(gl.int64) * stride_u_slope_h).to(gl.float32)
     b_m = gl.load(
         p_lse + r_t,
         mask=m_t,
@@ -465,7 +465,7 @@ def flash_alibi_dkv_consumer(u_slope, dk, dv, strides, tiles, barriers, sizes, G
     n_tiles = gl.cdiv(gl.maximum(hi - lo, 0), BT)
     for i_g in range(HQ // HKV):
         i_h = i_hkv * (HQ // HKV) + i_g
-        b_u_slope = gl.load(u_slope + i_h * stride_u_slope_h).to(gl.float32)
+        b_u_slope = gl.load(u_slope + i_h.to(gl.int64) * stride_u_slope_h).to(gl.float32)
 
         # indices as numbers, exact to 2**24
         f_j = o_s.to(gl.float32)

@@ -106,8 +106,9 @@ def gated_state(
             mask=m_t[:, None],
             other=0.0,
         )
+        p_u_g = u_g + i_b * stride_u_g_b + o_t.to(tl.int64) * stride_u_g_t
         b_u_g = tl.load(
-            u_g + i_b * stride_u_g_b + o_t * stride_u_g_t + i_h * stride_u_g_h,
+            p_u_g + i_h * stride_u_g_h,
             mask=m_t,
             other=0.0,
         ).to(tl.float32)
@@ -278,8 +279,9 @@ def gated_output(
             mask=m_t[:, None],
             other=0.0,
         )
+        p_u_g = u_g + i_b * stride_u_g_b + o_t.to(tl.int64) * stride_u_g_t
         b_u_g = tl.load(
-            u_g + i_b * stride_u_g_b + o_t * stride_u_g_t + i_h * stride_u_g_h,
+            p_u_g + i_h * stride_u_g_h,
             mask=m_t,
             other=0.0,
         ).to(tl.float32)

@@ -72,7 +72,7 @@ def gla_chunk_gates(
     m_k = o_k < K
 
     p_gates = gates + i_bh * T * K
-    p_u_g = u_g + i_b * stride_u_g_b + (o_t.to(tl.int64))[:, None] * stride_u_g_t
+    p_u_g = u_g + i_b * stride_u_g_b + o_t.to(tl.int64)[:, None] * stride_u_g_t
     b_u_g = tl.load(
         p_u_g + i_h * stride_u_g_h + o_k[None, :] * stride_u_g_k,
         mask=m_t[:, None] & m_k[None, :],
@@ -613,7 +613,7 @@ def gla_carry(
 
         # the state at this chunk
         r_f0 = tl.arange(0, 64)
-        p_kept = p_carried + i_c * FP * V
+        p_kept = p_carried + tl.cast(i_c, tl.int64) * FP * V
         tl.store(p_kept + r_f0[:, None] * V + o_v[None, :], b_h0.to(carried.dtype.element_ty))
 
         # decay from each token to the chunk's end, and over the whole chunk
@@ -731,7 +731,7 @@ def gla_dcarry(
 
         # the state at this chunk
         r_f0 = tl.arange(0, 64)
-        p_kept = p_carried + i_c * FP * V
+        p_kept = p_carried + tl.cast(i_c, tl.int64) * FP * V
         tl.store(p_kept + r_f0[:, None] * V + o_v[None, :], b_h0.to(carried.dtype.element_ty))
 
         # decay from the chunk's start to each row, and over the whole chunk
@@ -944,7 +944,7 @@ def gla_dpairs(
     # gradient of each token's log decays: of all pairs that it lies between
     b_dg = tl.sum(b_r, 0)[None, :] - tl.cumsum(b_r, 0) + b_r
     b_dg = b_dg + tl.cumsum(b_y, 0) - b_y + b_a[None, :]
-    p_u_g = u_g + i_b * stride_u_g_b + (o_t.to(tl.int64))[:, None] * stride_u_g_t
+    p_u_g = u_g + i_b * stride_u_g_b + o_t.to(tl.int64)[:, None] * stride_u_g_t
     b_u_g = tl.load(
         p_u_g + i_h * stride_u_g_h + o_k[None, :] * stride_u_g_k,
         mask=m_t[:, None] & m_k[None, :],

@@ -60,7 +60,7 @@ def gla_chunk_gates(
     m_k = o_k < K
 
     p_gates = gates + i_bh * T * K
-    p_u_g = u_g + i_b * stride_u_g_b + (o_t.to(tl.int64))[:, None] * stride_u_g_t
+    p_u_g = u_g + i_b * stride_u_g_b + o_t.to(tl.int64)[:, None] * stride_u_g_t
     b_u_g = tl.load(
         p_u_g + i_h * stride_u_g_h + o_k[None, :] * stride_u_g_k,
         mask=m_t[:, None] & m_k[None, :],

@@ -418,7 +418,7 @@ def lightning_carry(
 
         # the state at this chunk
         r_f0 = tl.arange(0, 64)
-        p_kept = p_carried + i_c * FP * V
+        p_kept = p_carried + tl.cast(i_c, tl.int64) * FP * V
         tl.store(p_kept + r_f0[:, None] * V + o_v[None, :], b_h0.to(carried.dtype.element_ty))
 
         # decay from each token to the chunk's end, and over the whole chunk
@@ -528,7 +528,7 @@ def lightning_dcarry(
 
         # the state at this chunk
         r_f0 = tl.arange(0, 64)
-        p_kept = p_carried + i_c * FP * V
+        p_kept = p_carried + tl.cast(i_c, tl.int64) * FP * V
         tl.store(p_kept + r_f0[:, None] * V + o_v[None, :], b_h0.to(carried.dtype.element_ty))
 
         # decay from the chunk's start to each row, and over the whole chunk

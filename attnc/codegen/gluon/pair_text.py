@@ -192,6 +192,8 @@ def pair_text(plan: Plan, step: PassPlan, symbol: str) -> str:
         persistent=False,
     )  # fmt: skip
     text = re.sub(r"\btl\.", "gl.", text)
+    # heads are counted in 32 bits here, and elements pass 2**31
+    text = re.sub(r"\b(i_(?:h|hkv)) \* stride_", r"\1.to(gl.int64) * stride_", text)
     text = re.sub(r"\bACC\b", "gl.float32", text)
     return constants_stated(text, _constants(plan, step, held, streamed))
 

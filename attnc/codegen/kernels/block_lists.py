@@ -12,7 +12,7 @@ from dataclasses import replace
 from attnc.codegen.algebra import Algebra
 from attnc.codegen.expression.plane_text import bound_lines, plane_text
 from attnc.codegen.graph import FINISH, SETUP, STEP, GraphBuilder
-from attnc.codegen.index import tensor_argument
+from attnc.codegen.index import pointer_lines, tensor_argument
 from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.tile_lists import TileLists
 from attnc.codegen.tile_range import KeyLoop
@@ -112,11 +112,15 @@ def _held_documents(builder: GraphBuilder, name: str, lists: TileLists) -> None:
     builder.map(inside, SETUP, (width,), *lines, dtype="i1")
     builder.load(
         ids, SETUP, (width,), tensor=f"u_{name}", guard=inside, reads=(inside,),
-        address=f"u_{name} + i_b * stride_u_{name}_b + {place} * stride_u_{name}_t",
+        address=_documents_at(name, place),
     )  # fmt: skip
     for end, function, beyond in (("least", "min", "inf"), ("most", "max", "-inf")):
         line = f'n_{end}_{name} = tl.{function}(tl.where({inside}, {ids}, float("{beyond}")), 0)'
         builder.reduce(f"n_{end}_{name}", SETUP, (), line, reads=(ids, inside))
+
+
+def _documents_at(name: str, place: str) -> str:
+    return f"u_{name} + i_b * stride_u_{name}_b + {place}.to(tl.int64) * stride_u_{name}_t"
 
 
 def _positions(builder: GraphBuilder, mask: MaskForm, lists: TileLists) -> None:
@@ -164,7 +168,7 @@ def _documents(builder: GraphBuilder, name: str, lists: TileLists) -> None:
     builder.map(inside, STEP, shape, *lines, dtype="i1", reads=("b_some",))
     builder.load(
         ids, STEP, shape, tensor=f"u_{name}", guard=inside, reads=(inside,),
-        address=f"u_{name} + i_b * stride_u_{name}_b + {place} * stride_u_{name}_t",
+        address=_documents_at(name, place),
     )  # fmt: skip
     for end, function, beyond in (("least", "min", "inf"), ("most", "max", "-inf")):
         line = f'b_{end}_{name} = tl.{function}(tl.where({inside}, {ids}, float("{beyond}")), 1)'
@@ -182,16 +186,16 @@ def _documents(builder: GraphBuilder, name: str, lists: TileLists) -> None:
 
 def _table(builder: GraphBuilder, table: Declared) -> None:
     """By the table: an entry of 0 hides its block."""
-    held, streamed = "i_t", "o_n"
+    held, streamed = "i_t.to(tl.int64)", "o_n.to(tl.int64)"
     index = {"b": "i_b", "h": "i_h", "hkv": "i_hkv"}
     rows = builder.kernel == "key_blocks"
     index |= {"ib": held if rows else streamed, "jb": streamed if rows else held}
     axes = [_axis(letter) for letter in table.shape]
-    place = " + ".join(f"{index[axis]} * stride_u_{table.name}_{axis}" for axis in axes)
+    places = (f"{index[axis]} * stride_u_{table.name}_{axis}" for axis in axes)
+    lines, address = pointer_lines("p_kept", [f"u_{table.name}", *places])
     builder.load(
-        "b_kept", STEP, ("BN",), tensor=f"u_{table.name}", guard="m_n",
-        address=f"u_{table.name} + {place}",
-    )  # fmt: skip
+        "b_kept", STEP, ("BN",), tensor=f"u_{table.name}", lines=lines, address=address, guard="m_n"
+    )
     line = "b_some = b_some & (b_kept != 0.0)"
     reads = ("b_some", "b_kept")
     builder.map("b_some", STEP, ("BN",), line, name="by the table", dtype="i1", reads=reads)

@@ -30,6 +30,8 @@ _SCANS = {
 _BY_GROUP = {"dquery", "dkey", "dvalue"}
 # programs of these passes belong to a state head, all others to a query head
 _BY_STATE = {"state", "carry", "scan", "chunk_gates"}
+# times the sizes of states it passes 2**31
+_SEQUENCE = "tl.cast(i_seq, tl.int64)"
 _ROWS = {"norm", "lse", "delta", "drows", "folded_scores", "folded_weights"}
 _STARTS = TensorArgument(
     "u_cu_seqlens_k", (), "i32", "[N + 1]: where sequences start", given="cu_seqlens_k"
@@ -160,7 +162,7 @@ def _place(tensor: TensorArgument, kernel: str, algebra: Algebra, sums: Lanes) -
     if name in {"q", "k", "v", "do"}:
         return f"s_k * stride_{name}_t"
     if name in {"state", "sums", "final_sums"} and kernel == "recurrent":
-        return f"i_seq * stride_{name}_b"
+        return f"{_SEQUENCE} * stride_{name}_b"
     if name in sums:
         lane, *channels = sums[name]
         width = "".join({"c": " * V", "k": " * K"}[channel] for channel in channels)
@@ -168,7 +170,7 @@ def _place(tensor: TensorArgument, kernel: str, algebra: Algebra, sums: Lanes) -
         return f"{'first_slot' if lane == 'n' else 's_k'}{width}"
     if algebra.global_sum and name in {"states", "carried", "dcarried"}:
         # one sum over all keys a sequence
-        return f"i_seq.to(tl.int64) * {slot}"
+        return f"{_SEQUENCE} * {slot}"
     chunk_slot = "(s_k // BC + i_seq)" if kernel in _SEGMENTS else "first_slot"
     heads = "HKV" if kernel in _BY_GROUP else "HQ"
     return {
@@ -187,10 +189,10 @@ def _place(tensor: TensorArgument, kernel: str, algebra: Algebra, sums: Lanes) -
         "dcarried": f"{chunk_slot} * FP * V",
         "sums": f"{chunk_slot} * FP",
         "dsums": f"{chunk_slot} * FP",
-        "initial_state": f"i_seq * HS * F * {columns}",
-        "final_state": f"i_seq * HS * F * {columns}",
-        "dfinal": f"i_seq * HS * F * {columns}",
-        "dinitial": f"i_seq * HQ * F * {columns}",
+        "initial_state": f"{_SEQUENCE} * HS * F * {columns}",
+        "final_state": f"{_SEQUENCE} * HS * F * {columns}",
+        "dfinal": f"{_SEQUENCE} * HS * F * {columns}",
+        "dinitial": f"{_SEQUENCE} * HQ * F * {columns}",
     }.get(name, "")
 
 

@@ -45,7 +45,7 @@ AXES = {
     "b": Axis("i_b", ""),
     "h": Axis("i_h", "row", guard="m_t", tile="BT"),
     "hkv": Axis("i_hkv", ""),
-    "row": Axis("i_t", ""),
+    "row": Axis("i_t", "", wide=True),  # row 0
     "i": Axis("i_p", ""),
     "j": Axis("o_s", "column", edge_guard="m_s", tile="BS", region=STEP),
 }

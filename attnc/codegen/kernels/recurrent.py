@@ -31,7 +31,7 @@ AXES = {
     "b": Axis("i_b", ""),
     "h": Axis("i_h", ""),
     "hkv": Axis("i_hkv", ""),
-    "t": Axis("o_t", "", region=HEAD),
+    "t": Axis("o_t", "", region=HEAD, wide=True),
 }
 
 

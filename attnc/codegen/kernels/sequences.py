@@ -143,7 +143,8 @@ def _moved(tensor: TensorArgument, kernel: str, sums: Lanes, apart: str) -> list
 
 def declared_start(tensor: TensorArgument, sequence: str) -> str:
     """Where a declared tensor's part of a sequence starts: its tokens, or the entry for it."""
-    for axis, start in (("t", "s_k"), ("j", "s_k"), ("i", "s_q"), ("b", sequence)):
+    wide = f"tl.cast({sequence}, tl.int64)"
+    for axis, start in (("t", "s_k"), ("j", "s_k"), ("i", "s_q"), ("b", wide)):
         if axis in tensor.axes:
             return f"{start} * stride_{tensor.name}_{axis}"
     return ""

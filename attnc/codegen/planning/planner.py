@@ -60,6 +60,7 @@ def plans(
     Raises:
         PlanError: no tile fits the budget, or the form asked for is not legal.
     """
+    request = replace(request, precision=request.device.dots(request.precision))
     return with_order_told(_legal_plans(request, backend, form), request)
 
 

@@ -199,6 +199,8 @@ def _place_tile(value: Value) -> None:
 
 def _is_guarded(value: Value) -> bool:
     """Whether padding is cleared after the map, by a mask made of indices."""
+    if value.node.op == "map" and value.node.masked_only:
+        return True
     return value.node.op == "map" and any(
         source.node.op == "load" and source.node.guard and value.node.buffer == source.node.buffer
         for source in value.inputs

@@ -117,7 +117,7 @@ def _store_carried(builder: GraphBuilder, chunk: ChunkFacts) -> None:
         width = str(tile.width)
         lines = [f"r_f{n} = {column_text(tile.start, tile.width)}"]
         if n == 0:
-            lines.append("p_kept = p_carried + i_c * FP * V")
+            lines.append("p_kept = p_carried + tl.cast(i_c, tl.int64) * FP * V")
         builder.store(
             STEP, (width, "BV"), *lines, f"b_h{n}.to(carried.dtype.element_ty)",
             name=f"keep b_h{n}", reads=(f"b_h{n}",), tensor="carried", guard=chunk.v_mask,
