@@ -16,6 +16,7 @@ NAMES = (
     "flash",
     "flash_window",
     "flash_alibi",
+    "flash_sigmoid",
     "based",
     "lightning",
     "linear",
@@ -32,7 +33,7 @@ mask = "causal"
 normalize = "none"
 params.slope = { shape = ["h"] }
 """
-BACKWARD = ("flash_alibi", "based", "lightning", "gla", "window_taylor")
+BACKWARD = ("flash_alibi", "flash_sigmoid", "based", "lightning", "gla", "window_taylor")
 
 
 def portable(name: str) -> str | None:

@@ -46,9 +46,11 @@ inputs.u = { shape = ["b", "t", "h"], grad = true }
 # a slope that is a number, and hides nothing by itself
 [shifted]
 feature_map = "s + sqrt(4)"
+score = "s - gain*(i - j)"
 scale = 0.5
 mask = "causal"
 normalize = "none"
+params.gain = { shape = [], grad = true }
 
 # a weight of positions alone, of the documents of a row
 [near]
@@ -79,7 +81,8 @@ def dense(name, q, k, v, tensors):
         case "rectified":
             weight, seen = F.relu(x * 0.25), column >= 0
         case "shifted":
-            weight, seen = x * 0.5 + 2, column <= row
+            weight = x * 0.5 - tensors["gain"] * (row - column) + 2
+            seen = column <= row
         case "bell":
             apart = tensors["slope"][:, None, None] * (row - column).abs()
             per_row = tensors["u"].transpose(1, 2)[:, :, row[:, 0].clamp(min=0)]

@@ -120,7 +120,7 @@ def _softmax(
         builder.map("b_p", STEP, side.tile, weights, reads=("b_s", "b_m"), note="exp(score - lse)")
         _visible(builder, facts, side, loaded, "b_p")
     else:
-        lines = _score_lines("b_e", facts, loaded, slopes)
+        lines = _score_lines({"b_e": algebra.score, **slopes}, facts, loaded)
         note = "the declared score again, and its derivatives"
         builder.map("b_e", STEP, side.tile, *lines, name="score", reads=reads, note=note)
         weights = f"b_p = tl.exp2(b_e * {number(LOG2E)} - b_m{side.i})"
@@ -150,41 +150,47 @@ def _slopes(facts: GradientFacts, name: str) -> dict[str, sympy.Expr]:
 
 
 def _score_lines(
-    target: str, facts: GradientFacts, loaded: Loaded, slopes: Mapping[str, sympy.Expr]
+    targets: Mapping[str, sympy.Expr], facts: GradientFacts, loaded: Loaded
 ) -> list[str]:
-    """`target` = the algebra's score again, a tile of pairs, and its derivatives."""
+    """The algebra's score again and its derivatives, a tile of pairs each, by their buffers."""
     score = facts.algebra.score
     assert score is not None
     lines = [f"b_s = b_s * {number(facts.scale)}"]
-    bindings = {**loaded.bindings, "s": "b_s"}
-    lines += shared_lines({target: score, **slopes}, bindings, facts.printer)
+    lines += shared_lines(targets, {**loaded.bindings, "s": "b_s"}, facts.printer)
     if "s" not in {symbol.name for symbol in score.free_symbols}:
-        lines.append(f"{target} = b_s * 0.0 + {target}")
+        # of positions alone it still has the shape of a tile
+        lines += [f"{name} = b_s * 0.0 + {name}" for name in targets if targets[name] == score]
     return lines
 
 
 def _pointwise(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: Loaded) -> None:
     """A weight that is any function of the score; `b_ds` is the gradient of the weight.
 
-    The scores alone wait for do . v: weight and slopes are made after it.
+    The scores alone wait for do . v: the slopes, and the weight where dv needs it, are made after.
     """
-    slope = facts.derivation.score_slope
-    assert slope is not None
-    builder.dot("b_dp", STEP, side.tile, *side.outputs, note="do . v")
+    score, slope = facts.algebra.score, facts.derivation.score_slope
+    assert score is not None and slope is not None
+    product = "b_dp" if facts.summed else "b_ds"
+    note = "do . v" if facts.summed else "do . v: gradient of the weight"
+    builder.dot(product, STEP, side.tile, *side.outputs, note=note)
     slopes = _slopes(facts, "b_ls")
-    lines = _score_lines("b_p", facts, loaded, slopes)
+    made = {"b_p": score, **slopes} if side.kernel == "dkv" else slopes
     reads = ("b_s", "f_index", "f_step", *(node.buffer for node in loaded.nodes))
-    note = "the weight of the declared score, and its derivatives"
-    builder.map("b_p", STEP, side.tile, *lines, name="weight", reads=reads, note=note)
-    _visible(builder, facts, side, loaded, "b_p", *slopes)
-    line = f"b_ds = b_dp + b_d{side.i}" if facts.summed else "b_ds = b_dp"
-    note = "gradient of the weight"
-    builder.map("b_ds", STEP, side.tile, line, reads=("b_dp", "b_d"), note=note)
+    if made:
+        lines = _score_lines(made, facts, loaded)
+        note = "the weight of the declared score, and its derivatives"
+        first = next(iter(made))
+        builder.map(first, STEP, side.tile, *lines, name="weight", reads=reads, note=note)
+        _visible(builder, facts, side, loaded, *made)
+    if facts.summed:
+        line = f"b_ds = b_dp + b_d{side.i}"
+        note = "gradient of the weight"
+        builder.map("b_ds", STEP, side.tile, line, reads=("b_dp", "b_d"), note=note)
     if len(slopes) <= len(facts.derivation.score):
         # a derivative that is a number hides nothing
         _visible(builder, facts, side, loaded, "b_ds")
     factor = "b_ls" if "b_ls" in slopes else number(float(slope))
-    builder.map("b_g", STEP, side.tile, f"b_g = b_ds * {factor}", reads=("b_ds", "b_p"))
+    builder.map("b_g", STEP, side.tile, f"b_g = b_ds * {factor}", reads=("b_ds", *made))
 
 
 def _term(

@@ -90,21 +90,25 @@ def start_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
 def add_sums(builder: GraphBuilder, facts: GradientFacts, side: Side) -> None:
     """Add one tile: dscore times the derivative."""
     rows = (side.tile[0],)
+    # whichever of them names the statements that make the score's derivatives
+    made = ("b_e", "b_p", "b_ls", *(f"b_l_{partial.label}" for partial in facts.derivation.score))
     for partial in _mine(facts, side):
         value = _times("b_ds", partial)
         if {"i", "j"} <= set(partial.index):
-            _store_pairs(builder, partial, value)
+            _store_pairs(builder, partial, value, made)
             continue
-        _fold(builder, f"b_a_{partial.label}", rows, value, "b_ds")
+        _fold(builder, f"b_a_{partial.label}", rows, value, ("b_ds", *made))
         if side.kernel == "dq" and sums_scores(facts):
-            _fold(builder, f"b_w_{partial.label}", rows, _times("b_p", partial), "b_p")
+            _fold(builder, f"b_w_{partial.label}", rows, _times("b_p", partial), made)
     if side.kernel == "dq" and sums_scores(facts):
-        _fold(builder, "b_z", rows, "b_ds", "b_ds")
+        _fold(builder, "b_z", rows, "b_ds", ("b_ds", *made))
 
 
-def _fold(builder: GraphBuilder, name: str, rows: tuple[str], value: str, source: str) -> None:
+def _fold(
+    builder: GraphBuilder, name: str, rows: tuple[str], value: str, reads: tuple[str, ...]
+) -> None:
     line = f"{name} = {name} + tl.sum({value}, 1)"
-    builder.fold(name, STEP, rows, line, name=f"fold {name}", reads=(source, "b_e", "b_p", name))
+    builder.fold(name, STEP, rows, line, name=f"fold {name}", reads=(*reads, name))
 
 
 def _times(value: str, partial: Partial) -> str:
@@ -172,7 +176,9 @@ def _by_lane(facts: GradientFacts, side: Side) -> list[Partial]:
     return [part for part in _mine(facts, side) if not {"i", "j"} <= set(part.index)]
 
 
-def _store_pairs(builder: GraphBuilder, partial: Partial, value: str) -> None:
+def _store_pairs(
+    builder: GraphBuilder, partial: Partial, value: str, made: tuple[str, ...]
+) -> None:
     axes = dict(zip(partial.index, partial.declared.shape, strict=True))
     row, rows = ("b_i", "TK") if axes["i"] == "t" else ("o_t", "TQ")
     start = f"p_du = du_{partial.label} + (i_bh * {rows} + {row})[:, None] * TK"
@@ -181,7 +187,7 @@ def _store_pairs(builder: GraphBuilder, partial: Partial, value: str) -> None:
         guard += " & (b_i >= 0)[:, None]"
     builder.store(
         STEP, ("BT", "BS"), start, value,
-        name=f"store du_{partial.label}", reads=("b_ds", "b_e", "b_p"),
+        name=f"store du_{partial.label}", reads=("b_ds", *made),
         tensor=f"du_{partial.label}", address="p_du + o_s[None, :]", guard=guard,
         note=f"gradient of {partial}, pair by pair",
     )  # fmt: skip
