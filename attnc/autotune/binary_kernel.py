@@ -129,8 +129,10 @@ def keeps_promises(promised: Sequence[Mapping[str, Any]], numbers: Sequence[int]
         if argument["type"] == "constexpr":
             if number != argument["value"]:
                 return False
-        elif (argument["divisible16"] and number % 16) or (
-            argument["type"] == "i32" and number not in _INT32
+        elif (
+            (argument["divisible16"] and number % 16)
+            or number % argument["multiple"]
+            or (argument["type"] == "i32" and number not in _INT32)
         ):
             return False
     return True

@@ -28,12 +28,21 @@ _MOST = 1024
 
 
 class FastKernel:
-    """A Triton kernel for a launcher to launch, its tensors of the same dtypes every time."""
+    """A Triton kernel for a launcher to launch, its tensors of the same dtypes every time.
+
+    `whole` are the places of numbers of which a constant of that name says that all are multiples
+    of it; where some are not, it is 1.
+    """
 
     def __init__(
-        self, kernel: JITFunction[Any], constants: Mapping[str, int], driver: Driver
+        self,
+        kernel: JITFunction[Any],
+        constants: Mapping[str, int],
+        driver: Driver,
+        whole: tuple[str, Sequence[int]] = ("", ()),
     ) -> None:
         self._kernel, self._constants, self._driver = kernel, dict(constants), driver
+        self._whole = whole
         self._local = threading.local()
 
     def launch(
@@ -74,7 +83,11 @@ class FastKernel:
         self, grid: tuple[int, int, int], tensors: Sequence[Any], numbers: tuple[int, ...]
     ) -> Any:
         """Launch by way of Triton; the compiled kernel."""
-        return self._kernel[grid](*tensors, *numbers, **self._constants)
+        name, places = self._whole
+        constants = self._constants
+        if places and any(numbers[place] % constants[name] for place in places):
+            constants = {**constants, name: 1}
+        return self._kernel[grid](*tensors, *numbers, **constants)
 
     def _prepare(self, compiled: Any, tensors: Sequence[Any], numbers: tuple[int, ...]) -> Prepared:
         """What a compiled kernel takes of these arguments: those that are no constants of it."""

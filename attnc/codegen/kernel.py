@@ -51,7 +51,8 @@ class Kernel:
     them inside it. `head_lines` are setup lines that know the head of `outer`, `sequence_lines`
     those that find the sequence of a program where several are packed. The divisibility of
     `specialized` scalars is compiled in, so that guards which compare with them keep loads wide.
-    A sum of terms has `walks`, one a term, in place of `loops` and `runs`.
+    A sum of terms has `walks`, one a term, in place of `loops` and `runs`. `whole_rows` are the
+    strides that are multiples of the constant RU.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Kernel:
     sequence_lines: tuple[str, ...] = ()
     specialized: tuple[str, ...] = ()
     walks: tuple[Walk, ...] = ()
+    whole_rows: tuple[str, ...] = ()
 
     @property
     def every_loop(self) -> tuple[KeyLoop, ...]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 class Argument:
     """One argument: `type` is `*bf16`, `i32`, ... or `constexpr` with its `value`.
 
-    `divisible16` promises that the pointer or the integer is a multiple of 16. A descriptor's type
-    names its box and how that lies in shared memory.
+    `divisible16` promises that the pointer or the integer is a multiple of 16, `multiple` that the
+    integer is one of that. A descriptor's type names its box and how that lies in shared memory.
     """
 
     name: str
     type: str
     divisible16: bool = False
+    multiple: int = 1
     value: int | float | str | bool | None = None
 
 

@@ -6,6 +6,7 @@ from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernel_spec import Argument, KernelSpec
 from attnc.codegen.plan import PassPlan, Plan, item_bytes
 from attnc.codegen.text.launch import box_sides, constant
+from attnc.codegen.wide_rows import UNIT, row_unit
 
 # how the emitted launcher lays tiles out, as Triton spells it
 _SWIZZLED = (
@@ -34,13 +35,15 @@ def _spec(plan: Plan, step: PassPlan, *, general: bool) -> KernelSpec:
         if general:
             arguments.extend(Argument(name, "i64") for name in tensor.strides)
         else:
-            arguments.extend(_strides(plan, tensor))
+            arguments.extend(_strides(plan, step, tensor))
     arguments.extend(
         Argument(name, "i32", divisible16=name in kernel.specialized and not general)
         for name in kernel.scalars
     )
     arguments.extend(
-        Argument(name, "constexpr", value=constant(plan, step, name)) for name in kernel.constants
+        # strides of any kind are multiples of 1
+        Argument(name, "constexpr", value=1 if general and name == UNIT else value)
+        for name, value in ((name, constant(plan, step, name)) for name in kernel.constants)
     )
     symbol = f"{plan.variant.name}_{kernel.name}"
     options = step.options
@@ -59,7 +62,7 @@ def _pointer(plan: Plan, step: PassPlan, tensor: TensorArgument, *, general: boo
     )
 
 
-def _strides(plan: Plan, tensor: TensorArgument) -> list[Argument]:
+def _strides(plan: Plan, step: PassPlan, tensor: TensorArgument) -> list[Argument]:
     # a state that a step keeps lies as init_state makes it; one that is handed over may not
     kept = plan.decode and tensor.dtype == "acc"
     if not tensor.axes or (tensor.dtype != "io" and not kept):
@@ -70,7 +73,8 @@ def _strides(plan: Plan, tensor: TensorArgument) -> list[Argument]:
     *outer, inner = tensor.strides
     count = 0 if plan.features is None else plan.features.count
     dim = {"v": plan.dims[1], "f": count}.get(tensor.axes[-1], plan.dims[0])
-    rows = [Argument(name, "i32", divisible16=dim % 16 == 0) for name in outer]
+    whole = row_unit(plan.dtype) if set(outer) & set(step.kernel.whole_rows) else 1
+    rows = [Argument(name, "i32", divisible16=dim % 16 == 0, multiple=whole) for name in outer]
     return [*rows, Argument(inner, "constexpr", value=1)]
 
 

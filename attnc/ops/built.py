@@ -22,6 +22,7 @@ from attnc.codegen.device import Device
 from attnc.codegen.plan import Plan
 from attnc.codegen.text.launch import box_sides, constant
 from attnc.codegen.text.render import kernel_symbol, render, render_launcher
+from attnc.codegen.wide_rows import UNIT, whole_places
 from attnc.errors import PlanError
 from attnc.ops.descriptors import describing, odd_layout, undescribable
 from attnc.ops.seen_calls import run_on
@@ -146,7 +147,8 @@ def fast_launcher(
             continue
         constants = {name: constant(plan, step, name) for name in step.kernel.constants}
         options = {"num_warps": step.num_warps, "num_stages": step.num_stages}
-        kernels[symbol] = FastKernel(kernel, {**constants, **options}, driver)
+        places = whole_places(step.kernel)
+        kernels[symbol] = FastKernel(kernel, {**constants, **options}, driver, (UNIT, places))
     text = render_launcher(plan)
     run: Callable[..., Any] = load_launcher(
         text.encode(), f"{module.__file__}: launcher", "attnc.autotune", kernels

@@ -12,6 +12,7 @@ from attnc.codegen.kernels.scales import LEAST_CHANNELS
 from attnc.codegen.plan import Cost, PassPlan, Request
 from attnc.codegen.planning.cost import estimate
 from attnc.codegen.planning.work import pass_work
+from attnc.codegen.wide_rows import with_wide_rows
 from attnc.errors import PlanError
 
 # the passes of a candidate, and its place among those of equal rank
@@ -90,6 +91,9 @@ def pass_plan(
     request: Request, kernel: Kernel, tiles: dict[str, int], warps: int, stages: int
 ) -> PassPlan:
     """A pass with its tiles, and what it costs at the workload."""
+    if not request.decode:
+        # a cache lies as it was made, by a server maybe
+        kernel = with_wide_rows(kernel, request.dims, request.dtype)
     cost: Cost = estimate(
         kernel,
         tiles,

@@ -13,7 +13,7 @@ from attnc.codegen.planning.work import walk_splits
 from attnc.codegen.text.launch import (
     channel_grid,
     chunk_grid,
-    constant,
+    constant_texts,
     list_grid,
     list_workspaces,
     scalar_texts,
@@ -291,6 +291,6 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         names=names,
         described=[tensor.name for tensor in kernel.tensors if tensor.box],
         numbers=numbers,
-        constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
+        constants=constant_texts(plan, step, names),
         options=step.options,
     )

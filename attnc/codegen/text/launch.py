@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -10,6 +10,7 @@ from attnc.codegen.kernel import Kernel, TensorArgument
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
 from attnc.codegen.tile_lists import tile_lists
 from attnc.codegen.warp_groups import GROUP_ROWS
+from attnc.codegen.wide_rows import UNIT, row_unit
 
 _LAUNCHERS = {
     "online": "launch_attend.jinja",
@@ -192,7 +193,7 @@ def _call(plan: Plan, step: PassPlan, render_call: Callable[..., str]) -> str:
         names=[tensor.given or tensor.name for tensor in kernel.tensors],
         described=[tensor.given or tensor.name for tensor in kernel.tensors if tensor.box],
         numbers=[*strides, *scalar_texts(plan, kernel)],
-        constants=[f"{name}={constant(plan, step, name)}" for name in kernel.constants],
+        constants=constant_texts(plan, step, [t.given or t.name for t in kernel.tensors]),
         options=step.options,
     )
 
@@ -275,10 +276,23 @@ def state_slots(plan: Plan, *, whole: bool) -> str:
     return "NS" if whole else "NS - 1"
 
 
+def constant_texts(plan: Plan, step: PassPlan, names: Sequence[str]) -> list[str]:
+    """What a launcher hands over as the constants of a kernel, whose tensors it has as `names`."""
+    kernel = step.kernel
+    pairs = zip(kernel.tensors, names, strict=True)
+    told = [name for tensor, name in pairs if set(tensor.strides) & set(kernel.whole_rows)]
+    return [
+        f"{UNIT}=row_unit({', '.join(told)})"
+        if name == UNIT
+        else f"{name}={constant(plan, step, name)}"
+        for name in kernel.constants
+    ]
+
+
 def constant(plan: Plan, step: PassPlan, name: str) -> int:
     """The value of one constexpr of a kernel."""
     head_dim, value_dim = plan.dims
-    fixed = {"K": head_dim, "V": value_dim, "MC": plan.min_chunks}
+    fixed = {"K": head_dim, "V": value_dim, "MC": plan.min_chunks, UNIT: row_unit(plan.dtype)}
     if plan.features is not None:
         fixed["F"] = plan.features.count
         fixed["FP"] = plan.features.padded_count

@@ -23,6 +23,7 @@ from attnc.codegen.text.statement import Statement, statements
 from attnc.codegen.text.tables import feature_tables
 from attnc.codegen.text.template import environment, render_text
 from attnc.codegen.tile_range import KeyLoop, Runs
+from attnc.codegen.wide_rows import row_unit
 
 _Launch = LaunchText | GradientLaunch | ConvolutionLaunch
 
@@ -63,9 +64,11 @@ def render(plan: Plan) -> str:
             portable=any(_is_portable(step) for step in plan.passes),
         )
     kernels = [render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
+    unit = row_unit(plan.dtype) if any(step.kernel.whole_rows for step in plan.passes) else 0
     return _render_module(
-        plan, "module.jinja", _render_call, verb="emitted", helpers=plan.helpers, kernels=kernels
-    )
+        plan, "module.jinja", _render_call, verb="emitted", helpers=plan.helpers, kernels=kernels,
+        row_unit=unit,
+    )  # fmt: skip
 
 
 def _gluon_kernel(plan: Plan, step: PassPlan) -> str:
@@ -163,6 +166,7 @@ def render_kernel(plan: Plan, step: PassPlan) -> str:
             scalars=kernel.scalars,
             unspecialized=[name for name in kernel.scalars if name not in kernel.specialized],
             constants=kernel.constants,
+            whole_rows=kernel.whole_rows,
             names=names,
             setup=setup,
             setup_lines=kernel.setup_lines,
