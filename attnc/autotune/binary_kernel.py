@@ -131,7 +131,7 @@ def keeps_promises(promised: Sequence[Mapping[str, Any]], numbers: Sequence[int]
                 return False
         elif (
             (argument["divisible16"] and number % 16)
-            or number % argument["multiple"]
+            or number % argument.get("multiple", 1)
             or (argument["type"] == "i32" and number not in _INT32)
         ):
             return False

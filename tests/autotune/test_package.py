@@ -84,9 +84,9 @@ def test_the_manifest_names_every_file_with_its_digest_and_its_needs(tmp_path):
         "num_warps": 4,
         "num_stages": 2,
         "arguments": [
-            {"name": "q", "type": "*bf16", "divisible16": True, "value": None},
-            {"name": "T", "type": "i32", "divisible16": False, "value": None},
-            {"name": "K", "type": "constexpr", "divisible16": False, "value": 16},
+            {"name": "q", "type": "*bf16", "divisible16": True, "multiple": 1, "value": None},
+            {"name": "T", "type": "i32", "divisible16": False, "multiple": 1, "value": None},
+            {"name": "K", "type": "constexpr", "divisible16": False, "multiple": 1, "value": 16},
         ],
     }
 
