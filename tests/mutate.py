@@ -89,7 +89,7 @@ MUTATIONS = (
     Mutation("a pointwise weight's normaliser", f"{GRADIENT}/pairs.py",
              "b_ds = b_dp + b_d", "b_ds = b_dp - b_d"),
     Mutation("a pointwise weight's slope", f"{GRADIENT}/pairs.py",
-             'f"b_g = b_ds * {factor}"', '"b_g = b_ds"'),
+             'side.tile, f"b_g = b_ds * {factor}"', 'side.tile, "b_g = b_ds"'),
     Mutation("what a slope that is a number hides", f"{GRADIENT}/pairs.py",
              '_visible(builder, facts, side, loaded, "b_ds")', "pass"),
     Mutation("the scale of a pointwise weight", f"{GRADIENT}/facts.py",
