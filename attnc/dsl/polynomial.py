@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from attnc.dsl.expr import Binary, Call, Expr, Name, Negate, Number, Span, walk
+from attnc.dsl.limits import constant_value
 
 MAX_DEGREE = 8
 Coefficients = tuple[Fraction, ...]
@@ -35,7 +36,13 @@ def coefficients(expr: Expr, name: str) -> Coefficients:
         NotPolynomial: another name, a function, or a division by the name.
         DegreeTooHigh: a degree over 8.
     """
-    return _trim(_read(expr, name))
+    try:
+        return _trim(_read(expr, name))
+    except DegreeTooHigh:
+        # s**16*exp(-s) has no degree
+        if _is_polynomial(expr, name):
+            raise
+        raise NotPolynomial(f"only numbers, {name} and arithmetic make one", None) from None
 
 
 def constants_in_the_way(expr: Expr, name: str) -> list[Expr]:
@@ -60,6 +67,25 @@ def constants_in_the_way(expr: Expr, name: str) -> list[Expr]:
     except (NotPolynomial, DegreeTooHigh):
         return []
     return found
+
+
+def _is_polynomial(expr: Expr, name: str) -> bool:
+    """Whether the expression is a polynomial of any degree, found without expanding it."""
+    match expr:
+        case Number():
+            return True
+        case Name(id=found):
+            return found == name
+        case Negate(operand=operand):
+            return _is_polynomial(operand, name)
+        case Binary(op="**", left=left, right=right):
+            power = constant_value(right)
+            whole = power is not None and power.denominator == 1 and power >= 0
+            return whole and _is_polynomial(left, name)
+        case Binary(op=op, left=left, right=right):
+            divides = op == "/" and Name(name) in walk(right)
+            return not divides and _is_polynomial(left, name) and _is_polynomial(right, name)
+    return False
 
 
 def _read(expr: Expr, name: str) -> Coefficients:

@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from attnc.dsl.polynomial import Coefficients
 
+# more than 8 products and sums in fp32 lose of the sum of all terms without their signs
+_LOST = Fraction(1, 2**18)
+
 
 def nowhere_negative(parts: Coefficients) -> bool:
     """Whether the polynomial is at least 0 for every real number; the constant comes first.
@@ -28,12 +31,19 @@ def nowhere_negative(parts: Coefficients) -> bool:
     return True
 
 
-def touches_zero(parts: Coefficients) -> bool:
-    """Whether a polynomial that is nowhere negative is 0 somewhere else than at 0."""
-    while len(parts) > 1 and parts[0] == 0:
-        parts = parts[1:]
-    each_once = _divide(parts, _gcd(parts, _derivative(parts)))[0]
-    return _real_roots(each_once) > 0
+def may_round_below_zero(parts: Coefficients) -> bool:
+    """Whether fp32 may take a polynomial that is nowhere negative below 0.
+
+    It touches 0, somewhere else than at 0, or comes closer to it than what its terms lose.
+    """
+    for side in (1, -1):
+        # at s = side * t**2, so that one half of the line is all of it
+        least = [part * side**m - _LOST * abs(part) for m, part in enumerate(parts)]
+        spread = [Fraction(0)] * (2 * len(parts) - 1)
+        spread[::2] = least
+        if not nowhere_negative(tuple(spread)):
+            return True
+    return False
 
 
 def _real_roots(parts: Coefficients) -> int:

@@ -175,4 +175,6 @@ def nested(name: str, instead: str) -> InputError:
 def empty(**tensors: torch.Tensor) -> InputError:
     """The error of a call that has nothing to compute."""
     sizes = ", ".join(f"{name} is {list(x.shape)}" for name, x in tensors.items())
-    return InputError(f"empty input: {sizes}", hints=("skip the call: its output is empty too",))
+    rows = next(iter(tensors.values())).numel()
+    output = "rows that see no key are 0" if rows else "its output is empty too"
+    return InputError(f"empty input: {sizes}", hints=(f"skip the call: {output}",))

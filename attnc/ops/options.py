@@ -68,10 +68,9 @@ def check_options(
     kind = "is a sum of terms" if algebra.terms else f"belongs to the {algebra.family} family"
     check_precision(precision)
     if return_lse and not algebra.has_lse:
-        raise InputError(
-            f"{name!r} has no lse: it {kind}",
-            hints=("return_state=True gives what a later call continues from",),
-        )
+        instead = "return_state=True gives what a later call continues from"
+        hints = (instead,) if algebra.keeps_state.legal else ()
+        raise InputError(f"{name!r} has no lse: it {kind}", hints=hints)
     if stateful and algebra.has_lse:
         raise InputError(
             f"{name!r} has no state: it {kind}",

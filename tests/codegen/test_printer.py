@@ -124,7 +124,7 @@ def test_drawn_scores_are_split_under_a_hundred_columns_and_mean_the_same(wrappe
 LONG = [sympy.Symbol(f"y{n}", real=True) for n in range(14)]
 
 
-@pytest.mark.parametrize("joined", [sympy.Add, sympy.Mul])
+@pytest.mark.parametrize("joined", [sympy.Add, sympy.Mul, sympy.Max, sympy.Min])
 @pytest.mark.parametrize(
     "numbers", [[3], [-sympy.Rational(1, 7)], [sympy.log(n + 2) for n in range(9)]], ids=str
 )
@@ -138,6 +138,14 @@ def test_a_statement_split_into_many_parts_keeps_its_numbers(joined, numbers):
     expected = sympy.lambdify(LONG, expr, OWN)(*values)
     got = run(lines, "b_o", **dict(zip(names.values(), values, strict=True)))
     np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [9, 11, 16, -16, 37, 256])
+def test_a_power_too_long_for_a_line_is_one_of_squares(exponent):
+    lines = Printer({"x": "b_a_rather_long_name"}).statements("b_o", sigmoid(X) ** exponent)
+    assert all(len(line) <= LINE_WIDTH for line in lines)
+    got = run(lines, "b_o", b_a_rather_long_name=np.float64(2.5))
+    np.testing.assert_allclose(got, (1 + np.exp(-2.5)) ** -exponent, rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e-300, 1e22, -0.0, 1 / 3, float("inf"), float("-inf")])

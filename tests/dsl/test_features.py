@@ -8,6 +8,7 @@ import pytest
 
 from attnc.dsl import Variant, causal, elu, loads, s, x
 from attnc.dsl.feature import nonnegative
+from attnc.errors import LimitExceeded
 
 
 def feature(text: str, scale: str = "1.0", normalize: str = "none") -> Variant:
@@ -94,6 +95,17 @@ def test_a_weight_that_a_constant_alone_keeps_from_a_state_is_told(text, constan
         "number"
         for constant in constants
     )
+
+
+@pytest.mark.parametrize("text", ["s**16*exp(-s)", "1/(1 + s**10)", "(s**12 + 1)**-2", "abs(s**9)"])
+def test_a_high_power_inside_of_what_is_no_polynomial_is_no_degree(text):
+    assert feature(text).family == "pointwise"
+
+
+@pytest.mark.parametrize("text", ["s**9", "(1 + s**3)**4/2", "s - s**16/3**2"])
+def test_a_polynomial_of_a_high_degree_is_refused(text):
+    with pytest.raises(LimitExceeded, match="the weight has degree"):
+        feature(text)
 
 
 def test_a_negative_scale_turns_a_mapped_weight_negative():

@@ -33,6 +33,7 @@ REFUSED = {
     "a narrow head": ("flash", qkv(qk=8), {}),
     "a wide value": ("flash", qkv(v=257), {}),
     "no batch": ("flash", tuple(x[:0] for x in qkv()), {}),
+    "no keys": ("flash", qkv(tk=0), {}),
     "integers": ("flash", qkv(dtype=torch.int32), {}),
     "two dtypes": ("flash", changed(v=qkv()[2].half()), {}),
     "two devices": ("flash", changed(k=qkv()[1].to("meta")), {}),
@@ -48,6 +49,7 @@ REFUSED = {
     "a param on another device": ("alibi", qkv(), {"slope": torch.ones(2, device="meta")}),
     "grad of a param": ("alibi", qkv(), {"slope": torch.ones(2, requires_grad=True)}),
     "lse of a state": ("lightning", qkv(), {"slope": SLOPE, "return_lse": True}),
+    "lse of a band": ("banded", qkv(), {"return_lse": True}),
     "state of softmax": ("flash", qkv(), {"return_state": True}),
     "state of a band": ("banded", qkv(), {"return_state": True}),
     "state of another shape": ("linear", qkv(), {"initial_state": STATE}),
@@ -100,6 +102,9 @@ error[A300]: head dim V = 257 is outside 16 to 256
 == no batch
 error[A300]: empty input: q is [0, 8, 2, 16], v is [0, 8, 2, 16]
   hint: skip the call: its output is empty too
+== no keys
+error[A300]: empty input: q is [1, 8, 2, 16], v is [1, 0, 2, 16]
+  hint: skip the call: rows that see no key are 0
 == integers
 error[A300]: q is torch.int32; kernels exist for fp16, bf16 and fp32, and for e4m3 with scales
   hint: convert the tensors first
@@ -145,6 +150,8 @@ error[A300]: param 'slope' of 'alibi' requires grad, and is declared without
 == lse of a state
 error[A300]: 'lightning' has no lse: it belongs to the state family
   hint: return_state=True gives what a later call continues from
+== lse of a band
+error[A300]: 'banded' has no lse: it belongs to the state family
 == state of softmax
 error[A300]: 'flash' has no state: it belongs to the softmax family
   note: exp(score) is no finite polynomial in s, so no state of fixed size holds it

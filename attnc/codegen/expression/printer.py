@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from attnc.codegen.expression.split import Names, joined_lines, operands, power_lines
 from attnc.codegen.expression.symbolic import log1p, relu, sigmoid, softplus
 
 LINE_WIDTH = 92
@@ -50,7 +51,7 @@ class Printer:
     def statements(self, target: str, expr: sympy.Expr) -> tuple[str, ...]:
         """`target = expr` in as many lines as the width asks for."""
         lines: list[str] = []
-        self._assign(target, expr, lines, room=LINE_WIDTH - len(target) - 3, names=_Names(target))
+        self._assign(target, expr, lines, room=LINE_WIDTH - len(target) - 3, names=Names(target))
         return tuple(lines)
 
     def tile(self, target: str, expr: sympy.Expr, element: str) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ class Printer:
         return self._print(expr)[0]
 
     def _assign(
-        self, target: str, expr: sympy.Basic, lines: list[str], *, room: int, names: _Names
+        self, target: str, expr: sympy.Basic, lines: list[str], *, room: int, names: Names
     ) -> None:
         text = self.text(expr)
         if len(text) <= room:
@@ -79,7 +80,7 @@ class Printer:
             return
         # the longest parts get a name of their own until the rest fits a line
         parts: dict[sympy.Basic, str] = {}
-        for arg in sorted(_parts(expr), key=lambda part: -len(self.text(part))):
+        for arg in sorted(operands(expr), key=lambda part: -len(self.text(part))):
             name = names.next()
             self._assign(name, arg, lines, room=LINE_WIDTH - len(name) - 3, names=names)
             parts[arg] = name
@@ -89,16 +90,14 @@ class Printer:
             if len(text) <= room:
                 lines.append(f"{target} = {text}")
                 return
-        if not isinstance(expr, sympy.Add | sympy.Mul):
-            raise AssertionError(f"no split of {expr} fits {room} columns")
-        operator = "+" if isinstance(expr, sympy.Add) else "*"
         numbers = [self._wrap(arg, _ATOM) for arg in expr.args if arg.is_number]
-        first, *rest = [*parts.values(), *numbers]
-        lines.append(f"{target} = {first}")
-        lines.extend(f"{target} = {target} {operator} {part}" for part in rest)
+        if isinstance(expr, sympy.Pow) and expr.exp.is_Integer:
+            lines.extend(power_lines(target, parts[expr.base], int(expr.exp)))
+            return
+        lines.extend(joined_lines(target, expr, [*parts.values(), *numbers]))
 
     def _assign_choice(
-        self, target: str, expr: sympy.Piecewise, lines: list[str], names: _Names
+        self, target: str, expr: sympy.Piecewise, lines: list[str], names: Names
     ) -> None:
         """A choice too long for a line: one branch after the other, the default first."""
         *cases, (default, _) = expr.args
@@ -111,7 +110,7 @@ class Printer:
             lines.append(f"{chosen} = tl.where({truth} != 0.0, {yes}, {chosen})")
         lines.append(f"{target} = {chosen}")
 
-    def _assign_truth(self, condition: sympy.Basic, lines: list[str], names: _Names) -> str:
+    def _assign_truth(self, condition: sympy.Basic, lines: list[str], names: Names) -> str:
         """A condition as a number, 1 or 0, under a name: products and maxima join such numbers."""
         name = names.next()
         match condition:
@@ -277,22 +276,5 @@ class Printer:
         return text
 
 
-@dataclass(slots=True)
-class _Names:
-    stem: str
-    count: int = 0
-
-    def next(self) -> str:
-        self.count += 1
-        return f"{self.stem}_{self.count}"
-
-
 def _is_negative(expr: sympy.Basic) -> bool:
     return bool(expr.as_coeff_Mul()[0] < 0)
-
-
-def _parts(expr: sympy.Basic) -> list[sympy.Basic]:
-    """The operands that may be computed on a line of their own."""
-    if isinstance(expr, sympy.Piecewise):
-        return [value for value, _ in expr.args if not value.is_number]
-    return [arg for arg in expr.args if not arg.is_number]

@@ -29,7 +29,7 @@ from attnc.codegen.kernels.visible import bound_arguments, visible_lines
 from attnc.codegen.kernels.weight import horner
 from attnc.codegen.tile_range import KeyRange
 from attnc.dsl.expr import Ref
-from attnc.dsl.sign import touches_zero
+from attnc.dsl.sign import may_round_below_zero
 from attnc.dsl.variant import Declared, Variant
 
 
@@ -204,8 +204,7 @@ def weight_lines(target: str, part: Part, scale: float, *, factored: bool = True
     """`target` = the polynomial of `b_s`, times its factor."""
     coefficients = part.algebra.coefficients
     lines = list(horner(target, "b_s", coefficients, scale, direct=False))
-    if touches_zero(coefficients):
-        # rounding may take it below
+    if part.algebra.phi is None and may_round_below_zero(coefficients):
         lines.append(f"{target} = tl.maximum({target}, 0.0)")
     if factored and part.factor:
         lines.append(f"{target} = {target} * {part.factor}")
