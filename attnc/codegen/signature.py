@@ -73,7 +73,7 @@ def _strides(plan: Plan, step: PassPlan, tensor: TensorArgument) -> list[Argumen
     *outer, inner = tensor.strides
     count = 0 if plan.features is None else plan.features.count
     dim = {"v": plan.dims[1], "f": count}.get(tensor.axes[-1], plan.dims[0])
-    whole = row_unit(plan.dtype) if set(outer) & set(step.kernel.whole_rows) else 1
+    whole = row_unit(plan.dims, plan.dtype) if set(outer) & set(step.kernel.whole_rows) else 1
     rows = [Argument(name, "i32", divisible16=dim % 16 == 0, multiple=whole) for name in outer]
     return [*rows, Argument(inner, "constexpr", value=1)]
 

@@ -292,7 +292,12 @@ def constant_texts(plan: Plan, step: PassPlan, names: Sequence[str]) -> list[str
 def constant(plan: Plan, step: PassPlan, name: str) -> int:
     """The value of one constexpr of a kernel."""
     head_dim, value_dim = plan.dims
-    fixed = {"K": head_dim, "V": value_dim, "MC": plan.min_chunks, UNIT: row_unit(plan.dtype)}
+    fixed = {
+        "K": head_dim,
+        "V": value_dim,
+        "MC": plan.min_chunks,
+        UNIT: row_unit(plan.dims, plan.dtype),
+    }
     if plan.features is not None:
         fixed["F"] = plan.features.count
         fixed["FP"] = plan.features.padded_count

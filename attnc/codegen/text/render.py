@@ -64,10 +64,10 @@ def render(plan: Plan) -> str:
             portable=any(_is_portable(step) for step in plan.passes),
         )
     kernels = [render_kernel(plan, step).rstrip() + "\n" for step in plan.passes]
-    unit = row_unit(plan.dtype) if any(step.kernel.whole_rows for step in plan.passes) else 0
+    told = any(step.kernel.whole_rows for step in plan.passes)
     return _render_module(
         plan, "module.jinja", _render_call, verb="emitted", helpers=plan.helpers, kernels=kernels,
-        row_unit=unit,
+        row_unit=row_unit(plan.dims, plan.dtype) if told else 0,
     )  # fmt: skip
 
 
