@@ -126,7 +126,8 @@ class Facts:
         if not self.decode or not variant.over_cache:
             if self.cache is not None:
                 raise UsageError(
-                    "--cache is for --decode of a variant that no state holds: a softmax, a sum"
+                    "--cache is for --decode of a variant that no state holds: a softmax, a sum, "
+                    "a pointwise weight"
                 )
             return ""
         if self.cache is not None and self.cache not in CACHES:

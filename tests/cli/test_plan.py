@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from attnc.ops.shipped import shipped
 
 FILE = """
@@ -129,10 +131,15 @@ def test_a_step_beside_a_state_reads_the_same_however_many_tokens_came_before(at
     assert told[0] == told[1] and f"{nbytes / 1e6:.1f} MB" in told[0][0]
 
 
-def test_a_cache_kind_that_a_variant_has_not_is_refused_with_the_reason(attnc):
-    done = attnc("plan", "flash", "--decode", "--cache", "folded")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("flash", "exp(score) is no finite polynomial in s"),
+     ("sigmoid", "the weight is no polynomial in s")],
+)  # fmt: skip
+def test_a_cache_kind_that_a_variant_has_not_is_refused_with_the_reason(attnc, name, why):
+    done = attnc("plan", name, "--decode", "--cache", "folded")
     assert done.status == 64
     assert done.err == (
-        "error[A500]: 'flash' has no state beside its cache\n"
-        "  note: its weight is exp(score), which no state of fixed size holds\n"
+        f"error[A500]: '{name}' has no state beside its cache\n"
+        f"  note: {why}, so no state of fixed size holds it\n"
     )

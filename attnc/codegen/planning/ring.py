@@ -26,7 +26,7 @@ def folded_ring_size(variant: Variant, algebra: Algebra) -> tuple[int | None, st
     """
     if algebra.folded is None:
         if not algebra.terms:
-            return None, "its weight is exp(score), which no state of fixed size holds"
+            return None, algebra.keeps_state.reason
         return None, algebra.legal("chunked").reason
     others = [term for n, term in enumerate(algebra.terms) if n != algebra.folded]
     size, why = _widest(variant, others)

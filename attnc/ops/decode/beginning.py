@@ -84,9 +84,9 @@ class Beginning(Planned, ABC):
 
         Of a sum of terms it is a SumState, without a capacity, where a state can hold a term.
         `heads` are HQ, or (HQ, HKV); `dim` is K, or (K, V), as declared where not given; `dtype` is
-        that of q, k and v. A softmax variant, or a sum of terms, takes the `capacity` of its cache,
-        unless its window is a ring; with `page_size` the cache is paged: `pages` of it, in the
-        order of a `block_table` [B, ceil(capacity / page_size)] int32.
+        that of q, k and v. A softmax or pointwise variant, or a sum of terms, takes the `capacity`
+        of its cache, unless its window is a ring; with `page_size` the cache is paged: `pages` of
+        it, in the order of a `block_table` [B, ceil(capacity / page_size)] int32.
 
         Raises:
             InputError: sizes that do not fit together, or none where none are declared.
