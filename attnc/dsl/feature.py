@@ -110,7 +110,7 @@ def feature_map(value: str | Expr, source: Source) -> FeatureMap:
             return FeatureMap("softmax")
         if word == "identity":
             return FeatureMap("polynomial", (Fraction(0), Fraction(1)))
-        instead = "a feature map reads no declared tensor: multiply q and k by it before the call"
+        instead = "a feature map reads no declared tensor: a score does; or multiply q and k by it"
         words = ("softmax", "identity")
         scope = Scope(frozenset({"s", "x"}), _EVERY_FUNCTION, {}, instead, words)
         value = parse(source, scope)

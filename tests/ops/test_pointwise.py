@@ -167,6 +167,24 @@ def test_a_hidden_pair_weighs_nothing_even_where_its_weight_is_infinite():
     assert all(x.isfinite().all() for x in grads)
 
 
+@pytest.mark.parametrize(
+    ("weight", "formula"),
+    [("sqrt(relu(s))", lambda x: F.relu(x).sqrt()),
+     ("tanh(relu(s)**0.5 + s)", lambda x: torch.tanh(F.relu(x).sqrt() + x)),
+     ("sqrt(relu(1 - relu(s))**3)", lambda x: (F.relu(1 - F.relu(x)) ** 3).sqrt()),
+     ("relu(s)*log(relu(s) + 1)", lambda x: F.relu(x) * torch.log1p(F.relu(x)))],
+)  # fmt: skip
+def test_what_a_relu_stops_has_no_gradient_where_its_root_has_an_infinite_one(weight, formula):
+    op = compile_op(Variant("v", feature_map=weight, scale=0.3, mask=causal, normalize="none"))
+    leaves = [x.double().requires_grad_() for x in torch.randn(3, 1, 40, 1, 16).unbind()]
+    q, k, v = (x[:, :, 0] for x in leaves)
+    expected = (formula(q @ k.mT * 0.3).tril() @ v)[:, :, None]
+    incoming = torch.randn_like(expected)
+    found = torch.autograd.grad(op(*leaves), leaves, incoming)
+    for gradient, exact in zip(found, torch.autograd.grad(expected, leaves, incoming), strict=True):
+        torch.testing.assert_close(gradient, exact, rtol=1e-5, atol=1e-5)
+
+
 def test_packed_sequences_are_calls_of_their_own():
     bias = Param("bias", shape="h")
     variant = Variant(

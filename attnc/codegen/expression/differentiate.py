@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sympy
 
+from attnc.codegen.expression.symbolic import relu
+
 
 class _Absolute(sympy.Function):  # type: ignore[misc]
     """|x| whose derivative is sign(x); sympy's own asks first whether x is known to be real."""
@@ -53,7 +55,19 @@ def differentiate(expr: sympy.Expr, by: sympy.Symbol) -> sympy.Expr:
     slope = sympy.diff(expr, by).replace(_Power, sympy.Pow)
     for theirs, ours in own:
         slope = slope.replace(ours, theirs)
-    return slope
+    return slope.replace(sympy.Mul, _cut)
+
+
+def _cut(*factors: sympy.Expr) -> sympy.Expr:
+    """A product of which a relu leaves nothing, not 0 * inf, where it is 0: of sqrt(relu(s))."""
+    product = sympy.Mul(*factors)
+    for step in factors:
+        if isinstance(step, sympy.Heaviside):
+            passed = step.args[0]
+            rest = sympy.Mul(*(factor for factor in factors if factor != step))
+            if rest.xreplace({relu(passed): sympy.S.Zero}).has(sympy.zoo, sympy.nan, sympy.oo):
+                return sympy.Piecewise((rest, passed > 0), (0, True))
+    return product
 
 
 def _of_any_exponent(expr: sympy.Basic) -> bool:
