@@ -5,7 +5,8 @@ from __future__ import annotations
 from attnc.codegen.kernel import TensorArgument
 from attnc.codegen.kernel_spec import Argument, KernelSpec
 from attnc.codegen.plan import PassPlan, Plan, item_bytes
-from attnc.codegen.text.launch import box_sides, constant
+from attnc.codegen.text.constants import constant
+from attnc.codegen.text.launch import box_sides
 from attnc.codegen.wide_rows import UNIT, row_unit
 
 # how the emitted launcher lays tiles out, as Triton spells it

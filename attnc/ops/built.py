@@ -20,7 +20,8 @@ from attnc.autotune.native_build import native_launcher
 from attnc.autotune.triton_here import require_triton
 from attnc.codegen.device import Device
 from attnc.codegen.plan import Plan
-from attnc.codegen.text.launch import box_sides, constant
+from attnc.codegen.text.constants import constant
+from attnc.codegen.text.launch import box_sides
 from attnc.codegen.text.render import kernel_symbol, render, render_launcher
 from attnc.codegen.wide_rows import UNIT, whole_places
 from attnc.errors import PlanError

@@ -179,7 +179,7 @@ def _tensor(
         problem = f"{declared.name!r} is {value.dtype}, it must be floating point"
         raise InputError(problem, hints=(f"pass {declared.name}.float()",))
     counted = [axis for axis, letter in enumerate(declared.shape) if letter in sizes.counted]
-    return near(value, counted, max(lengths, default=0))
+    return near(value, counted, max(lengths)) if counted else value
 
 
 def _letters(declared: Declared) -> str:

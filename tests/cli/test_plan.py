@@ -134,7 +134,7 @@ def test_a_step_beside_a_state_reads_the_same_however_many_tokens_came_before(at
 @pytest.mark.parametrize(
     ("name", "why"),
     [("flash", "exp(score) is no finite polynomial in s"),
-     ("sigmoid", "the weight is no polynomial in s")],
+     ("flash_sigmoid", "the weight is no polynomial in s")],
 )  # fmt: skip
 def test_a_cache_kind_that_a_variant_has_not_is_refused_with_the_reason(attnc, name, why):
     done = attnc("plan", name, "--decode", "--cache", "folded")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from attnc.codegen.plan import Plan
-from attnc.codegen.text.launch import constant
+from attnc.codegen.text.constants import constant
 from attnc.codegen.text.render import kernel_symbol
 
 TOKENS = 2**24

@@ -9,7 +9,7 @@ from attnc.codegen.convolution.algebra import BUTTERFLY, FFT, STEP_FORM, THREE_P
 from attnc.codegen.convolution.inner_passes import INNER_PASSES
 from attnc.codegen.convolution.outer_passes import OUTER_PASSES
 from attnc.codegen.plan import TORCH_TYPES, PassPlan, Plan
-from attnc.codegen.text.launch import constant
+from attnc.codegen.text.constants import constant
 from attnc.dsl.convolution import Convolution, Filter
 
 _LAUNCHERS = {

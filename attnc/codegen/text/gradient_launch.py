@@ -10,10 +10,10 @@ from attnc.codegen.kernels.gradient.partial_sums import PartialSum, partial_sum
 from attnc.codegen.kernels.gradient.walk import WALKS
 from attnc.codegen.plan import FUSED, TORCH_TYPES, PassPlan, Plan
 from attnc.codegen.planning.work import walk_splits
+from attnc.codegen.text.constants import constant_texts
 from attnc.codegen.text.launch import (
     channel_grid,
     chunk_grid,
-    constant_texts,
     list_grid,
     list_workspaces,
     scalar_texts,
