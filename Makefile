@@ -12,7 +12,7 @@ PYTEST := -m pytest -n $(JOBS) --dist loadfile
 
 # Where releases of Triton differ: what compiles, loads and launches, and a file of ops a family. The whole suite there is
 # `make test-oldest ARGS=tests`.
-RELEASED := tests/autotune tests/cli $(addprefix tests/ops/test_,op.py gradients.py gradients_torch.py decode.py fft.py fp8.py)
+RELEASED := tests/autotune tests/cli $(addprefix tests/ops/test_,op.py gradients.py gradients_torch.py decode.py fft.py fp8.py pointwise.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-rest test-oldest test-gpu mutate check fmt golden picture clean
