@@ -103,3 +103,16 @@ def test_a_shipped_binary_is_held_to_what_it_was_told():
     assert keeps_promises(promised, given)
     given[2] = 36
     assert not keeps_promises(promised, given)
+
+
+def test_the_binary_for_all_other_calls_divides_no_stride_by_more_than_1():
+    """Over 8 and times it again, a stride of 36 would be one of 32."""
+    plan = plan_of("flash", (72, 72))
+    values = [
+        argument.value
+        for general in (False, True)
+        for spec in kernel_specs(plan, general=general)
+        for argument in spec.arguments
+        if argument.name == "RU"
+    ]
+    assert values == [8, 1]

@@ -112,7 +112,7 @@ def _softmax(
 ) -> None:
     algebra, derivation = facts.algebra, facts.derivation
     assert algebra.score is not None and derivation.score_slope is not None
-    slopes = _slopes(facts, "b_ls")
+    slopes = _slopes(facts)
     reads = ("b_s", "f_index", "f_step", *(node.buffer for node in loaded.nodes))
     if algebra.plain_score and not slopes:
         factor = number(facts.scale * LOG2E)
@@ -140,11 +140,11 @@ def _softmax(
     builder.map("b_g", STEP, side.tile, line, reads=("b_ds", "b_e"))
 
 
-def _slopes(facts: GradientFacts, name: str) -> dict[str, sympy.Expr]:
-    """Derivatives of the score that are no number, by buffer; `name` is that of the one by s."""
+def _slopes(facts: GradientFacts) -> dict[str, sympy.Expr]:
+    """Derivatives of the score that are no number, by buffer: by s `b_ls`, by tensors `b_l_..`."""
     derivation = facts.derivation
     assert derivation.score_slope is not None
-    slopes = {name: derivation.score_slope}
+    slopes = {"b_ls": derivation.score_slope}
     slopes |= {f"b_l_{partial.label}": partial.slope for partial in derivation.score}
     return {name: slope for name, slope in slopes.items() if not slope.is_number}
 
@@ -173,7 +173,7 @@ def _pointwise(builder: GraphBuilder, facts: GradientFacts, side: Side, loaded: 
     product = "b_dp" if facts.summed else "b_ds"
     note = "do . v" if facts.summed else "do . v: gradient of the weight"
     builder.dot(product, STEP, side.tile, *side.outputs, note=note)
-    slopes = _slopes(facts, "b_ls")
+    slopes = _slopes(facts)
     made = {"b_p": score, **slopes} if side.kernel == "dkv" else slopes
     reads = ("b_s", "f_index", "f_step", *(node.buffer for node in loaded.nodes))
     if made:
